@@ -1,0 +1,122 @@
+"""The one node type of patternc: frozen and interned, so that equality is `is` and sharing is free.
+
+A node has an operation name and arguments (nodes, integers, strings, None or interned payloads).  The two sorts of
+expression, `Index` (integer valued) and `Pattern` (a set of pairs), and the values built on them (`Attention`, `Term`)
+are subclasses that differ in the operators they offer, not in how they are stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import weakref
+
+from patternc.errors import LimitError
+
+MAX_DEPTH = 200  # nesting of an expression; recursion over nodes is therefore always safe
+MAX_SIZE = 50_000  # nodes counted as a tree, so that sharing cannot hide an exponential expression
+
+_pool: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+class Node:
+    """A frozen, interned node.  Build nodes with the functions of `index`, `pattern` and `attention` only.
+
+    Attributes:
+        op: name of the operation.
+        args: its arguments; nodes among them are the children.
+        order: a string that sorts nodes the same way in every process (it never depends on creation order).
+        depth, size: nesting, and number of nodes counted as a tree.
+    """
+
+    __slots__ = ("op", "args", "order", "depth", "size", "facts", "__weakref__")
+
+    op: str
+    args: tuple
+    order: str
+    depth: int
+    size: int
+    facts: dict
+
+    def __new__(cls, op: str, *args):
+        # Children enter the key by identity: their own `==` builds patterns and must never be asked.
+        key = (cls, op, *((id(a),) if isinstance(a, Node) else (type(a), a) for a in args))
+        with _lock:
+            found = _pool.get(key)
+            if found is not None:
+                return found
+            children = [a for a in args if isinstance(a, Node)]
+            depth = 1 + max((c.depth for c in children), default=0)
+            size = 1 + sum(c.size for c in children)
+            if depth > MAX_DEPTH or size > MAX_SIZE:
+                what = f"nested {depth} deep (limit {MAX_DEPTH})" if depth > MAX_DEPTH else f"of {size} nodes (limit {MAX_SIZE})"
+                raise LimitError(f"expression {what}", fix="put the data of a large pattern into a table or a runtime arg")
+            node = object.__new__(cls)
+            setter = object.__setattr__
+            for name, value in (("op", op), ("args", args), ("depth", depth), ("size", size), ("facts", {})):
+                setter(node, name, value)
+            setter(node, "order", _order(op, args))
+            _pool[key] = node
+            return node
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"{type(self).__name__} is frozen")
+
+    def __delattr__(self, name):
+        raise AttributeError(f"{type(self).__name__} is frozen")
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        return tuple(a for a in self.args if isinstance(a, Node))
+
+    def __reduce__(self):
+        return type(self), (self.op, *self.args)
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+_RANK = {"q": "0", "k": "1", "h": "2", "b": "3", "n_q": "4", "n_k": "5"}
+
+
+def _order(op: str, args: tuple) -> str:
+    parts = (a.order if isinstance(a, Node) else _RANK.get(a, a) if isinstance(a, str) else str(getattr(a, "order", a)) for a in args)
+    text = f"{op}({','.join(parts)})"
+    if len(text) <= 96:
+        return text
+    return text[:72] + "#" + hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def postorder(*roots: Node) -> list[Node]:
+    """All nodes below `roots`, children before parents, each once."""
+    seen: set[int] = set()
+    out: list[Node] = []
+
+    def visit(node: Node) -> None:
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        for child in node.children:
+            visit(child)
+        out.append(node)
+
+    for root in roots:
+        visit(root)
+    return out
+
+
+def fact(compute):
+    """Cache a property of a node on the node: `@fact def f(node)` runs once per node."""
+    name = compute.__name__
+
+    def cached(node: Node):
+        if name not in node.facts:
+            node.facts[name] = compute(node)
+        return node.facts[name]
+
+    cached.__doc__, cached.__name__ = compute.__doc__, name
+    return cached

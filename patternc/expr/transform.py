@@ -1,0 +1,80 @@
+"""Rebuilding expressions: substitution, and applying an index function."""
+
+from __future__ import annotations
+
+from patternc.errors import OperandError
+from patternc.expr import index as ix
+from patternc.expr import pattern as pt
+from patternc.expr.index import Index
+from patternc.expr.node import Node, postorder
+from patternc.expr.pattern import PLACE, Pattern
+
+
+def rebuild(node: Node, children: tuple[Node, ...]) -> Node:
+    """The node with other children, through the constructors, so that it is canonical again; itself if none changed."""
+    if all(a is b for a, b in zip(children, node.children)):
+        return node
+    op, c = node.op, children
+    if op == "sum":
+        total = ix.const(node.args[0])
+        for atom, weight in zip(c, node.args[2::2]):
+            total = ix.add(total, ix.scale(atom, weight))
+        return total
+    if op == "in":
+        return pt.between(c[0], *node.args[1:])
+    if op == "member":
+        return ix.member(c[0], c[1], node.args[2])
+    if op == "read":
+        return ix.read(c[0], c[1:])
+    return _BUILD[op](*c)
+
+
+_BUILD = {
+    "mul": ix.multiply,
+    "div": ix.floordiv,
+    "mod": ix.mod,
+    "min": ix.minimum,
+    "max": ix.maximum,
+    "abs": ix.absolute,
+    "where": ix.where,
+    "and": pt.all_of,
+    "or": pt.any_of,
+    "not": pt.negate,
+    "xor": pt.symmetric_difference,
+    "per_head": pt.per_head_of,
+}
+
+
+def rewrite(root: Node, change) -> Node:
+    """Rebuild bottom-up; `change(node)` gives a replacement or None."""
+    done: dict[int, Node] = {}
+    for node in postorder(root):
+        new = rebuild(node, tuple(done[id(c)] for c in node.children))
+        replaced = change(new)
+        done[id(node)] = new if replaced is None else replaced
+    return done[id(root)]
+
+
+def substitute(root: Node, mapping: dict[Node, Node]) -> Node:
+    """Replace nodes, simultaneously."""
+    by_id = {id(old): new for old, new in mapping.items()}
+    done: dict[int, Node] = {}
+    for node in postorder(root):
+        new = by_id.get(id(node))
+        done[id(node)] = rebuild(node, tuple(done[id(c)] for c in node.children)) if new is None else new
+    return done[id(root)]
+
+
+def apply_index(f, position: Index) -> Index:
+    """`f(position)` for an index function: an expression in `i`, an arg or table, or a callable (applied to `i` once)."""
+    if isinstance(f, Pattern):
+        raise OperandError(f"expected an index function, got the pattern `{f}`", fix="write an expression in `i`, such as `pc.i // 64`")
+    if not isinstance(f, Node) and callable(f):
+        f = f(PLACE)
+    if isinstance(f, Index) and f.op in ("arg", "table"):
+        return f[position]
+    f = ix.as_index(f, "an index function")
+    for node in postorder(f):
+        if node.op == "var" and node.args[0] in ("q", "k"):
+            raise OperandError(f"an index function is written in the placeholder `i`, and `{f}` names `{node}`", fix="write `pc.i` (text: `i`) for the position")
+    return substitute(f, {PLACE: position})
