@@ -326,7 +326,7 @@ def table(data, name: str | None = None) -> Index:
 
 def read(source: Index, subscripts: tuple) -> Index:
     """`source[subscripts]` for an arg or a table.  An index outside makes the comparison around it false."""
-    if source.op not in ("arg", "table"):
+    if source.op not in ("arg", "table", "data"):
         raise OperandError(f"only args and tables take subscripts, not `{source}`", fix='write `arg("doc")[q]` or `table([0, 1])[q % 2]`')
     subscripts = tuple(as_index(s, "[]") for s in subscripts)
     if source.op == "table" and len(subscripts) != source.args[0].data.ndim:
@@ -384,11 +384,10 @@ def interval(x: Index) -> tuple[float, float]:
     if x.op == "where":
         (a, b), (c, d) = interval(x.args[1]), interval(x.args[2])
         return min(a, c), max(b, d)
-    if x.op == "member":
+    if x.op in ("member", "inside"):
         return 0, 1
-    if x.op == "read" and x.args[0].op == "table":
-        data = x.args[0].args[0].data
-        return int(data.min()), int(data.max())
+    if x.op == "read" and x.args[0].op in ("table", "data"):
+        return x.args[0].args[0].extremes
     return -INF, INF  # args
 
 

@@ -156,7 +156,7 @@ def between(x: Index, low: int | None, high: int | None) -> Pattern:
     if g < 0:
         low, high, g = (None if high is None else -high), (None if low is None else -low), -g
     low, high = (None if low is None else -(-low // g)), (None if high is None else high // g)
-    if core.op in ("mod", "member"):
+    if core.op in ("mod", "member", "inside"):
         a, b = interval(core)
         if (low is not None and low > b) or (high is not None and high < a):
             return EMPTY

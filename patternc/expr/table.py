@@ -55,6 +55,11 @@ class Table:
                 _tables[key] = found
             return found
 
+    @property
+    def extremes(self) -> tuple[int, int]:
+        """The smallest and the largest entry."""
+        return int(self.data.min()), int(self.data.max())
+
     def __reduce__(self):
         return Table.of, (self.data, self.name)
 

@@ -30,6 +30,7 @@ def rebuild(node: Node, children: tuple[Node, ...]) -> Node:
 
 
 _BUILD = {
+    "inside": lambda *c: Index("inside", *c),
     "mul": ix.multiply,
     "div": ix.floordiv,
     "mod": ix.mod,

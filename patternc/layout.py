@@ -1,0 +1,237 @@
+"""The exact tiles of a pattern at one length: which are empty, partial or full, and how many pairs they allow.
+
+Nothing here looks at all pairs: the work is proportional to the row tiles and the runs, plus the pairs of one tile of each
+class of partial tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from patternc.analysis.classes import count_pairs, group, shape_columns
+from patternc.analysis.data import Data
+from patternc.analysis.grid import Grid
+from patternc.analysis.runs import NOTHING, Runs, from_members, intersect, members, subtract, total_length, union
+from patternc.analysis.specialise import relabel, specialise
+from patternc.analysis.tiles import live_runs
+from patternc.args import Bound
+from patternc.bounds import bounds
+from patternc.expr.node import Node
+from patternc.expr.pattern import Pattern, negate
+from patternc.passes import decide, lower, negation_normal, unwrap, variables
+
+MOST_CLASSES = 4096  # partial tiles are decided by their pairs up to this many classes
+
+
+@dataclass(frozen=True, eq=False)
+class TileRuns:
+    """The tiles of one head and batch row, as runs of equal kind, sorted by row and start, disjoint.
+
+    Attributes:
+        grid: rows (q tiles, or k tiles when transposed) and columns.
+        full, partial: runs of tile keys `row * grid.width + column`.
+        exact: no partial tile is empty or full in truth.
+        pairs: the number of allowed pairs; None if that was not asked for or `exact` is false.
+    """
+
+    grid: Grid
+    full: Runs
+    partial: Runs
+    exact: bool
+    pairs: int | None
+
+    @cached_property
+    def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """`(row, start, stop, full)` of every run, sorted by row and start."""
+        start = np.concatenate([self.full[0], self.partial[0]])
+        stop = np.concatenate([self.full[1], self.partial[1]])
+        kind = np.arange(len(start)) < len(self.full[0])
+        order = np.argsort(start, kind="stable")
+        row = start[order] // self.grid.width
+        base = row * self.grid.width
+        return row, start[order] - base, stop[order] - base, kind[order]
+
+    row = property(lambda self: self.table[0])
+    start = property(lambda self: self.table[1])
+    stop = property(lambda self: self.table[2])
+    is_full = property(lambda self: self.table[3])
+
+    @property
+    def full_tiles(self) -> int:
+        return total_length(self.full)
+
+    @property
+    def partial_tiles(self) -> int:
+        return total_length(self.partial)
+
+    def area(self, runs: Runs) -> int:
+        """The number of positions that runs of tiles cover, ragged edges counted as they are."""
+        row = runs[0] // self.grid.width
+        base = row * self.grid.width
+        box = self.grid.box(row, runs[0] - base, runs[1] - base)
+        (a, b), (c, d) = box["q"], box["k"]
+        return int(((b - a + 1) * (d - c + 1)).sum())
+
+    def kinds(self) -> np.ndarray:
+        """Dense int8 [row tiles, column tiles]: 0 empty, 1 partial, 2 full.  For pictures and tests."""
+        out = np.zeros(self.grid.total, np.int8)
+        out[members(self.partial)] = 1
+        out[members(self.full)] = 2
+        return out.reshape(self.grid.row.tiles, self.grid.width)[:, : self.grid.column.tiles]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Heads and batch rows that share one set of tiles, and the specialised pattern they share."""
+
+    heads: tuple[int, ...]
+    batch: tuple[int, ...]
+    tiles: TileRuns
+    pattern: Pattern
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The tiles of a pattern for every head and batch row of a call.
+
+    Attributes:
+        n_q, n_k, heads, batch: sizes.
+        tile: rows and columns of a tile, (q, k).
+        groups: the distinct sets of tiles.
+    """
+
+    n_q: int
+    n_k: int
+    heads: int
+    batch: int
+    tile: tuple[int, int]
+    groups: tuple[Group, ...] = field(default=())
+
+    @property
+    def exact(self) -> bool:
+        return all(g.tiles.exact for g in self.groups)
+
+    def _sum(self, what) -> int:
+        return sum(what(g.tiles) * len(g.heads) * len(g.batch) for g in self.groups)
+
+    full_tiles = property(lambda self: self._sum(lambda t: t.full_tiles))
+    partial_tiles = property(lambda self: self._sum(lambda t: t.partial_tiles))
+    visited_pairs = property(lambda self: self._sum(lambda t: t.area(t.full) + t.area(t.partial)))
+
+    @property
+    def allowed_pairs(self) -> int | None:
+        """Summed over heads and batch rows; None where the layout was not asked to count."""
+        if any(g.tiles.pairs is None for g in self.groups):
+            return None
+        return self._sum(lambda t: t.pairs)
+
+    def __repr__(self):
+        return f"Layout(n_q={self.n_q}, n_k={self.n_k}, tile={self.tile}, full_tiles={self.full_tiles}, partial_tiles={self.partial_tiles}, exact={self.exact})"
+
+
+def layout(p: Pattern, bound: Bound, tile: tuple[int, int] = (128, 128), transposed: bool = False, count: bool = False) -> Layout:
+    """The tiles of a pattern at one length.
+
+    Args:
+        p: the pattern as the user wrote it.
+        bound: sizes and args (`args.bind`).
+        tile: rows and columns of a tile.
+        transposed: rows are k tiles and columns q tiles.
+        count: also count the allowed pairs exactly, whatever the number of classes.
+    """
+    bound = bound.numpy()
+    lowered = lower(p)
+    groups: dict[tuple, list] = {}
+    for start, heads, rows, pattern in specialisations(lowered, bound):
+        groups.setdefault((start, pattern), []).append((heads, rows))
+    out = []
+    for (start, pattern), cells in groups.items():
+        grid = Grid.of(bound.n_q, bound.n_k, *tile, q_start=start, transposed=transposed)
+        tiles = analyse(pattern, grid, count)
+        for heads, rows in cells:
+            out.append(Group(heads, rows, tiles, pattern))
+    return Layout(bound.n_q, bound.n_k, bound.heads, bound.batch, tile, tuple(out))
+
+
+def specialisations(p: Pattern, bound: Bound):
+    """Yield `(q_start, heads, batch rows, pattern)` for every distinct specialised pattern, batch rows apart only where data differ."""
+    names = variables(p)
+    per_batch = "b" in names or not isinstance(bound.q_start, int) or any(not isinstance(v, int) and v.shape[0] > 1 for v in bound.values.values())
+    numbers = {"n_q": bound.n_q, "n_k": bound.n_k}
+    per_head = "h" in names
+    shared: dict[str, Data] = {}
+    for b in range(bound.batch) if per_batch else (None,):
+        rows = tuple(range(bound.batch)) if b is None else (b,)
+        row = 0 if b is None else b
+        known, arrays = dict(numbers, b=row), {}
+        for name, use in bound.uses.items():
+            value = bound.values[name]
+            if use.kind == "scalar":
+                known[name] = value if isinstance(value, int) else int(_row(value, row))
+            elif use.kind == "array" and any("b" in variables(s) for subs in use.subscripts for s in subs):
+                arrays[name] = shared.setdefault(name, Data(np.asarray(value[0])))
+            else:
+                one = value.shape[0] == 1
+                if one and name in shared:
+                    arrays[name] = shared[name]
+                    continue
+                entries = np.asarray(_row(value, row))
+                arrays[name] = Data(np.flatnonzero(entries) if use.kind in ("positions", "lengths") else entries)
+                if one:
+                    shared[name] = arrays[name]
+        start = bound.q_start if isinstance(bound.q_start, int) else int(_row(bound.q_start, row))
+        env = {"q": (start, start + bound.n_q - 1), "k": (0, bound.n_k - 1)}
+        by_pattern: dict[Node, list[int]] = {}
+        for h in range(bound.heads) if per_head else (None,):
+            heads = range(bound.heads) if h is None else (h,)
+            special = simplify(specialise(p, dict(known, h=h or 0), arrays), env)
+            by_pattern.setdefault(special, []).extend(heads)
+        for special, heads in by_pattern.items():
+            yield start, tuple(heads), rows, special
+
+
+def _row(value, row: int):
+    return value[0 if value.shape[0] == 1 else row]
+
+
+def simplify(p: Pattern, env: dict) -> Pattern:
+    """What holds by the ranges of positions: unwrapped `%` and `//`, decided comparisons, sorted ids."""
+
+    def known(x):
+        return bounds(x, env)
+
+    return relabel(unwrap(decide(p, known), known))
+
+
+def analyse(p: Pattern, grid: Grid, count: bool = False) -> TileRuns:
+    """Tiles of a specialised pattern on a grid: live = outer(P), full = live minus outer(~P), then tile classes."""
+    if not grid.row.count or not grid.column.count or p.op == "false":
+        return TileRuns(grid, NOTHING, NOTHING, True, 0)
+    env = grid.ranges()
+    complement = decide(negation_normal(negate(p)), lambda x: bounds(x, env))
+    live = live_runs(p, grid)
+    not_full = live_runs(complement, grid, live)
+    full, partial = subtract(live, not_full, grid.total), intersect(live, not_full)
+    return _decide_classes(p, grid, full, partial, count)
+
+
+def _decide_classes(p: Pattern, grid: Grid, full: Runs, partial: Runs, count: bool) -> TileRuns:
+    keys = members(partial)
+    boxes = grid.boxes(keys)
+    first, of = group(shape_columns(p, boxes, len(keys)), len(keys))
+    runs = TileRuns(grid, full, partial, True, None)
+    if len(first) > MOST_CLASSES and not count:
+        return TileRuns(grid, full, partial, False, None)
+    chosen = {name: tuple(np.broadcast_to(v, keys.shape)[first] for v in boxes[name]) for name in ("q", "k")}
+    allowed = count_pairs(p, chosen)
+    (q0, q1), (k0, k1) = chosen["q"], chosen["k"]
+    kind = np.where(allowed == 0, 0, np.where(allowed == (q1 - q0 + 1) * (k1 - k0 + 1), 2, 1))[of]
+    pairs = int(allowed[of][kind == 1].sum())
+    if (kind != 1).any():
+        runs = TileRuns(grid, union([full, from_members(keys[kind == 2])]), from_members(keys[kind == 1]), True, None)
+    return TileRuns(grid, runs.full, runs.partial, True, pairs + runs.area(runs.full))
+
+
