@@ -253,6 +253,10 @@ def _same_device(one, two) -> bool:
     return a == b and (not i or not j or i == j)
 
 
+def _axes(rank: int) -> str:
+    return "1 axis" if rank == 1 else f"{rank} axes"
+
+
 def _batched(what: str, value, batch: int, rank: int):
     """With a leading axis of size 1 or `batch`."""
     if value.ndim == rank:
@@ -261,7 +265,7 @@ def _batched(what: str, value, batch: int, rank: int):
         return value
     if value.ndim == rank + 1:
         raise ShapeError(f"{what} has a batch axis of {value.shape[0]}, and the batch is {batch}", typed=str(tuple(value.shape)), fix=f"use {batch} or 1 rows")
-    raise ShapeError(f"{what} must have {rank} axes, or {rank + 1} with the batch in front, got shape {tuple(value.shape)}", fix="see its subscripts in the pattern")
+    raise ShapeError(f"{what} must have {_axes(rank)}, or {rank + 1} with the batch in front, got shape {tuple(value.shape)}", fix="compare it with the pattern")
 
 
 def _scalar(what: str, value, batch: int):
@@ -300,10 +304,10 @@ def _extent(value) -> tuple[float, float]:
 def _array(use: ArgUse, value, batch: int):
     what = f"arg `{use.name}`"
     if isinstance(value, int):
-        raise ShapeError(f"{what} takes {use.rank} subscript{'s' * (use.rank > 1)} in the pattern, got the number {value}", fix=f"give a tensor of {use.rank} axes")
+        raise ShapeError(f"{what} takes {use.rank} subscript{'s' * (use.rank > 1)} in the pattern, got the number {value}", fix=f"give a tensor of {_axes(use.rank)}")
     own_batch = any("b" in _names_of(s) for subscripts in use.subscripts for s in subscripts)
     if own_batch and value.ndim != use.rank:
-        raise ShapeError(f"{what} has {use.rank} subscripts, the batch `b` among them, got shape {tuple(value.shape)}", fix=f"give a tensor of {use.rank} axes")
+        raise ShapeError(f"{what} has {use.rank} subscripts, the batch `b` among them, got shape {tuple(value.shape)}", fix=f"give a tensor of {_axes(use.rank)}")
     return _batched(what, value, batch, use.rank)
 
 
@@ -396,6 +400,6 @@ def _check_static(expr: Node, env: dict, heads: int) -> None:
 def _check_reach(what: str, subscript: Index, size: int, axis: int, env: dict) -> None:
     high = bounds(subscript, env)[1]
     if size <= high < INF:
-        raise ShapeError(f"{what} has {size} entries along axis {axis}, and its subscript there reaches {int(high)}", fix=f"make it longer, or bound the subscript: `min(..., {size - 1})`")
+        raise ShapeError(f"{what} has length {size} along axis {axis}, and its subscript there reaches {int(high)}", fix=f"make it longer, or bound the subscript: `min(..., {size - 1})`")
 
 
