@@ -15,6 +15,7 @@ from patternc.errors import LimitError
 
 MAX_DEPTH = 200  # nesting of an expression; recursion over nodes is therefore always safe
 MAX_SIZE = 50_000  # nodes counted as a tree, so that sharing cannot hide an exponential expression
+MAX_TEXT = 60_000  # characters of the canonical text, so that what prints can be parsed again
 
 _pool: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 _lock = threading.Lock()
@@ -28,15 +29,17 @@ class Node:
         args: its arguments; nodes among them are the children.
         order: a string that sorts nodes the same way in every process (it never depends on creation order).
         depth, size: nesting, and number of nodes counted as a tree.
+        width: an upper bound of the length of the canonical text.
     """
 
-    __slots__ = ("op", "args", "order", "depth", "size", "facts", "__weakref__")
+    __slots__ = ("op", "args", "order", "depth", "size", "width", "facts", "__weakref__")
 
     op: str
     args: tuple
     order: str
     depth: int
     size: int
+    width: int
     facts: dict
 
     def __new__(cls, op: str, *args):
@@ -49,12 +52,14 @@ class Node:
             children = [a for a in args if isinstance(a, Node)]
             depth = 1 + max((c.depth for c in children), default=0)
             size = 1 + sum(c.size for c in children)
-            if depth > MAX_DEPTH or size > MAX_SIZE:
-                what = f"nested {depth} deep (limit {MAX_DEPTH})" if depth > MAX_DEPTH else f"of {size} nodes (limit {MAX_SIZE})"
+            width = _WIDTH.get(op, 24) + sum(_width(a) for a in args)
+            if depth > MAX_DEPTH or size > MAX_SIZE or width > MAX_TEXT:
+                what = f"of {width} characters (limit {MAX_TEXT})" if width > MAX_TEXT else f"of {size} nodes (limit {MAX_SIZE})"
+                what = f"nested {depth} deep (limit {MAX_DEPTH})" if depth > MAX_DEPTH else what
                 raise LimitError(f"expression {what}", fix="put the data of a large pattern into a table or a runtime arg")
             node = object.__new__(cls)
             setter = object.__setattr__
-            for name, value in (("op", op), ("args", args), ("depth", depth), ("size", size), ("facts", {})):
+            for name, value in (("op", op), ("args", args), ("depth", depth), ("size", size), ("width", width), ("facts", {})):
                 setter(node, name, value)
             setter(node, "order", _order(op, args))
             _pool[key] = node
@@ -78,6 +83,18 @@ class Node:
 
     def __deepcopy__(self, memo):
         return self
+
+
+_WIDTH = {"const": 0, "var": 1, "arg": 7, "sum": 4, "in": 12, "mul": 5, "div": 6, "mod": 5, "true": 4, "false": 5, "and": 2, "or": 2, "not": 3}
+
+
+def _width(argument) -> int:
+    """What an argument of a node adds to the text: its own, and the separator before it."""
+    if isinstance(argument, Node):
+        return argument.width + 3
+    if argument is None or isinstance(argument, int):
+        return 0 if argument is None else len(str(argument)) + 3
+    return getattr(argument, "width", None) or (len(argument) if isinstance(argument, str) else 24)
 
 
 _RANK = {"q": "0", "k": "1", "h": "2", "b": "3", "n_q": "4", "n_k": "5"}
