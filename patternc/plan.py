@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from patternc.expr.index import Index
-from patternc.expr.pattern import Pattern
+from patternc.analysis.project import R0, R1, NeedsTable, Projection, Projector, Symbols, ordered
+from patternc.expr.index import Index, const, where
+from patternc.expr.node import postorder
+from patternc.expr.pattern import Pattern, between
+from patternc.expr.transform import rewrite
+from patternc.passes import Conjunct, TooManyConjuncts, disjuncts, lower
 
-# Variables of a run's formulas besides n_q, n_k, h, b and scalar args.
-R0, R1 = Index("var", "r0"), Index("var", "r1")  # first and last row position of the tile, absolute, r1 within the rows
+# A run's formulas use r0, r1 (first and last row position of the tile, absolute), n_q, n_k, h, b, scalar args and this:
 Q_START = Index("var", "q_start")  # position of query 0; columns of a transposed plan are q_start .. q_start + n_q - 1
 
 
@@ -57,3 +60,90 @@ class Plan:
     mask: Pattern
     forward: AxisPlan
     transposed: AxisPlan
+
+
+MOST_RUNS = 8  # a kernel that would unroll more runs than this takes lists or one wide run
+
+
+def make_plan(p: Pattern) -> Plan:
+    """The plan of a pattern: formulas where they say all there is to say, else tables (runtime data) or lists (static)."""
+    lowered = lower(p)
+    # Lowering may copy subexpressions (`^`, `where`); the mask is then better evaluated as it was written.
+    mask = lowered if lowered.size <= 2 * p.size else p
+    return Plan(mask, axis_plan(lowered, "k"), axis_plan(lowered, "q"))
+
+
+def axis_plan(lowered: Pattern, column: str) -> AxisPlan:
+    """How tiles of the other variable find their tiles of `column`."""
+    runtime = any(n.op in ("read", "member") and n.args[0].op == "arg" for n in postorder(lowered))
+    conjuncts = conjuncts_of(lowered)
+    if conjuncts is None:
+        return AxisPlan("table", (), 1, True) if runtime else AxisPlan("list", (), 0, True)
+    if runtime:
+        return AxisPlan("table", (), max(len(conjuncts), 1), len(conjuncts) <= 1)
+    try:
+        projector = Projector(column, Symbols("q" if column == "k" else "k"))
+        projections = [projector.project(c) for c in conjuncts]
+    except NeedsTable:
+        return AxisPlan("list", (), 0, True)
+    if not all(projection.tight for projection in projections):
+        return AxisPlan("list", (), 0, True)
+    runs = [run_of(projection, column) for projection in projections if not projection.outer.empty]
+    in_order = _ascending(runs, const(0) if column == "k" else Q_START)
+    return AxisPlan("formula", tuple(in_order or runs), len(runs), in_order is not None)
+
+
+def conjuncts_of(lowered: Pattern) -> list[Conjunct] | None:
+    """The conjuncts that runs are made of, or None where there are too many."""
+    try:
+        return disjuncts(lowered, MOST_RUNS)
+    except TooManyConjuncts:
+        return None
+
+
+def run_of(projection: Projection, column: str) -> Run:
+    """Close open sides with the columns there are, and fold conditions on the tile into empty intervals."""
+    first, last = (const(0), Index("var", "n_k") - 1) if column == "k" else (Q_START, Q_START + Index("var", "n_q") - 1)
+    bounds = []
+    for interval, condition in ((projection.outer, projection.some), (projection.inner, projection.every)):
+        low = first if interval.low is None else interval.low
+        high = last if interval.high is None else interval.high
+        if interval.empty:
+            low, high = const(0), const(-1)
+        bounds += [low, high if condition is None else where(condition, high, low - 1)]
+    return Run(*bounds)
+
+
+def _ascending(runs: list[Run], first_column: Index) -> list[Run] | None:
+    """The runs in an order in which `lo`, clipped to the columns there are, provably ascends; None if there is none."""
+
+    def precedes(a: Run, b: Run) -> bool:
+        return a is b or ordered(a.lo, b.lo) or ordered(a.lo, first_column)
+
+    out: list[Run] = []
+    rest = list(runs)
+    while rest:
+        first = next((r for r in rest if all(precedes(r, o) for o in rest)), None)
+        if first is None:
+            return None
+        out.append(first)
+        rest = [r for r in rest if r is not first]
+    return out
+
+
+def ranked(lowered: Pattern) -> Pattern:
+    """`ids[x] == ids[y]` reads the ranks of first occurrence instead (the arg `ids#first`): contiguous ids become sorted."""
+
+    def change(x):
+        if x.op != "in" or x.args[1:] != (0, 0) or x.args[0].op != "sum" or x.args[0].args[2::2] not in ((1, -1), (-1, 1)):
+            return None
+        a, b = x.args[0].children
+        if x.args[0].args[0] or not (a.op == b.op == "read" and a.args[0] is b.args[0] and a.args[0].op == "arg" and len(a.args) == len(b.args) == 2):
+            return None
+        source = Index("arg", a.args[0].args[0] + "#first")
+        return between(source[a.args[1]] - source[b.args[1]], 0, 0)
+
+    return rewrite(lowered, change)
+
+
+__all__ = ["Q_START", "R0", "R1", "AxisPlan", "Plan", "Run", "axis_plan", "conjuncts_of", "make_plan", "ranked", "run_of"]

@@ -66,6 +66,7 @@ _EVALUATE = _Table(
         "min": _reduce(np.minimum),
         "max": _reduce(np.maximum),
         "abs": lambda x, a: np.abs(a),
+        "where": lambda x, condition, a, b: np.where(condition, a, b),
         "read": lambda x, data, *s: data.at(*s).astype(np.int64, copy=False),
         "member": lambda x, data, position: data.contains(position) * 1,
         "inside": _inside,

@@ -120,7 +120,7 @@ class Index(Node):
 def as_index(value, symbol: str = "", left=None) -> Index:
     """`value` as an index expression; raises OperandError for what is not an integer."""
     if isinstance(value, Index):
-        return value
+        return _unread(value) if value.op == "table" else value
     if isinstance(value, Node):
         kind = type(value).__name__.lower()
         raise OperandError(
@@ -132,6 +132,10 @@ def as_index(value, symbol: str = "", left=None) -> Index:
     except TypeError:
         hint = f'`arg("{value}")` names a runtime value' if isinstance(value, str) else "positions are integers; use `//` to divide"
         raise OperandError(f"expected an integer or an index expression, got {value!r}", fix=hint) from None
+
+
+def _unread(source: Index):
+    raise OperandError("a table is not an integer until it is subscripted", typed=str(source), fix="subscript it: `table([0, 1])[q % 2]`")
 
 
 def const(value: int) -> Index:
@@ -174,6 +178,9 @@ def terms(x: Index) -> tuple[int, dict[Index, int]]:
 def linear(constant: int, parts: dict[Index, int]) -> Index:
     """The canonical node of `constant + sum(coefficient * atom)`."""
     items = sorted(((a, c) for a, c in parts.items() if c), key=lambda item: item[0].order)
+    for atom, _ in items:
+        if atom.op == "table":
+            _unread(atom)
     if not items:
         return const(constant)
     if len(items) == 1 and constant == 0 and items[0][1] == 1:
@@ -211,6 +218,7 @@ def multiply(x: Index, y: Index) -> Index:
     for a, b in ((x, y), (y, x)):
         if b.op == "const":
             return scale(a, b.args[0])
+    as_index(x, "*"), as_index(y, "*")
     return Index("mul", *sorted((x, y), key=lambda n: n.order))
 
 
@@ -266,13 +274,15 @@ def mod(x: Index, m: Index) -> Index:
 
 def _extremum(op: str, pick, xs: tuple) -> Index:
     flat: list[Index] = []
+    seen: set[int] = set()
     constant = None
     for x in xs:
         x = as_index(x, op)
         for part in x.args if x.op == op else (x,):
             if part.op == "const":
                 constant = part.args[0] if constant is None else pick(constant, part.args[0])
-            elif not any(part is y for y in flat):
+            elif id(part) not in seen:
+                seen.add(id(part))
                 flat.append(part)
     if constant is not None:
         flat.append(const(constant))
@@ -329,6 +339,8 @@ def read(source: Index, subscripts: tuple) -> Index:
     if source.op not in ("arg", "table", "data"):
         raise OperandError(f"only args and tables take subscripts, not `{source}`", fix='write `arg("doc")[q]` or `table([0, 1])[q % 2]`')
     subscripts = tuple(as_index(s, "[]") for s in subscripts)
+    if not subscripts:
+        raise ParameterError(f"no subscripts for `{source}`", fix="give one index per axis, as in `[b, q]`")
     if source.op == "table" and len(subscripts) != source.args[0].data.ndim:
         raise ParameterError(
             f"a table of shape {source.args[0].data.shape} takes {source.args[0].data.ndim} subscripts, got {len(subscripts)}",

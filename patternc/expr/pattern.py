@@ -188,12 +188,11 @@ def _residue_zero(core: Index) -> Index:
 
 
 def _flatten(op: str, parts) -> list[Pattern]:
-    out: list[Pattern] = []
+    out: dict[int, Pattern] = {}
     for part in parts:
         for p in part.args if part.op == op else (part,):
-            if not any(p is other for other in out):
-                out.append(p)
-    return out
+            out.setdefault(id(p), p)
+    return list(out.values())
 
 
 def _join(op: str, parts, unit: Pattern, zero: Pattern) -> Pattern:

@@ -8,12 +8,13 @@ import weakref
 
 import numpy as np
 
-from patternc.errors import ParameterError
+from patternc.errors import LimitError, ParameterError
 
 _tables: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
 INLINE = 64  # entries; longer tables print by name
+MAX_RANGE = 1_000_000  # numbers of a range that is made a table: a range costs nothing to write
 
 
 class Table:
@@ -22,7 +23,7 @@ class Table:
     Attributes:
         data: the array, read-only.
         name: how the text form refers to it, or None.
-        order: a content hash, used to sort and to print tables that have no name.
+        order: a content hash and the name, to sort by.
     """
 
     __slots__ = ("data", "name", "order", "__weakref__")
@@ -31,7 +32,12 @@ class Table:
     def of(data, name: str | None = None) -> Table:
         if isinstance(data, Table):
             return data
-        array = np.asarray(data.cpu() if hasattr(data, "cpu") else data)
+        if isinstance(data, range) and len(data) > MAX_RANGE:
+            raise LimitError(f"a table of a range of {len(data)} numbers", fix=f"write it as an index expression, or give an array; the limit is {MAX_RANGE}")
+        try:
+            array = np.asarray(data.cpu() if hasattr(data, "cpu") else data)
+        except (ValueError, OverflowError):  # ragged lists
+            raise ParameterError("a table's rows must have the same length", fix="write `table([[0, 1], [1, 0]])`") from None
         if array.dtype.kind not in "iub" or array.ndim == 0 or array.size == 0:
             raise ParameterError(
                 f"a table holds integers or bools and at least one entry, got shape {array.shape} of {array.dtype}",
@@ -46,14 +52,21 @@ class Table:
         digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
         if name is None and array.size > INLINE:
             name = f"t{digest[:10]}"
+        if array.size <= INLINE:
+            name = None  # printed in full
         key = (digest, name)
         with _lock:
             found = _tables.get(key)
             if found is None:
                 found = object.__new__(Table)
-                found.data, found.name, found.order = array, name, f"T{digest[:24]}"
+                found.data, found.name, found.order = array, name, f"T{digest[:24]}{name or ''}"
                 _tables[key] = found
             return found
+
+    @property
+    def width(self) -> int:
+        """About the length of its text."""
+        return len(self.name) + 9 if self.name else len(str(self.data.tolist())) + 7
 
     @property
     def extremes(self) -> tuple[int, int]:

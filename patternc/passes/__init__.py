@@ -11,6 +11,7 @@ from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import Pattern
 from patternc.passes.expand import expand, mixes_sides, variables
 from patternc.passes.guard import guard
+from patternc.passes.merge import merge
 from patternc.passes.normal import Conjunct, TooManyConjuncts, absorb, decide, disjuncts, literals, negation_normal, unwrap
 
 
@@ -23,6 +24,7 @@ PASSES = (
     ("guard", guard, _without("per_head", "xor", "where")),
     ("negate", negation_normal, _without("per_head", "xor", "where", "not")),
     ("decide", decide, _without("per_head", "xor", "where", "not")),
+    ("merge", merge, _without("per_head", "xor", "where", "not")),
 )
 
 
@@ -40,6 +42,6 @@ def lower(p: Pattern, watch=None) -> Pattern:
 
 
 __all__ = [
-    "PASSES", "Conjunct", "TooManyConjuncts", "absorb", "decide", "disjuncts", "expand", "guard", "literals", "lower",
+    "PASSES", "Conjunct", "TooManyConjuncts", "absorb", "decide", "disjuncts", "expand", "guard", "literals", "lower", "merge",
     "mixes_sides", "negation_normal", "unwrap", "variables",
 ]

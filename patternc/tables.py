@@ -1,0 +1,247 @@
+"""Tables of runs for runtime data: the projection on tensors, without waiting for their device.
+
+Data-dependent bounds come from running extremes of the data: where the running maximum first reaches a value, no earlier
+entry does.  For data that rise or fall (documents, padding) that is exact; for any other data it is still sound.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from patternc.analysis.project import Interval, Projector
+from patternc.args import Bound
+from patternc.expr.index import Index
+from patternc.expr.pattern import Pattern
+from patternc.plan import conjuncts_of, ranked
+
+
+class Ordered:
+    """A batch of integer sequences [B', n] with their running extremes.
+
+    Attributes:
+        values: int64 [B', n].
+    """
+
+    def __init__(self, values: torch.Tensor):
+        self.values = values
+        self._cache: dict[str, torch.Tensor] = {}
+
+    def running(self, name: str) -> torch.Tensor:
+        """`prefix_max` and `suffix_min` rise; `prefix_min` and `suffix_max` fall, and are kept negated so that they rise too."""
+        if name not in self._cache:
+            v = self.values
+            self._cache[name] = {
+                "prefix_max": lambda: v.cummax(-1).values,
+                "suffix_min": lambda: v.flip(-1).cummin(-1).values.flip(-1),
+                "prefix_min": lambda: -v.cummin(-1).values,
+                "suffix_max": lambda: -v.flip(-1).cummax(-1).values.flip(-1),
+            }[name]()
+        return self._cache[name]
+
+    def search(self, name: str, bound, right: bool = False) -> torch.Tensor:
+        """How many entries of a rising running extreme lie below `bound` (not above it with `right`); `bound` [B or 1, H or 1, R or 1]."""
+        rising = self.running(name)
+        if rising.shape[0] == 1:
+            return torch.searchsorted(rising[0], bound.contiguous(), right=right)
+        wide = bound.expand(rising.shape[0], *bound.shape[1:])
+        return torch.searchsorted(rising, wide.reshape(rising.shape[0], -1).contiguous(), right=right).view(wide.shape)
+
+    def outside(self, low, high) -> Interval:
+        """Subscripts outside the interval hold no entry in `low .. high` (None is open)."""
+        out = Interval()
+        if low is not None:
+            out.low, out.high = self.search("prefix_max", low), self._last("suffix_max", -low)
+        if high is not None:
+            first, last = self.search("prefix_min", -high), self._last("suffix_min", high)
+            out.low = first if out.low is None else torch.maximum(out.low, first)
+            out.high = last if out.high is None else torch.minimum(out.high, last)
+        return out
+
+    def within(self, low, high) -> Interval:
+        """Every entry whose subscript lies in the interval is in `low .. high`: the longer of a prefix and a suffix for each bound."""
+        out = Interval(torch.zeros_like(low if low is not None else high), None)
+        out.high = out.low + self.values.shape[-1] - 1
+        for suffix, prefix in (
+            *([(self.search("suffix_min", low), self._last("prefix_min", -low))] if low is not None else []),
+            *([(self.search("suffix_max", -high), self._last("prefix_max", high))] if high is not None else []),
+        ):
+            use_suffix = self.values.shape[-1] - suffix >= prefix + 1
+            out.low = torch.where(use_suffix, torch.maximum(out.low, suffix), out.low)
+            out.high = torch.where(use_suffix, out.high, torch.minimum(out.high, prefix))
+        return out
+
+    def _last(self, name: str, bound) -> torch.Tensor:
+        return self.search(name, bound, right=True) - 1
+
+    def span(self, low, high):
+        """Bounds of the entries whose subscripts lie in `low .. high`, from the running extremes."""
+        size = self.values.shape[-1]
+        low, high = low.clamp(0, size - 1), high.clamp(0, size - 1)
+
+        def at(name, index):
+            rising = self.running(name)
+            if rising.shape[0] == 1:
+                return rising[0][index]
+            wide = index.expand(rising.shape[0], *index.shape[1:])
+            return rising.gather(1, wide.reshape(rising.shape[0], -1)).view(wide.shape)
+
+        least = torch.maximum(at("suffix_min", low), -at("prefix_min", high))
+        return least, torch.minimum(at("prefix_max", high), -at("suffix_max", low))
+
+
+class Tensors:
+    """The algebra of tensors [B or 1, H or 1, row tiles or 1] for `Projector`; plain integers stay plain."""
+
+    def __init__(self, row: str, bound: Bound, first: torch.Tensor, last: torch.Tensor, tile: int):
+        self.row, self.bound, self.tile = row, bound, tile
+        self.device = first.device
+        self.first, self.last = first, last
+        self.arrays: dict[str, Ordered] = {}
+
+    def leaf(self, x: Index):
+        name = x.args[0]
+        if x.op == "arg":
+            value = self.bound.values[name]
+            value = value if isinstance(value, int) else value.long().view(-1, 1, 1)
+            return value, value
+        if name == self.row:
+            return self.first, self.last
+        numbers = {"n_q": self.bound.n_q, "n_k": self.bound.n_k}
+        if name in numbers:
+            return (numbers[name],) * 2
+        size = self.bound.heads if name == "h" else self.bound.batch
+        span = torch.arange(size, device=self.device).view((1, -1, 1) if name == "h" else (-1, 1, 1))
+        return span, span
+
+    def constant(self, value: int) -> int:
+        return value
+
+    def tensor(self, x) -> torch.Tensor:
+        return x if isinstance(x, torch.Tensor) else torch.full((1, 1, 1), int(x), device=self.device)
+
+    def minimum(self, a, b):
+        return min(a, b) if isinstance(a, int) and isinstance(b, int) else torch.minimum(self.tensor(a), self.tensor(b))
+
+    def maximum(self, a, b):
+        return max(a, b) if isinstance(a, int) and isinstance(b, int) else torch.maximum(self.tensor(a), self.tensor(b))
+
+    def at_most(self, a, b):
+        return a <= b
+
+    def both(self, a, b):
+        return a & b
+
+    def select(self, condition, a, b):
+        if isinstance(condition, bool):
+            return a if condition else b
+        return torch.where(condition, self.tensor(a), self.tensor(b))
+
+    def _data(self, x: Index) -> Ordered | None:
+        """The sequences that a read or membership takes its values from; None if they are not one sequence a batch row."""
+        source = x.args[0]
+        if source.op == "table":
+            key = source.order + x.op
+            if key not in self.arrays:
+                data = torch.from_numpy(source.args[0].data.copy()).to(self.device)
+                if x.op == "member":
+                    size = max(int(source.args[0].extremes[1]) + 1, self.bound.n_k, self.bound.n_q)
+                    data = torch.zeros(size, dtype=torch.long, device=self.device).index_fill_(0, data, 1)
+                self.arrays[key] = Ordered(data.view(1, -1)) if data.ndim == 1 else None
+            return self.arrays[key]
+        name = source.args[0]
+        if name not in self.arrays:
+            base, _, first_seen = name.partition("#")
+            data = self.bound.values[base].long()
+            if data.ndim == 3 and data.shape[0] == 1 and len(x.args) == 3 and x.args[1].op == "var" and x.args[1].args[0] == "b":
+                data = data[0]
+            self.arrays[name] = None if data.ndim != 2 else Ordered(ranks(data) if first_seen else data)
+        return self.arrays[name]
+
+    def read(self, x: Index, spans):
+        if x.op == "inside":
+            return 0, 1
+        data = self._data(x)
+        if data is None:
+            values = self.bound.values[x.args[0].args[0]].long() if x.args[0].op == "arg" else torch.from_numpy(x.args[0].args[0].data.copy()).to(self.device)[None]
+            flat = values.flatten(1)
+            return flat.amin(1).view(-1, 1, 1), flat.amax(1).view(-1, 1, 1)
+        subscript, (low, high) = (x.args[1] if x.op == "member" else x.args[-1]), spans[-1]
+        if subscript.op == "var" and subscript.args[0] == self.row:
+            return self._span_of_row_tiles(data)
+        return data.span(self.tensor(low), self.tensor(high))
+
+    def _span_of_row_tiles(self, data: Ordered):
+        """Exact extremes over each row tile."""
+        size = data.values.shape[-1]
+        positions = (self.first[..., None] + torch.arange(self.tile, device=self.device)).minimum(self.last[..., None]).clamp(max=size - 1)
+        positions = positions[:, 0]  # [B or 1, row tiles, tile]
+        if data.values.shape[0] == 1:
+            values = data.values[0][positions]
+        else:
+            wide = positions.expand(data.values.shape[0], -1, -1)
+            values = data.values.gather(1, wide.reshape(wide.shape[0], -1)).view(wide.shape)
+        return values.amin(-1)[:, None], values.amax(-1)[:, None]
+
+    def solve_read(self, x: Index, low, high, inner: bool) -> Interval | None:
+        data = self._data(x)
+        if data is None:
+            return None
+        low, high = (None if low is None else self.tensor(low)), (None if high is None else self.tensor(high))
+        return data.within(low, high) if inner else data.outside(low, high)
+
+
+def ranks(ids: torch.Tensor) -> torch.Tensor:
+    """Every id [B', n] replaced by the position of its first occurrence."""
+    order = ids.sort(dim=-1, stable=True).indices
+    grouped = ids.gather(-1, order)
+    fresh = torch.ones_like(grouped, dtype=torch.bool)
+    fresh[:, 1:] = grouped[:, 1:] != grouped[:, :-1]
+    place = torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)
+    group_start = torch.where(fresh, place, 0).cummax(-1).values
+    return torch.empty_like(ids).scatter_(-1, order, order.gather(-1, group_start))
+
+
+def run_table(lowered: Pattern, column: str, bound: Bound, tile: int) -> torch.Tensor:
+    """The runs of every row tile: what the formulas of `plan.Run` would say, from the data.
+
+    Args:
+        lowered: the lowered pattern.
+        column: "k" for q tiles, "q" for k tiles.
+        bound: sizes and args as torch tensors on the device (`Bound.torch`).
+        tile: rows of a tile.
+    Returns:
+        int32 [B', H', row tiles, runs, 4]: lo, hi, inner_lo, inner_hi, clipped to the columns; B' and H' are 1 where nothing
+        depends on them.
+    """
+    device = next((v.device for v in (*bound.values.values(), bound.q_start) if isinstance(v, torch.Tensor)), torch.device("cpu"))
+    start = bound.q_start if isinstance(bound.q_start, int) else bound.q_start.long().view(-1, 1, 1)
+    rows, row = (bound.n_q, "q") if column == "k" else (bound.n_k, "k")
+    base = start if row == "q" else 0
+    tiles = torch.arange(-(-rows // tile), device=device).view(1, 1, -1) * tile
+    first = tiles + base
+    last = torch.minimum(first + tile - 1, torch.as_tensor(base + rows - 1, device=device))
+    if column == "k":
+        column_first, column_last = 0, bound.n_k - 1
+    else:
+        column_first, column_last = start, start + bound.n_q - 1
+    algebra = Tensors(row, bound, first, last, tile)
+    conjuncts = conjuncts_of(ranked(lowered))
+    projector = Projector(column, algebra)
+    columns = []
+    for projection in [projector.project(c) for c in conjuncts] if conjuncts else [None]:
+        if projection is None:  # nothing is allowed, or there are too many conjuncts to tell
+            everything = conjuncts is None
+            bounds = [column_first, column_last if everything else algebra.tensor(column_first) - 1, algebra.tensor(column_first), algebra.tensor(column_first) - 1]
+        else:
+            bounds = []
+            for interval, condition in ((projection.outer, projection.some), (projection.inner, projection.every)):
+                low = column_first if interval.low is None else algebra.maximum(interval.low, column_first)
+                high = column_last if interval.high is None else algebra.minimum(interval.high, column_last)
+                if interval.empty:
+                    high = algebra.tensor(low) - 1
+                bounds += [low, high if condition is None else algebra.select(condition, high, algebra.tensor(low) - 1)]
+        columns.append(torch.stack(torch.broadcast_tensors(*(algebra.tensor(b) for b in bounds)), -1))
+    shape = torch.broadcast_shapes(*(c.shape for c in columns), (1, 1, tiles.shape[-1], 4))
+    return torch.stack([c.expand(shape) for c in columns], -2).to(torch.int32)
+
+
