@@ -5,7 +5,8 @@ from patternc.expr.index import Index, arg, clamp, table, where
 from patternc.expr.index import maximum as max
 from patternc.expr.index import minimum as min
 from patternc.expr.pattern import Pattern
+from patternc.parsing import parse
 from patternc.primitives import (
     b, block, causal, cols, dilate, documents, empty, full, global_, h, heads, i, k, n_k, n_q, per_head, prefix, q, rows,
-    same, sink, valid, window,
+    same, sink, valid, window, within,
 )

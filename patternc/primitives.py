@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import operator
 
+import numpy as np
+
 from patternc.errors import OperandError, ParameterError
 from patternc.expr.index import Index, absolute, arg, as_index, floordiv, member, mod, table
 from patternc.expr.node import Node
@@ -89,6 +91,15 @@ def valid(keys) -> Pattern:
     return between(member(keys, k, "lengths"), 1, 1)
 
 
+def within(x, low, high) -> Pattern:
+    """`low <= x <= high` as one comparison, for integers `low` and `high`: what a chained comparison would say."""
+    try:
+        low, high = operator.index(low), operator.index(high)
+    except TypeError:
+        raise ParameterError(f"within takes integer bounds, got {low!r} and {high!r}", fix="write two comparisons for other bounds: `(a <= x) & (x <= b)`") from None
+    return between(as_index(x, "within"), low, high)
+
+
 def per_head(*patterns) -> Pattern:
     """One pattern for each query head; the attention must then have exactly that many query heads."""
     if not patterns:
@@ -103,6 +114,13 @@ def heads(which) -> Pattern:
 
 def among(x: Index, positions, name: str) -> Pattern:
     """`x in positions` for a count, a range, a list of positions or an arg."""
+    if isinstance(positions, Index) and positions.op == "table":
+        stored = positions.args[0]
+        listed = np.unique(stored.data)
+        if listed[0] < 0 or listed[-1] - listed[0] + 1 == len(listed):
+            positions = listed
+        else:
+            return between(member(table(listed, stored.name), x, "positions"), 1, 1)
     if isinstance(positions, Index):
         if positions.op != "arg":
             raise OperandError(f"{name} takes a count, a range, a list or an arg, got the expression `{positions}`", fix=f'write `{name}(64)` or `{name}(arg("tokens"))`')

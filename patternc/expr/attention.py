@@ -45,7 +45,7 @@ class Term(Node):
     def initial_state(self) -> bool:
         return self.args[4]
 
-    def __call__(self, feature=None, norm=None, *, num_features=None, seed=None, initial_state=None, over=None):
+    def __call__(self, feature=None, norm=None, *, num_features=None, seed=None, initial_state=None, over=None, meant=True):
         """The same term with other parameters.
 
         Args:
@@ -55,6 +55,7 @@ class Term(Node):
             num_features, seed: of `favor+`.
             initial_state: a learned initial state per query head.
             over: the domain D, a pattern; consumed by `+`.
+            meant: False keeps the check that a domain named by `over` does not reveal the future (how derived domains print).
         Raises:
             UnknownNameError, ParameterError: for other features, norms and options.
         """
@@ -77,7 +78,7 @@ class Term(Node):
             self.initial_state if initial_state is None else bool(initial_state),
         )
         term = Term("linear_tail", feature, norm, *options)
-        return term if over is None else TermOver("over", term, as_pattern(over, "over="))
+        return term if over is None else TermOver("over", term, as_pattern(over, "over="), bool(meant))
 
     def __radd__(self, other):
         return plus(other, self)
@@ -104,8 +105,16 @@ class TermOver(Term):
 
     __slots__ = ()
 
-    def __call__(self, **options):
-        return self.args[0](**{"over": self.args[1], **options})
+    @property
+    def domain(self) -> Pattern:
+        return self.args[1]
+
+    @property
+    def meant(self) -> bool:
+        return self.args[2]
+
+    def __call__(self, *positional, **options):
+        return self.args[0](*positional, **{"over": self.domain, "meant": self.meant, **options})
 
 
 linear_tail = Term("linear_tail", "softmax", "rms", None, 0, False)
@@ -181,7 +190,7 @@ def plus(left, term) -> Attention:
     if isinstance(term, Pattern):
         raise OperandError("`+` does not join two patterns", typed=f"{left} + {term}", fix="use `|` for the union of patterns; `+` adds a term such as `linear_tail`")
     if isinstance(term, TermOver):
-        return Attention("attention", left, term.args[1], term.args[0], True)
+        return Attention("attention", left, term.domain, term.args[0], term.meant)
     if isinstance(term, Term):
         return Attention("attention", left, FULL, term, False)
     raise OperandError(f"`+` adds a term such as `linear_tail` to a pattern, got {term!r}", fix="use `|` for the union of patterns")

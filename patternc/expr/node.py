@@ -15,7 +15,7 @@ from patternc.errors import LimitError
 
 MAX_DEPTH = 200  # nesting of an expression; recursion over nodes is therefore always safe
 MAX_SIZE = 50_000  # nodes counted as a tree, so that sharing cannot hide an exponential expression
-MAX_TEXT = 60_000  # characters of the canonical text, so that what prints can be parsed again
+MAX_TEXT = 40_000  # characters of the canonical text, so that what prints can be parsed again
 
 _pool: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 _lock = threading.Lock()
