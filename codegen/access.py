@@ -1,0 +1,92 @@
+"""How kernels reach the matrices q, k, v, o, do, dq, dk, dv: by pointers, or by the tensor descriptors of Hopper's TMA.
+
+An access prints parameters, statements before the first load, loads and stores; the rest of a kernel's text is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+VARIANTS = ("pointers", "descriptors", "rows")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix [B, heads, count, width] of a kernel.
+
+    Attributes:
+        name: prefix of its parameters.
+        head: text of the head that the program works on.
+        count, width, block, block_d: names of its number of rows and columns, and of the size of a tile.
+    """
+
+    name: str
+    head: str
+    count: str
+    width: str
+    block: str
+    block_d: str
+
+
+class Pointers:
+    """Any strides with unit last stride.  Offsets of heads are 64 bits wide, those within a tile 32."""
+
+    variant = "pointers"
+
+    def parameters(self, m: Matrix) -> list[str]:
+        return [f"{m.name}_ptr", f"{m.name}_stride_b", f"{m.name}_stride_h", f"{m.name}_stride_n"]
+
+    def base(self, m: Matrix) -> list[str]:
+        # The strides are not specialised, so that no length recompiles; ALIGN tells their common alignment.
+        return [
+            f"{m.name}_base = {m.name}_ptr + b * tl.multiple_of({m.name}_stride_b, ALIGN) + {m.head} * tl.multiple_of({m.name}_stride_h, ALIGN)",
+            f"{m.name}_stride_n = tl.multiple_of({m.name}_stride_n, ALIGN)",
+        ]
+
+    def load(self, m: Matrix, first: str, check: bool) -> str:
+        return f"_load_rows({m.name}_base, {first}, {m.name}_stride_n, {m.count}, {m.width}, {m.block}, {m.block_d}, {check})"
+
+    def store(self, m: Matrix, first: str, values: str) -> str:
+        return f"_store_rows({m.name}_base, {first}, {m.name}_stride_n, {m.count}, {values}, {m.width}, {m.block}, {m.block_d})"
+
+
+class Descriptors:
+    """Descriptors of [B, heads, count, width] with blocks [1, 1, block, block_d]: what is outside loads as 0 and is not stored."""
+
+    variant = "descriptors"
+
+    def parameters(self, m: Matrix) -> list[str]:
+        return [f"{m.name}_desc"]
+
+    def base(self, m: Matrix) -> list[str]:
+        return []
+
+    def load(self, m: Matrix, first: str, check: bool) -> str:
+        return f"{m.name}_desc.load([b, {m.head}, {first}, 0]).reshape({m.block}, {m.block_d})"
+
+    def store(self, m: Matrix, first: str, values: str) -> str:
+        return f"{m.name}_desc.store([b, {m.head}, {first}, 0], {values}.to({m.name}_desc.dtype).reshape(1, 1, {m.block}, {m.block_d}))"
+
+
+class Rows:
+    """Descriptors of contiguous tensors as [B * heads * count, width]: for lengths that are whole tiles only."""
+
+    variant = "rows"
+
+    def parameters(self, m: Matrix) -> list[str]:
+        return [f"{m.name}_desc"]
+
+    def base(self, m: Matrix) -> list[str]:
+        heads = "HEADS" if m.head == "h" else "HEADS // GROUP"
+        return [f"{m.name}_first = (b * ({heads}) + {m.head}) * {m.count}"]
+
+    def load(self, m: Matrix, first: str, check: bool) -> str:
+        return f"{m.name}_desc.load([{m.name}_first + {first}, 0])"
+
+    def store(self, m: Matrix, first: str, values: str) -> str:
+        return f"{m.name}_desc.store([{m.name}_first + {first}, 0], {values}.to({m.name}_desc.dtype))"
+
+
+def access(variant: str):
+    """The access of a name in `VARIANTS`."""
+    return {"pointers": Pointers, "descriptors": Descriptors, "rows": Rows}[variant]()

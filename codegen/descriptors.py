@@ -1,0 +1,26 @@
+"""Host side of the descriptor variants: which tensors Hopper's TMA can reach, and their descriptors."""
+
+from __future__ import annotations
+
+import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+
+def reachable(x: torch.Tensor) -> bool:
+    """Whether a descriptor can be made of a [B, heads, n, d] tensor: its address and strides are multiples of 16 bytes."""
+    strides = [x.stride(axis) for axis in range(3) if x.shape[axis] > 1]
+    return x.data_ptr() % 16 == 0 and x.stride(3) == 1 and all(s > 0 and s * x.element_size() % 16 == 0 for s in strides)
+
+
+def describe(x: torch.Tensor, rows: int, width: int, variant: str) -> TensorDescriptor:
+    """A descriptor for tiles of [rows, width].
+
+    Args:
+        variant: "descriptors" (any strides that are `reachable`) or "rows" (a contiguous tensor as one list of rows).
+    """
+    b, heads, count, d = x.shape
+    if variant == "rows":
+        return TensorDescriptor(x, [b * heads * count, d], [d, 1], [rows, width])
+    unit = max(16, d)  # strides of axes of one entry are never used, but must be valid
+    strides = [x.stride(axis) if x.shape[axis] > 1 else unit for axis in range(3)]
+    return TensorDescriptor(x, [b, heads, count, d], [*strides, 1], [1, 1, rows, width])

@@ -1,0 +1,118 @@
+"""Triton functions that generated kernels call; each is printed only into the modules that use it."""
+
+from __future__ import annotations
+
+import re
+
+SOURCES = (
+    '''
+@triton.jit
+def _floordiv(x, m):
+    """Python's floor division; Triton's truncates."""
+    quotient = x // m
+    return tl.where(quotient * m > x, quotient - 1, quotient)
+''',
+    '''
+@triton.jit
+def _floormod(x, m):
+    """Python's remainder; Triton's has the sign of the dividend."""
+    remainder = x % m
+    return tl.where(remainder < 0, remainder + m, remainder)
+''',
+    '''
+@triton.jit
+def _scalar(value, offset):
+    """A number, or the entry of a tensor; beyond 2^30 all numbers mean the same to positions."""
+    if value.dtype.is_ptr():
+        value = tl.load(value + offset)
+    return tl.minimum(tl.maximum(value, -1073741824), 1073741824).to(tl.int32)
+''',
+    '''
+@triton.jit
+def _tiles(lo, hi, inner_lo, inner_hi, first, last, BLOCK: tl.constexpr):
+    """Tiles [start, stop) that hold a column of lo..hi, and tiles [full_start, full_stop) whose columns are all in inner_lo..inner_hi."""
+    lo = tl.maximum(lo, first)
+    hi = tl.minimum(hi, last)
+    start = tl.where(lo <= hi, (lo - first) // BLOCK, 0)
+    stop = tl.where(lo <= hi, (hi - first) // BLOCK + 1, 0)
+    inner_lo = tl.minimum(tl.maximum(inner_lo, first), last + 1)
+    inner_hi = tl.maximum(tl.minimum(inner_hi, last), first - 1)
+    return start, stop, (inner_lo - first + BLOCK - 1) // BLOCK, (inner_hi + 1 - first) // BLOCK
+''',
+    '''
+@triton.jit
+def _swap(first, second, swap):
+    return tl.where(swap, second, first), tl.where(swap, first, second)
+''',
+    '''
+@triton.jit
+def _clip(start, stop, full_start, full_stop, done):
+    """A run after tile `done`, its full tiles within it."""
+    start = tl.maximum(start, done)
+    stop = tl.maximum(stop, start)
+    full_start = tl.minimum(tl.maximum(full_start, start), stop)
+    full_stop = tl.minimum(tl.maximum(full_stop, full_start), stop)
+    return start, stop, full_start, full_stop
+''',
+    '''
+@triton.jit
+def _load_rows(base, first, stride, count, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, CHECK: tl.constexpr):
+    """Rows first .. first + BLOCK - 1 of a [count, D] matrix as [BLOCK, BLOCK_D]; what is outside is 0.  CHECK: rows may be outside."""
+    row = tl.arange(0, BLOCK)[:, None]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    at = base + tl.cast(first, tl.int64) * stride + row * stride + d
+    if CHECK and D < BLOCK_D:
+        return tl.load(at, mask=(row < count - first) & (d < D), other=0.0)
+    if CHECK:
+        return tl.load(at, mask=row < count - first, other=0.0)
+    if D < BLOCK_D:
+        return tl.load(at, mask=d < D, other=0.0)
+    return tl.load(at)
+''',
+    '''
+@triton.jit
+def _store_rows(base, first, stride, count, values, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The inverse of `_load_rows`."""
+    row = tl.arange(0, BLOCK)[:, None]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    at = base + tl.cast(first, tl.int64) * stride + row * stride + d
+    tl.store(at, values.to(base.dtype.element_ty), mask=(row < count - first) & (d < D))
+''',
+    '''
+@triton.jit
+def _softmax_step(acc, total, peak, s, v_tile, score_scale, PRECISION: tl.constexpr):
+    """One tile of the online softmax, in base 2: `peak` is the largest scaled score so far, `total` the sum of weights."""
+    higher = tl.maximum(peak, tl.max(s, 1) * score_scale)
+    p = tl.math.exp2(s * score_scale - higher[:, None])
+    shrink = tl.math.exp2(peak - higher)
+    total = total * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(v_tile.dtype), v_tile, acc * shrink[:, None], input_precision=PRECISION)
+    return acc, total, higher
+''',
+    '''
+@triton.jit
+def _dq_step(dq, s, do_tile, k_tile, v_tile, lse, delta, score_scale, PRECISION: tl.constexpr):
+    """dq += ds @ k for one tile; s, p, dp, ds are [queries, keys]."""
+    p = tl.math.exp2(s * score_scale - lse[:, None])
+    dp = tl.dot(do_tile, tl.trans(v_tile), input_precision=PRECISION)
+    ds = p * (dp - delta[:, None])
+    return tl.dot(ds.to(k_tile.dtype), k_tile, dq, input_precision=PRECISION)
+''',
+    '''
+@triton.jit
+def _dkdv_step(dk, dv, s, q_tile, do_tile, v_tile, lse, delta, score_scale, PRECISION: tl.constexpr):
+    """dv += p @ do and dk += ds @ q for one tile; s, p, dp, ds are [keys, queries], so no product is transposed."""
+    p = tl.math.exp2(s * score_scale - lse[None, :])
+    dv = tl.dot(p.to(do_tile.dtype), do_tile, dv, input_precision=PRECISION)
+    dp = tl.dot(v_tile, tl.trans(do_tile), input_precision=PRECISION)
+    ds = p * (dp - delta[None, :])
+    dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision=PRECISION)
+    return dk, dv
+''',
+)
+
+
+def used_by(text: str) -> str:
+    """The helpers that `text` calls, in the order of `SOURCES`."""
+    names = [re.search(r"def (\w+)", source)[1] for source in SOURCES]
+    return "\n".join(source for name, source in zip(names, SOURCES) if f"{name}(" in text)
