@@ -46,9 +46,8 @@ def bounds(x: Index, env: dict[str, Interval]) -> Interval:
         return min(a, c), max(b, d)
     if op in ("member", "inside"):
         return 0, 1
-    if op == "read" and args[0].op == "table":
-        data = args[0].args[0].data
-        return int(data.min()), int(data.max())
+    if op == "read" and args[0].op in ("table", "data"):
+        return args[0].args[0].extremes
     if op == "read":
         return env.get(f"{args[0].args[0]}[]", (-INF, INF))
     return -INF, INF

@@ -13,6 +13,7 @@ import numpy as np
 
 from patternc.analysis.classes import count_pairs, group, shape_columns
 from patternc.analysis.data import Data
+from patternc.analysis.exact import contraction_is_exact
 from patternc.analysis.grid import Grid
 from patternc.analysis.runs import NOTHING, Runs, from_members, intersect, members, subtract, total_length, union
 from patternc.analysis.specialise import relabel, specialise
@@ -23,7 +24,8 @@ from patternc.expr.node import Node
 from patternc.expr.pattern import Pattern, negate
 from patternc.passes import decide, lower, negation_normal, unwrap, variables
 
-MOST_CLASSES = 4096  # partial tiles are decided by their pairs up to this many classes
+FEW_CLASSES = 256  # up to here partial tiles are always decided by their pairs
+MOST_CLASSES = 4096  # and up to here unless contraction is exact by itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,17 +216,21 @@ def analyse(p: Pattern, grid: Grid, count: bool = False) -> TileRuns:
     complement = decide(negation_normal(negate(p)), lambda x: bounds(x, env))
     live = live_runs(p, grid)
     not_full = live_runs(complement, grid, live)
-    full, partial = subtract(live, not_full, grid.total), intersect(live, not_full)
-    return _decide_classes(p, grid, full, partial, count)
+    runs = TileRuns(grid, subtract(live, not_full, grid.total), intersect(live, not_full), True, None)
+    keys = members(runs.partial)
+    first, of = group(shape_columns(p, grid.boxes(keys), len(keys)), len(keys))
+    if len(first) > FEW_CLASSES and not count:
+        if contraction_is_exact(p) and contraction_is_exact(complement):
+            return runs
+        if len(first) > MOST_CLASSES:
+            return TileRuns(grid, runs.full, runs.partial, False, None)
+    return _decide(p, runs, keys, first, of)
 
 
-def _decide_classes(p: Pattern, grid: Grid, full: Runs, partial: Runs, count: bool) -> TileRuns:
-    keys = members(partial)
+def _decide(p: Pattern, runs: TileRuns, keys: np.ndarray, first: np.ndarray, of: np.ndarray) -> TileRuns:
+    """Look at one tile of each class: `first` are their places in `keys`, `of` the class of every key."""
+    grid, full = runs.grid, runs.full
     boxes = grid.boxes(keys)
-    first, of = group(shape_columns(p, boxes, len(keys)), len(keys))
-    runs = TileRuns(grid, full, partial, True, None)
-    if len(first) > MOST_CLASSES and not count:
-        return TileRuns(grid, full, partial, False, None)
     chosen = {name: tuple(np.broadcast_to(v, keys.shape)[first] for v in boxes[name]) for name in ("q", "k")}
     allowed = count_pairs(p, chosen)
     (q0, q1), (k0, k1) = chosen["q"], chosen["k"]

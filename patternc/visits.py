@@ -12,8 +12,8 @@ from patternc.analysis.specialise import specialise
 from patternc.args import Bound
 from patternc.expr.pattern import Pattern
 from patternc.layout import layout
-from patternc.plan import AxisPlan
 from patternc.passes import lower, variables
+from patternc.plan import AxisPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,18 +83,19 @@ def _formula_runs(axis: AxisPlan, bound: Bound, rows: int, transposed: bool) -> 
     count = -(-(bound.n_k if transposed else bound.n_q) // rows)
     out = np.zeros((batch, heads, count, axis.count, 4), np.int64)
     for b in range(batch):
-        def pick(v):
-            return v if isinstance(v, int) else int(v[0 if len(v) == 1 else b])
-
-        start = pick(bound.q_start)
+        start = _of_row(bound.q_start, b)
         grid = Grid.of(bound.n_q, bound.n_k, rows, rows, q_start=start, transposed=transposed)
         r0, r1 = grid.row.span(np.arange(count))
         for h in range(heads):
-            numbers = {"n_q": bound.n_q, "n_k": bound.n_k, "b": b, "h": h, "q_start": start, **{n: pick(v) for n, v in scalars.items()}}
+            numbers = {"n_q": bound.n_q, "n_k": bound.n_k, "b": b, "h": h, "q_start": start, **{n: _of_row(v, b) for n, v in scalars.items()}}
             for j, run in enumerate(axis.runs):
                 for c, x in enumerate((run.lo, run.hi, run.inner_lo, run.inner_hi)):
                     out[b, h, :, j, c] = evaluate(specialise(x, numbers), {"r0": r0, "r1": r1})
     return out
+
+
+def _of_row(value, b: int) -> int:
+    return value if isinstance(value, int) else int(value[0 if len(value) == 1 else b])
 
 
 def tiles_of_runs(runs: np.ndarray, grid: Grid) -> np.ndarray:

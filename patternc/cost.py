@@ -1,0 +1,62 @@
+"""What an attention costs at one length: exact integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from patternc.args import Bound, bind
+from patternc.expr.pattern import Pattern
+from patternc.layout import layout
+from patternc.plan import Plan
+from patternc.visits import visits
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of the forward pass of one batch row, summed over the query heads.
+
+    Attributes:
+        allowed_pairs: pairs (query, key) that the pattern allows.
+        visited_pairs: pairs in the tiles that the kernels visit.
+        full_tiles, partial_tiles: tiles visited without and with a mask.
+        flops: floating point operations of the two products over the visited pairs.
+        bytes: least traffic with memory: query, key, value and output once each, in two-byte elements.
+    """
+
+    allowed_pairs: int
+    visited_pairs: int
+    full_tiles: int
+    partial_tiles: int
+    flops: int
+    bytes: int
+
+    @property
+    def waste(self) -> float:
+        """Share of the visited pairs that are not allowed."""
+        return 1 - self.allowed_pairs / self.visited_pairs if self.visited_pairs else 0.0
+
+
+def cost(p: Pattern, plan: Plan, n_q: int, n_k: int | None = None, heads: int = 1, head_dim: int = 128, *, batch: int = 1, value_dim=None, kv_heads=None, q_start=None, tile=(64, 64), **args) -> Cost:
+    """Exact cost at one length.
+
+    Args:
+        p, plan: the pattern and its plan.
+        n_q, n_k, heads, batch, q_start, args: as in `Pattern.dense`; of a batch, the first row is counted.
+        head_dim, value_dim, kv_heads: for `flops` and `bytes`; value_dim defaults to head_dim, kv_heads to heads.
+        tile: rows and columns of the kernels' tiles.
+    """
+    bound = first_row(bind(p, args, n_q, n_k, heads, batch, q_start))
+    value_dim, kv_heads = value_dim or head_dim, kv_heads or heads
+    allowed = layout(p, bound, tile, count=True).allowed_pairs
+    seen = visits(p, plan.forward, bound, tile)
+    traffic = 2 * (bound.n_q * heads + bound.n_k * kv_heads) * (head_dim + value_dim)
+    return Cost(allowed, seen.pairs, seen.full_tiles, seen.partial_tiles, 2 * seen.pairs * (head_dim + value_dim), traffic)
+
+
+def first_row(bound: Bound) -> Bound:
+    """The call of batch row 0 alone."""
+
+    def first(value):
+        return value if isinstance(value, int) else value[:1]
+
+    return replace(bound, batch=1, q_start=first(bound.q_start), values={name: first(value) for name, value in bound.values.items()})
