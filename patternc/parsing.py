@@ -55,6 +55,8 @@ def parse(text: str, /, **tables):
     except UnexpectedInput as error:
         raise _syntax_error(error, text) from None
     result = Builder(text, tables).build(tree)
+    if isinstance(result, int) and not isinstance(result, bool):
+        return ix.const(result)
     if not isinstance(result, Node):
         shown = type(result).__name__ if not callable(result) else "function"
         raise PatternSyntaxError(f"the text is not a pattern but a {shown}", typed=text, fix="write a pattern, such as `causal & window(512)`")
