@@ -1,5 +1,6 @@
 """patternc: a compiler for attention patterns."""
 
+from patternc.compile import compile
 from patternc.expr.attention import Attention, Term, linear_tail
 from patternc.expr.index import Index, arg, clamp, table, where
 from patternc.expr.index import maximum as max

@@ -25,7 +25,7 @@ from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
 from patternc.plan import Plan, make_plan
 
-BACKENDS = {"triton": "patternc.codegen.backend", "cpu": "patternc.cpu", "reference": "patternc.reference_backend"}
+BACKENDS = {"triton": "patternc.codegen.backend", "cpu": "patternc.cpu_backend", "reference": "patternc.reference_backend"}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

@@ -1,0 +1,130 @@
+"""The Triton backend: a compiled pattern, tensors and bound args in; outputs and gradients out (see `patternc.runtime`)."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+
+from patternc.analysis.runs import members
+from patternc.args import Bound
+from patternc.codegen.kernels import generate
+from patternc.codegen.launch import Call, TileLists, attention_backward, attention_forward
+from patternc.errors import BackendError, DeviceError, DtypeError
+from patternc.layout import layout
+from patternc.passes import lower
+from patternc.tables import run_table
+from patternc.visits import visits
+
+MOST_HEAD_DIM = 256
+SHORT_ROW = 24  # 64-wide column tiles; a typical row tile with fewer is bound by its start-up
+MOST_LENGTHS = 64  # lengths whose tile lists are kept
+
+
+def check(q: torch.Tensor, v: torch.Tensor) -> None:
+    """What these kernels cannot do, in words.  Raises DtypeError, DeviceError, BackendError."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if q.dtype == torch.float64:
+        raise DtypeError("the triton backend does not compute in float64", fix='use backend="cpu", or float32')
+    if q.device.type != "cuda" and not interpreted:
+        raise DeviceError(f"the triton backend needs CUDA tensors, got {q.device}", fix='use backend="cpu", or set TRITON_INTERPRET=1 before importing triton')
+    if interpreted and q.dtype == torch.bfloat16:
+        raise DtypeError("Triton's interpreter computes bfloat16 wrongly", fix="use float32 or float16 under TRITON_INTERPRET=1")
+    for name, size in (("head_dim", q.shape[3]), ("the value's head_dim", v.shape[3])):
+        if not 1 <= size <= MOST_HEAD_DIM:
+            raise BackendError(f"{name} is {size}; the triton backend holds 1 to {MOST_HEAD_DIM}", fix='use backend="cpu", or project to a smaller head_dim')
+
+
+def forward(compiled, q, k, v, scale: float, bound: Bound):
+    check(q, v)
+    return attention_forward(call_of(compiled, q.device, scale, bound), q, k, v)
+
+
+def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound):
+    return attention_backward(call_of(compiled, q.device, scale, bound), q, k, v, out, lse, dout, dlse)
+
+
+def source(compiled) -> str:
+    """The generated module of a compiled pattern."""
+    return generate(compiled.plan).text
+
+
+def call_of(compiled, device: torch.device, scale: float, bound: Bound) -> Call:
+    on_device = bound.torch(device)
+    return Call(
+        source=generate(compiled.plan),
+        scale=scale,
+        q_start=on_device.q_start,
+        args=on_device.values,
+        bounds=lambda direction, rows, cols: _bounds(compiled, on_device, device, direction, rows, cols),
+        short=_is_short(compiled, bound),
+    )
+
+
+def _bounds(compiled, bound: Bound, device: torch.device, direction: str, rows: int, cols: int):
+    """The table or the lists that a plan without formulas reads."""
+    axis = compiled.plan.forward if direction == "forward" else compiled.plan.transposed
+    if axis.kind == "table":
+        return run_table(lower(compiled.exact), "k" if direction == "forward" else "q", bound, rows)
+    return _lists(compiled, bound, device, direction, rows, cols)
+
+
+def _lists(compiled, bound: Bound, device: torch.device, direction: str, rows: int, cols: int) -> TileLists:
+    """Exact tile lists at one length; kept, since a static pattern's tiles depend on nothing else."""
+    kept = compiled.state.setdefault("lists", {})
+    start = bound.q_start
+    if not isinstance(start, int):
+        raise BackendError("this pattern's tiles are lists, and lists need `q_start` as an int", fix="give q_start as an int")
+    scalars = tuple(sorted(bound.values.items())) if all(isinstance(v, int) for v in bound.values.values()) else None
+    key = (device, direction, rows, cols, bound.n_q, bound.n_k, bound.heads, start, scalars)
+    if scalars is None or key not in kept:
+        made = _make_lists(compiled, bound, device, direction, rows, cols)
+        if scalars is None:
+            return made
+        if len(kept) >= MOST_LENGTHS:
+            kept.pop(next(iter(kept)))
+        kept[key] = made
+    return kept[key]
+
+
+def _make_lists(compiled, bound: Bound, device: torch.device, direction: str, rows: int, cols: int) -> TileLists:
+    transposed = direction == "transposed"
+    exact = layout(compiled.exact, bound, (cols, rows) if transposed else (rows, cols), transposed=transposed)
+    group = np.zeros(bound.heads, np.int32)
+    parts = {"partial": ([], []), "full": ([], [])}
+    for i, cell in enumerate(exact.groups):
+        group[list(cell.heads)] = i
+        for name, (pointers, tiles) in parts.items():
+            keys = members(getattr(cell.tiles, name))
+            row = keys // cell.tiles.grid.width
+            before = sum(len(t) for t in tiles)
+            pointers.append(before + np.searchsorted(row, np.arange(cell.tiles.grid.row.tiles + 1)))
+            tiles.append(keys - row * cell.tiles.grid.width)
+
+    def tensor(x) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x, np.int32)).to(device)
+
+    def entries(tiles) -> torch.Tensor:
+        joined = np.concatenate(tiles)
+        return tensor(joined if len(joined) else [0])
+
+    return TileLists(
+        tensor(group), tensor(np.stack(parts["partial"][0])), entries(parts["partial"][1]), tensor(np.stack(parts["full"][0])), entries(parts["full"][1])
+    )
+
+
+def _is_short(compiled, bound: Bound) -> bool:
+    """Whether the typical row tile visits few column tiles; decided once for lengths of one size."""
+    kept = compiled.state.setdefault("short", {})
+    key = bound.n_q.bit_length(), bound.n_k.bit_length()
+    if key not in kept:
+        axis = compiled.plan.forward
+        numbers = [bound.q_start, *bound.values.values()]
+        if axis.kind != "formula" or not all(isinstance(x, int) for x in numbers):
+            kept[key] = axis.kind == "table"
+        else:
+            seen = visits(compiled.exact, axis, bound, (64, 64))
+            row_tiles = max(1, -(-bound.n_q // 64) * bound.heads * bound.batch)
+            kept[key] = (seen.full_tiles + seen.partial_tiles) / row_tiles < SHORT_ROW
+    return kept[key]
