@@ -37,17 +37,18 @@ class Pointers:
         return [f"{m.name}_ptr", f"{m.name}_stride_b", f"{m.name}_stride_h", f"{m.name}_stride_n"]
 
     def base(self, m: Matrix) -> list[str]:
-        # The strides are not specialised, so that no length recompiles; ALIGN tells their common alignment.
+        # Strides come in units of ALIGN elements: their alignment is known though their values are not specialised.
+        n = m.name
         return [
-            f"{m.name}_base = {m.name}_ptr + b * tl.multiple_of({m.name}_stride_b, ALIGN) + {m.head} * tl.multiple_of({m.name}_stride_h, ALIGN)",
-            f"{m.name}_stride_n = tl.multiple_of({m.name}_stride_n, ALIGN)",
+            f"{n}_base = {n}_ptr + tl.cast(b, tl.int64) * {n}_stride_b * ALIGN + tl.cast({m.head}, tl.int64) * {n}_stride_h * ALIGN",
+            f"{n}_stride = {n}_stride_n * ALIGN",
         ]
 
     def load(self, m: Matrix, first: str, check: bool) -> str:
-        return f"_load_rows({m.name}_base, {first}, {m.name}_stride_n, {m.count}, {m.width}, {m.block}, {m.block_d}, {check})"
+        return f"_load_rows({m.name}_base, {first}, {m.name}_stride, {m.count}, {m.width}, {m.block}, {m.block_d}, {check})"
 
     def store(self, m: Matrix, first: str, values: str) -> str:
-        return f"_store_rows({m.name}_base, {first}, {m.name}_stride_n, {m.count}, {values}, {m.width}, {m.block}, {m.block_d})"
+        return f"_store_rows({m.name}_base, {first}, {m.name}_stride, {m.count}, {values}, {m.width}, {m.block}, {m.block_d})"
 
 
 class Descriptors:

@@ -23,9 +23,12 @@ import triton.language as tl
 
 '''
 
+VECTOR = 256  # delta and lse in base 2 are [B, H, n] with n a multiple of this, at least as long as any tile
+WHOLE = f"whole = tl.cdiv(n_q, {VECTOR}) * {VECTOR}"
+
 # Names in kernels that an arg's statements must not take.
 TAKEN = (
-    "b h g kv_h n_q n_k i r0 r1 tile row_tiles program first first_col last_col rows cols start col_tile s allowed acc total peak lse delta o dq dk dv swap "
+    "b h g kv_h n_q n_k i r0 r1 tile row_tiles program first first_col last_col rows cols start whole at vectors col_tile s allowed acc total peak lse delta o dq dk dv swap "
     "q_start q_row q_col k_row k_col q_tile k_tile v_tile do_tile bounds list_row triton tl"
 ).split()
 
@@ -218,18 +221,22 @@ def _backward_rows() -> Kernel:
     mem = access("pointers")
     o, do = (Matrix(n, "h", "n_q", "DV", "BLOCK_M", "BLOCK_DV") for n in ("o", "do"))
     body = [
-        *(line for line in Q_TILE if "kv_h" not in line),
+        WHOLE,
+        "row_tiles = whole // BLOCK_M",
+        "program = tl.program_id(0)",
+        "b = program // row_tiles // HEADS",
+        "h = program // row_tiles % HEADS",
+        "first = program % row_tiles * BLOCK_M",
         *mem.base(o), *mem.base(do),
         f"o_tile = {mem.load(o, 'first', True)}.to(tl.float32)",
         f"do_tile = {mem.load(do, 'first', True)}.to(tl.float32)",
         "rows = first + tl.arange(0, BLOCK_M)",
-        "at = tl.cast(b * HEADS + h, tl.int64) * n_q + rows",
-        'lse = tl.load(lse_ptr + at, mask=rows < n_q, other=float("-inf"))',
-        "dlse = tl.load(dlse_ptr + at, mask=rows < n_q, other=0.0)",
+        "head = tl.cast(b * HEADS + h, tl.int64)",
+        'lse = tl.load(lse_ptr + head * n_q + rows, mask=rows < n_q, other=float("-inf"))',
+        "dlse = tl.load(dlse_ptr + head * n_q + rows, mask=rows < n_q, other=0.0)",
         'empty = lse == float("-inf")',
-        "delta = tl.where(empty, 0.0, tl.sum(o_tile * do_tile, 1) - dlse)",
-        'tl.store(delta_ptr + at, delta, mask=rows < n_q)',
-        'tl.store(lse2_ptr + at, tl.where(empty, float("inf"), lse * 1.4426950408889634), mask=rows < n_q)',
+        "tl.store(delta_ptr + head * whole + rows, tl.where(empty, 0.0, tl.sum(o_tile * do_tile, 1) - dlse))",
+        'tl.store(lse2_ptr + head * whole + rows, tl.where(empty, float("inf"), lse * 1.4426950408889634))',
     ]
     parameters = [*mem.parameters(o), *mem.parameters(do), "lse_ptr", "dlse_ptr", "delta_ptr", "lse2_ptr", "n_q"]
     doc = "What the backward kernels need of each query: delta = sum(o * do) - dlse, and lse in base 2, +inf where there is no key."
@@ -254,10 +261,10 @@ def _backward_dq(plan: Plan, variant: str) -> Kernel:
         *(line for m in (q, k, v, do, dq) for line in mem.base(m)),
         f"q_tile = {mem.load(q, 'first', True)}",
         f"do_tile = {mem.load(do, 'first', True)}",
-        "rows = first + tl.arange(0, BLOCK_M)",
-        "at = tl.cast(b * HEADS + h, tl.int64) * n_q + rows",
-        'lse = tl.load(lse2_ptr + at, mask=rows < n_q, other=float("inf"))',
-        "delta = tl.load(delta_ptr + at, mask=rows < n_q, other=0.0)",
+        WHOLE,
+        "at = tl.cast(b * HEADS + h, tl.int64) * whole + first + tl.arange(0, BLOCK_M)",
+        "lse = tl.load(lse2_ptr + at)",
+        "delta = tl.load(delta_ptr + at)",
         "dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)",
         *a.loops(load, step, step), "",
         mem.store(dq, "first", "(dq * scale)"),
@@ -272,13 +279,12 @@ def _backward_dkdv(plan: Plan, variant: str) -> Kernel:
     k, v, dk, dv = (Matrix(n, "kv_h", "n_k", w, "BLOCK_N", f"BLOCK_{w}") for n, w in (("k", "D"), ("v", "DV"), ("dk", "D"), ("dv", "DV")))
 
     def load(check: bool) -> list[str]:
-        outside = (', mask=rows < n_q, other=float("inf")', ", mask=rows < n_q, other=0.0") if check else ("", "")
         return [
             f"q_tile = {mem.load(q, 'start', check)}",
             f"do_tile = {mem.load(do, 'start', check)}",
-            "rows = start + tl.arange(0, BLOCK_M)",
-            f"lse = tl.load(lse2_row + rows{outside[0]})",
-            f"delta = tl.load(delta_row + rows{outside[1]})",
+            "at = vectors + start + tl.arange(0, BLOCK_M)",
+            "lse = tl.load(lse2_ptr + at)",
+            "delta = tl.load(delta_ptr + at)",
             "s = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION)",
         ]
 
@@ -286,8 +292,7 @@ def _backward_dkdv(plan: Plan, variant: str) -> Kernel:
     inner = [
         "h = kv_h * GROUP + g", *a.hoisted(True), *a.before(),
         *(line for m in (q, do) for line in mem.base(m)),
-        "lse2_row = lse2_ptr + tl.cast(b * HEADS + h, tl.int64) * n_q",
-        "delta_row = delta_ptr + tl.cast(b * HEADS + h, tl.int64) * n_q",
+        "vectors = tl.cast(b * HEADS + h, tl.int64) * whole",
         *a.loops(load, step, step),
     ]
     body = [
@@ -297,6 +302,7 @@ def _backward_dkdv(plan: Plan, variant: str) -> Kernel:
         "b = program // row_tiles // (HEADS // GROUP)",
         "kv_h = program // row_tiles % (HEADS // GROUP)",
         "first = tile * BLOCK_N",
+        WHOLE,
         *a.positions(), *a.hoisted(False), "",
         *(line for m in (k, v, dk, dv) for line in mem.base(m)),
         f"k_tile = {mem.load(k, 'first', True)}",

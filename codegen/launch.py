@@ -16,8 +16,9 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from patternc.codegen import cache, configs
+from patternc.codegen.bounds import LIST_PARAMETERS
 from patternc.codegen.configs import Config
-from patternc.codegen.kernels import Kernel, Source
+from patternc.codegen.kernels import VECTOR, Kernel, Source
 from patternc.codegen.uses import Array
 from patternc.errors import BackendError
 
@@ -80,7 +81,7 @@ def attention_backward(call: Call, q, k, v, o, lse, do, dlse=None) -> tuple[torc
     """`(dq, dk, dv)` from the forward's inputs and results and the gradients of `o` and, where it has one, of `lse`."""
     do = _rows(do.to(o.dtype), warn=False)
     dlse = torch.zeros_like(lse) if dlse is None else dlse.float().contiguous()
-    delta, lse2 = torch.empty_like(lse), torch.empty_like(lse)
+    delta, lse2 = (torch.empty(*lse.shape[:2], _whole(lse.shape[2]), dtype=torch.float32, device=lse.device) for _ in range(2))
     o = _rows(o)
     _launch(call, "backward_rows", {"o": o, "do": do}, {"lse_ptr": lse, "dlse_ptr": dlse, "delta_ptr": delta, "lse2_ptr": lse2})
     flipped, scale, sign = _positive(q, call.scale)
@@ -90,6 +91,11 @@ def attention_backward(call: Call, q, k, v, o, lse, do, dlse=None) -> tuple[torc
     _launch(call, "backward_dq", {**matrices, "dq": dq}, shared)
     _launch(call, "backward_dkdv", {**matrices, "dk": dk, "dv": dv}, shared)
     return (dq if sign == 1 else dq.neg() if sign else torch.zeros_like(dq)), dk, dv
+
+
+def _whole(n: int) -> int:
+    """`n` as whole blocks of the row vectors: so they are aligned, and the tiles that read them never leave them."""
+    return -(-n // VECTOR) * VECTOR
 
 
 def _positive(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float, int]:
@@ -139,16 +145,18 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
     programs_per_tile = rows.shape[0] * rows.shape[1]
     key = (call.source.text, name, d, dv, dtype, device, call.short)
     config = call.configs.get(name) or _chosen.get(key) or _first(name, d, dv, dtype.itemsize, call.short, device)
+    align = math.gcd(16, *(s for m in matrices.values() for s in _strides(m)))
     while True:
         block = config.block_n if name == "backward_dkdv" else config.block_m
-        grid = -(-rows.shape[2] // block) * programs_per_tile
+        count = _whole(rows.shape[2]) if name == "backward_rows" else rows.shape[2]
+        grid = -(-count // block) * programs_per_tile
         if grid == 0:
             return
-        values = _arguments(call, kernel, matrices, extra, config, heads)
+        values = _arguments(call, kernel, matrices, extra, config, align)
         constants = {
             "HEADS": heads, "GROUP": heads // kv_heads, "D": d, "DV": dv, "BLOCK_D": configs.padded(d), "BLOCK_DV": configs.padded(dv),
             "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": _precision(dtype),
-            "ALIGN": _alignment(matrices.values()),
+            "ALIGN": align,
         }  # fmt: skip
         values |= {c: constants[c] for c in kernel.constants}
         try:
@@ -193,12 +201,7 @@ def _strides(x: torch.Tensor) -> list[int]:
     return [0 if x.shape[axis] == 1 else x.stride(axis) for axis in range(3)]
 
 
-def _alignment(matrices) -> int:
-    common = math.gcd(16, *(s for m in matrices for s in _strides(m)))
-    return common
-
-
-def _arguments(call: Call, kernel: Kernel, matrices: dict[str, torch.Tensor], extra: dict, config: Config, heads: int) -> dict:
+def _arguments(call: Call, kernel: Kernel, matrices: dict[str, torch.Tensor], extra: dict, config: Config, align: int) -> dict:
     """The runtime parameters of a kernel by name."""
     first = matrices["q" if "q" in matrices else "o"]
     values = {"n_q": first.shape[2], **extra}
@@ -206,7 +209,8 @@ def _arguments(call: Call, kernel: Kernel, matrices: dict[str, torch.Tensor], ex
     for name, x in matrices.items():
         if pointers:
             values[f"{name}_ptr"] = x
-            values |= dict(zip((f"{name}_stride_b", f"{name}_stride_h", f"{name}_stride_n"), _strides(x)))
+            units = (s // align for s in _strides(x))
+            values |= dict(zip((f"{name}_stride_b", f"{name}_stride_h", f"{name}_stride_n"), units))
         else:
             from patternc.codegen.descriptors import describe
 
@@ -264,8 +268,8 @@ def _bounds(call: Call, kernel: Kernel, config: Config) -> dict:
     rows, cols = (config.block_n, config.block_m) if direction == "transposed" else (config.block_m, config.block_n)
     made = call.bounds(direction, rows, cols)
     if axis.kind == "list":
-        tensors = dict(group_ptr=made.group, partial_ptr=made.partial_ptr, partial_tiles_ptr=made.partial, full_ptr=made.full_ptr, full_tiles_ptr=made.full)
-        return tensors
+        fields = ("group", "partial_ptr", "partial", "full_ptr", "full")
+        return {parameter: getattr(made, field) for parameter, field in zip(LIST_PARAMETERS, fields)}
     made = made.contiguous()
     strides = [0 if made.shape[i] == 1 else made.stride(i) for i in (0, 1)]
     return {"bounds_ptr": made, "bounds_stride_b": strides[0], "bounds_stride_h": strides[1]}

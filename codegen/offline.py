@@ -1,0 +1,151 @@
+"""Compiling generated kernels for a GPU that need not be there, and reading what the compiler made of them.
+
+Triton brings its own assembler and disassembler.  A process that interprets kernels (TRITON_INTERPRET=1) cannot compile
+them, so `compile_all` works in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from patternc.codegen import cache, configs
+from patternc.codegen.configs import Config
+from patternc.codegen.kernels import Kernel, Source
+from patternc.errors import BackendError
+
+SHARED_LIMIT = 227 * 1024  # bytes a program may have on sm_90
+DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A kernel to compile.
+
+    Attributes:
+        dtype: "bf16", "fp16" or "fp32".
+        heads, group: query heads, and query heads for each key head.
+        arch: compute capability times ten.
+    """
+
+    source: Source
+    kernel: str
+    dtype: str
+    head_dim: int
+    value_dim: int
+    config: Config
+    heads: int = 16
+    group: int = 1
+    arch: int = 90
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a job compiled to.
+
+    Attributes:
+        registers, stack, shared: registers a thread, bytes of stack a thread (spills), bytes of shared memory a program.
+        loop_spills: loads and stores of the stack inside loops.
+        instructions: number of SASS instructions by opcode without modifiers.
+        sass: the listing.
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    loop_spills: int
+    instructions: dict[str, int]
+    sass: str
+
+
+def signature(job: Job) -> tuple[dict[str, str], dict[str, object]]:
+    """Triton's types of the runtime parameters, and the values of the constexprs."""
+    kernel: Kernel = job.source.kernels[job.kernel]
+    d, dv, c = configs.padded(job.head_dim), configs.padded(job.value_dim), job.config
+    constants = {
+        "HEADS": job.heads, "GROUP": job.group, "D": job.head_dim, "DV": job.value_dim, "BLOCK_D": d, "BLOCK_DV": dv, "BLOCK_M": c.block_m,
+        "BLOCK_N": c.block_n, "STAGES": c.stages, "PRECISION": "ieee", "ALIGN": 16 if job.head_dim % 16 == job.value_dim % 16 == 0 else 8,
+    }  # fmt: skip
+    types = {p: _type(p, job, kernel) for p in kernel.parameters}
+    return types, {name: constants[name] for name in kernel.constants}
+
+
+def _type(parameter: str, job: Job, kernel: Kernel) -> str:
+    name, _, kind = parameter.rpartition("_")
+    if kind == "desc":
+        keys, values = name in ("k", "v", "dk", "dv"), name in ("v", "o", "do", "dv")
+        block = [job.config.block_n if keys else job.config.block_m, configs.padded(job.value_dim if values else job.head_dim)]
+        return f"tensordesc<{job.dtype}{[1, 1, *block] if job.source.variant == 'descriptors' else block}>"
+    if kind == "ptr":
+        if name in ("q", "k", "v", "o", "do", "dq", "dk", "dv"):
+            return f"*{job.dtype}"
+        if name in ("lse", "lse2", "delta", "dlse"):
+            return "*fp32"
+        return "*u8" if any(a.parameter == parameter and a.kind == "member" for a in kernel.arrays) else "*i32"
+    if parameter in ("scale", "score_scale"):
+        return "fp32"
+    return "i64" if parameter.endswith(("_stride_b", "_stride_h")) and not parameter.startswith("bounds") else "i32"
+
+
+def compile_one(job: Job) -> Report:
+    """Compile in this process."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(cache.load(job.source.text), job.kernel)
+    if not isinstance(function, triton.runtime.JITFunction):
+        raise BackendError("this process interprets kernels and cannot compile them", fix="use `compile_all`, or unset TRITON_INTERPRET")
+    types, constants = signature(job)
+    aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(types.values()) if t.startswith("*")}
+    source = ASTSource(fn=function, signature={**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants, attrs=aligned)
+    options = {"num_warps": job.config.warps, "num_stages": job.config.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage, sass = _cuobjdump("-res-usage", cubin), _cuobjdump("-sass", cubin)
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    return Report(registers, stack, compiled.metadata.shared, *_read(sass), sass)
+
+
+def _cuobjdump(option: str, cubin: Path) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    done = subprocess.run([tool, option, cubin], capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def _read(sass: str) -> tuple[int, dict[str, int]]:
+    """Spills inside loops, and the count of each opcode.  A loop is what a backward branch jumps over."""
+    lines = [(int(m[1], 16), m[2], m[3]) for m in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)([^;]*);", sass)]
+    counts: dict[str, int] = {}
+    for _, opcode, _ in lines:
+        counts[opcode] = counts.get(opcode, 0) + 1
+    jumps = ((at, re.search(r"0x([0-9a-f]+)", rest)) for at, opcode, rest in lines if opcode == "BRA")
+    loops = [(int(target[1], 16), at) for at, target in jumps if target and int(target[1], 16) < at]
+    spills = sum(any(low <= at <= high for low, high in loops) for at, opcode, _ in lines if opcode in ("LDL", "STL"))
+    return spills, counts
+
+
+def compile_all(jobs: list[Job]) -> list[Report]:
+    """Compile in a new process, whatever this one does with kernels."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-m", "patternc.codegen.offline"], input=pickle.dumps(jobs), capture_output=True, env=environment)
+    if done.returncode:
+        raise BackendError(f"offline compilation failed:\n{done.stderr.decode()[-4000:]}")
+    return pickle.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    from patternc.codegen import offline  # the jobs' classes live in the importable module, not in __main__
+
+    reports = [offline.compile_one(job) for job in pickle.loads(sys.stdin.buffer.read())]
+    sys.stdout.buffer.write(pickle.dumps(reports))
