@@ -8,14 +8,19 @@ one class share theirs.  A row's softmax is done at once, so only lse is kept fo
 
 from __future__ import annotations
 
+import functools
 import weakref
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from patternc.layout import Group, Layout
+from patternc.args import ArgUse, Bound, bind
+from patternc.expr.attention import Attention
+from patternc.expr.pattern import Pattern, all_of, negate
+from patternc.layout import Group, Layout, layout
 from patternc.masks import Selection, TileMasks
+from patternc.tail import rms_norm, tail
 
 BUDGET = 1 << 20  # scores in memory at a time, which should stay in a core's cache
 
@@ -170,23 +175,24 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
-def forward(q, k, v, layout: Layout, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(q, k, v, tiles: Layout, scale: float, out_dtype: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention over the layout's pairs.
 
     Args:
         q: [B, H, Nq, D].  k: [B, Hkv, Nk, D].  v: [B, Hkv, Nk, Dv]; any strides, any float dtype.
-        layout: the tiles, not transposed.
+        tiles: the layout, not transposed.
         scale: of the scores.
+        out_dtype: q's dtype by default.
     Returns:
-        out [B, H, Nq, Dv] in q's dtype, and lse [B, H, Nq] in float32 (float64 for float64); 0 and -inf without keys.
+        out [B, H, Nq, Dv] in `out_dtype`, and lse [B, H, Nq] in float32 (float64 for float64); 0 and -inf without keys.
     """
     dtype = compute_dtype(q.dtype)
-    out = q.new_zeros(*q.shape[:3], v.shape[-1])
+    out = q.new_zeros(*q.shape[:3], v.shape[-1], dtype=out_dtype)
     lse = q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
-    for group in layout.groups:
+    for group in tiles.groups:
         part = Selection(group, q.shape[1], k.shape[1], q.shape[0])
         qs, ks, vs = part.queries(q), part.keys(k), part.keys(v)
-        o, L = qs.new_zeros(*qs.shape[:-1], v.shape[-1]), qs.new_full(qs.shape[:-1], -torch.inf, dtype=dtype)
+        o, L = qs.new_zeros(*qs.shape[:-1], v.shape[-1], dtype=out_dtype), qs.new_full(qs.shape[:-1], -torch.inf, dtype=dtype)
         for z, h, piece in _pieces(group, *qs.shape[:3], q.device):
             kk, vv = (piece.of_keys(x[z, h]).to(dtype) for x in (ks, vs))
             s = piece.scores(piece.of_queries(qs[z, h]).to(dtype), kk, scale)
@@ -202,7 +208,7 @@ def forward(q, k, v, layout: Layout, scale: float) -> tuple[torch.Tensor, torch.
     return out, lse
 
 
-def backward(d_out, d_lse, q, k, v, out, lse, layout: Layout, scale: float):
+def backward(d_out, d_lse, q, k, v, out, lse, tiles: Layout, scale: float):
     """Gradients of `forward`.
 
     Args:
@@ -218,7 +224,7 @@ def backward(d_out, d_lse, q, k, v, out, lse, layout: Layout, scale: float):
         delta = delta - d_lse
     empty = lse == -torch.inf
     delta, lse = delta.masked_fill(empty, 0.0), lse.masked_fill(empty, 0.0)
-    for group in layout.groups:
+    for group in tiles.groups:
         part = Selection(group, q.shape[1], k.shape[1], q.shape[0])
         qs, ds, ls, deltas = (part.queries(x) for x in (q, d_out, lse, delta))
         ks, vs = part.keys(k), part.keys(v)
@@ -245,10 +251,10 @@ class TiledAttention(torch.autograd.Function):
     """`forward` and `backward` for autograd; saves q, k, v, out and lse."""
 
     @staticmethod
-    def forward(ctx, q, k, v, layout: Layout, scale: float):
-        out, lse = forward(q, k, v, layout, scale)
+    def forward(ctx, q, k, v, tiles: Layout, scale: float, out_dtype=None):
+        out, lse = forward(q, k, v, tiles, scale, out_dtype)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.layout, ctx.scale = layout, scale
+        ctx.tiles, ctx.scale = tiles, scale
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -257,6 +263,53 @@ class TiledAttention(torch.autograd.Function):
     def backward(ctx, d_out, d_lse):
         q, k, v, out, lse = ctx.saved_tensors
         if d_out is None and d_lse is None:
-            return (None,) * 5
+            return (None,) * 6
         d_out = torch.zeros_like(out) if d_out is None else d_out
-        return *backward(d_out, d_lse, q, k, v, out, lse, ctx.layout, ctx.scale), None, None
+        return *backward(d_out, d_lse, q, k, v, out, lse, ctx.tiles, ctx.scale), None, None, None
+
+
+def tile_of(n_q: int, n_k: int) -> tuple[int, int]:
+    """Tiles of 64 keep the scores of a window in the cache; short sequences take smaller ones."""
+    return (64, 64) if max(n_q, n_k) > 256 else (16, 16)
+
+
+def tail_tile_of(n_q: int, n_k: int) -> tuple[int, int]:
+    """States cost F * dv / tile per token, so larger tiles than the exact part's."""
+    return (128, 128) if max(n_q, n_k) > 512 else (32, 32) if max(n_q, n_k) > 64 else (8, 8)
+
+
+@functools.lru_cache(maxsize=64)
+def _layout_without_data(pattern: Pattern, call: tuple, tile: tuple[int, int]) -> Layout:
+    *sizes, start, numbers = call
+    uses = {name: ArgUse(name, "scalar") for name, _ in numbers}
+    return layout(pattern, Bound(*sizes, start, False, uses, dict(numbers)), tile)
+
+
+def layout_of(pattern: Pattern, call: Bound, tile: tuple[int, int]) -> Layout:
+    """The layout of a call; kept between calls unless tensors decide it."""
+    if not isinstance(call.q_start, int) or not all(isinstance(value, int) for value in call.values.values()):
+        return layout(pattern, call, tile)
+    return _layout_without_data(pattern, (call.n_q, call.n_k, call.heads, call.batch, call.q_start, tuple(call.values.items())), tile)
+
+
+def attention(
+    spec: Pattern | Attention, q, k, v, args: dict | None = None, *, scale: float | None = None, q_start=None, check: bool = False,
+    tail_q=None, tail_k=None, exact_scale=None, tail_scale=None, initial_state=None, projection=None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `patternc.reference.attention` computes, over the tiles of the layout; the arguments are described there.
+
+    Returns:
+        out [B, H, Nq, Dv] in q's dtype, and lse [B, H, Nq] of the exact part in float32 (float64 for float64).
+    """
+    call = bind(spec, args or {}, q.shape[2], k.shape[2], q.shape[1], q.shape[0], q_start, q.device, check)
+    exact, term = (spec.exact, spec.term) if isinstance(spec, Attention) else (spec, None)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    tiles = layout_of(exact, call, tile_of(call.n_q, call.n_k))
+    out, lse = TiledAttention.apply(q, k, v, tiles, scale, None if term is None else compute_dtype(q.dtype))
+    if term is None:
+        return out, lse
+    rest = layout_of(all_of(spec.domain, negate(exact)), call, tail_tile_of(call.n_q, call.n_k))
+    y = tail(term, q if tail_q is None else tail_q, k if tail_k is None else tail_k, v, rest, initial_state, projection)
+    if term.norm == "rms":
+        out, y = rms_norm(out, exact_scale), rms_norm(y, tail_scale)
+    return (out + y).to(q.dtype), lse
