@@ -7,8 +7,7 @@ import weakref
 import numpy as np
 import torch
 
-from patternc.analysis.classes import group as group_by_columns
-from patternc.analysis.classes import shape_columns
+from patternc.analysis.classes import group as group_by_columns, shape_columns
 from patternc.analysis.evaluate import evaluate
 from patternc.analysis.grid import Grid
 from patternc.analysis.runs import members

@@ -51,7 +51,8 @@ WRONG = [
     (doc, dict(doc=[0.5] * 6), DtypeError, "arg `doc` must hold integers or bools, got float64\nfix: convert it, as in `x.long()`"),
     (doc, dict(doc="abc"), ArgError, "arg `doc` must be a number or a tensor, got str\nfix: give integers or bools"),
     (doc, dict(doc=[[0], [0, 1]]), ArgError, "arg `doc` must be a number or a tensor, got a ragged list\nfix: give a tensor of integers or bools"),
-    (doc, dict(doc=q), ArgError, "arg `doc` must be a number or a tensor, got an expression\nfix: expressions belong into the pattern; a call takes values"),
+    (doc, dict(doc=q), ArgError,
+     "arg `doc` must be a number or a tensor, got an expression\nfix: expressions belong into the pattern; a call takes values"),
     (doc, dict(doc=3), ShapeError, "arg `doc` takes 1 subscript in the pattern, got the number 3\nfix: give a tensor of 1 axis"),
     (doc, dict(doc=torch.zeros(5).long()), ShapeError,
      "arg `doc` is indexed by a position, so its length there is n_k = 6, got shape (5,)\nfix: queries index it absolutely too, whatever n_q is"),
@@ -68,11 +69,13 @@ WRONG = [
      "a table has length 2 along axis 0, and its subscript there reaches 2\nfix: make it longer, or bound the subscript: `min(..., 1)`"),
     (window, dict(w=True), DtypeError, "arg `w` must be an integer, got bool\nfix: give an int, or an int tensor of shape [] or [batch]"),
     (window, dict(w=2**40), LimitError, "arg `w` is too large: 1099511627776\nfix: keep integers within 2147483647 in magnitude"),
-    (window, dict(w=[1, 2, 3]), ShapeError, "arg `w` must be a number or have shape [] or [2], got (3,)\nfix: give one integer, or one for each batch row"),
+    (window, dict(w=[1, 2, 3]), ShapeError,
+     "arg `w` must be a number or have shape [] or [2], got (3,)\nfix: give one integer, or one for each batch row"),
     (cols, dict(t=3), ShapeError,
      "arg `t` is a mask or a list of positions, got the number 3\nfix: a list of one position is `[3]`; a count belongs into the pattern"),
     (cols, dict(t=torch.zeros(5).bool()), ShapeError, "arg `t` is a mask over n_k = 6, got shape (5,)\nfix: give [6] or [2, 6]"),
-    (pc.per_head(pc.causal, pc.full), dict(), ShapeError, "per_head gives 2 patterns, and there are 3 query heads\nfix: give one pattern for each query head"),
+    (pc.per_head(pc.causal, pc.full), dict(), ShapeError,
+     "per_head gives 2 patterns, and there are 3 query heads\nfix: give one pattern for each query head"),
 ]
 
 
@@ -86,7 +89,8 @@ def test_what_does_not_fit(pattern, args, error, message):
 @pytest.mark.parametrize("pattern, args, message", [
     (cols, dict(t=[0, 6]), "arg `t` holds the position 6, and n_k is 6\nfix: positions are below it; negative ones are ignored"),
     (valid, dict(m=[7, 1]), "arg `m` holds a length outside 0..6\nfix: lengths count keys"),
-    (doc, dict(doc=torch.full((6,), 2**40)), "arg `doc` holds 1099511627776, which does not fit in 32 bits\nfix: keep values within 2147483647 in magnitude"),
+    (doc, dict(doc=torch.full((6,), 2**40)),
+     "arg `doc` holds 1099511627776, which does not fit in 32 bits\nfix: keep values within 2147483647 in magnitude"),
 ])
 def test_values_are_looked_at_only_when_asked(pattern, args, message):
     bind(pattern, args, 6, batch=2)

@@ -202,6 +202,7 @@ def test_rows_without_keys(norm):
 @pytest.mark.parametrize("norm", ["rms", "none", "denominator"])
 def test_gradcheck(norm):
     torch.manual_seed(0)
-    x = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((1, 2, 4, 3), (1, 1, 5, 3), (1, 1, 5, 2), (2, 6, 2 + (norm == "denominator")))]
+    shapes = (1, 2, 4, 3), (1, 1, 5, 3), (1, 1, 5, 2), (2, 6, 2 + (norm == "denominator"))
+    x = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
     spec = pc.causal & (pc.window(2) + pc.linear_tail(norm=norm))
     assert torch.autograd.gradcheck(lambda q, k, v, h0: attention(spec, q, k, v, initial_state=h0.exp()), x)

@@ -1,0 +1,360 @@
+"""`pc.verify`: outputs and all gradients against the dense float64 reference, on the user's device and dtype.
+
+The tolerance is not chosen by hand: it is a small multiple of the error that the dense reference itself makes when it runs in
+the tested dtype, plus as many units of roundoff of the largest value.  The multiple is 2 in half precision, where the
+reference rounds every intermediate result and a kernel only some, and 4 in float32 and float64, where both round alike and
+the largest of a few errors is noise.  Rows whose pattern allows nothing must be exactly 0.  Inputs hide nothing: v has a mean, q and k are peaked.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from patternc import cpu, reference
+from patternc.args import bind, signature
+from patternc.bounds import bounds
+from patternc.errors import ParameterError, ShapeError, VerificationError
+from patternc.expr.attention import Attention
+from patternc.expr.index import INF
+from patternc.expr.node import Node, postorder
+from patternc.expr.pattern import Pattern
+from patternc.tail import favor_projection, feature_map
+
+PARAMETERS = ("exact_scale", "tail_scale", "initial_state", "projection")  # what a module with a term owns
+SLOW = 2.0  # seconds after which a progress bar appears
+
+
+@dataclass(frozen=True)
+class Check:
+    """One compared tensor: the largest absolute error against float64, and what was allowed."""
+
+    size: str
+    tensor: str
+    error: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.note and self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found.  True in a condition if everything agrees."""
+
+    pattern: str
+    backend: str
+    device: str
+    dtype: str
+    seconds: float
+    checks: tuple[Check, ...] = field(repr=False)
+
+    @property
+    def ok(self) -> bool:
+        return all(c.ok for c in self.checks)
+
+    __bool__ = ok.fget
+
+    def table(self):
+        """A rich table: a row for each size, errors in percent of their tolerance."""
+        from rich.table import Table
+
+        names = list(dict.fromkeys(c.tensor for c in self.checks))
+        title = f"{self.pattern}\n{self.backend} on {self.device}, {self.dtype}: error as a share of the tolerance"
+        out = Table(title=title, title_justify="left", caption=f"{'agrees' if self.ok else 'DIFFERS'} ({self.seconds:.1f} s)")
+        for name in ("size", *names):
+            out.add_column(name, justify="left" if name == "size" else "right")
+        for size in dict.fromkeys(c.size for c in self.checks):
+            found = {c.tensor: c for c in self.checks if c.size == size}
+            out.add_row(size, *(_cell(found.get(name)) for name in names))
+        return out
+
+    def raise_if_different(self) -> None:
+        """Raise VerificationError that names the worst tensor."""
+        wrong = [c for c in self.checks if not c.ok]
+        if wrong:
+            c = max(wrong, key=lambda c: (bool(c.note), c.error / max(c.tolerance, 1e-300)))
+            what = c.note or f"error {c.error:.2e}, tolerance {c.tolerance:.2e}"
+            raise VerificationError(
+                f"{self.backend} on {self.device} in {self.dtype} differs from the reference: `{c.tensor}` at {c.size}: {what}",
+                typed=self.pattern,
+                fix="this is a bug in patternc; please report the pattern and this message",
+            )
+
+
+def _cell(c: Check | None) -> str:
+    if c is None:
+        return ""
+    share = f"{100 * c.error / c.tolerance:.0f}%" if c.tolerance > 0 else f"{c.error:.0e}"
+    return share if c.ok else f"[bold red]{c.note or share}[/]"
+
+
+def verify(
+    spec: Pattern | Attention, *, backend: str = "auto", device=None, dtype: torch.dtype | None = None, sizes=None, heads: int | None = None,
+    kv_heads: int | None = None, head_dim: int = 32, value_dim: int | None = None, batch: int = 2, args: dict | None = None,
+    seed: int = 0, raise_error: bool = False, quiet: bool = False, run=None,
+) -> Report:
+    """Compare outputs and all gradients with the dense float64 reference.
+
+    Args:
+        spec: a pattern or an attention.
+        backend: "auto", "triton" or "cpu".
+        device, dtype: by default a GPU in bfloat16 if there is one, else the CPU in float32.
+        sizes: pairs (n_q, n_k) or lengths; by default a few that reach beyond the largest number in the pattern.
+        heads, kv_heads, head_dim, value_dim, batch: of the random inputs.
+        args: runtime args; those that are left out are drawn at random for each size.
+        raise_error: raise VerificationError on a difference.
+        quiet: print nothing.
+        run: what to test instead of a backend: takes (q, k, v, args, **options) of `patternc.reference.attention` and
+            returns (out, lse).
+    Returns:
+        a Report, printed as a table unless `quiet`.
+    Raises:
+        VerificationError: on a difference, if asked for; ShapeError and others where `args` do not fit the sizes.
+    """
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    heads = heads or next((len(n.args) for n in postorder(spec) if n.op == "per_head"), 4)
+    kv_heads = kv_heads or (heads // 2 if heads % 2 == 0 else heads)
+    if heads % kv_heads:
+        raise ParameterError(f"{heads} query heads are no multiple of {kv_heads} kv heads", fix="kv_heads divides heads")
+    generator = torch.Generator().manual_seed(seed)
+    shape = batch, heads, kv_heads, head_dim, value_dim or head_dim
+    cases = _cases(spec, sizes, args or {}, shape, generator, device)
+    started, checks = time.perf_counter(), []
+    runner = _Runner(spec, backend, run, heads, shape[-2:], generator, device)
+    for n_q, n_k, given in _progress(cases, quiet):
+        checks += _compare(spec, runner, given, (n_q, n_k), shape, generator, device, dtype)
+    name = "custom" if run else backend
+    report = Report(_text(spec), name, str(device), str(dtype).removeprefix("torch."), time.perf_counter() - started, tuple(checks))
+    if not quiet:
+        from rich.console import Console
+
+        Console().print(report.table())
+    if raise_error:
+        report.raise_if_different()
+    return report
+
+
+def _text(spec: Node) -> str:
+    text = str(spec)
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _progress(cases: list, quiet: bool):
+    """The cases, with a progress bar once they have taken `SLOW` seconds."""
+    if quiet:
+        yield from cases
+        return
+    from rich.progress import Progress
+
+    started, bar, task = time.perf_counter(), None, None
+    try:
+        for done, case in enumerate(cases):
+            if bar is None and time.perf_counter() - started > SLOW:
+                bar = Progress(transient=True)
+                bar.start()
+                task = bar.add_task("verifying", total=len(cases))
+            if bar is not None:
+                bar.update(task, completed=done, description=f"verifying {case[0]} x {case[1]}")
+            yield case
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _cases(spec, sizes, args: dict, shape, generator, device) -> list:
+    """`(n_q, n_k, args)` of every size; default sizes that a static table does not reach are left out."""
+    batch, heads = shape[:2]
+    chosen = [(n, n) if isinstance(n, int) else tuple(n) for n in (sizes or _default_sizes(spec))]
+    out, last = [], None
+    for n_q, n_k in chosen:
+        given = {**random_args(spec, n_q, n_k, heads, batch, generator, device, known=args), **args}
+        try:
+            bind(spec, given, n_q, n_k, heads, batch, device=device)
+        except ShapeError as error:
+            if sizes:
+                raise
+            last = error
+        else:
+            out.append((n_q, n_k, given))
+    if not out:
+        raise last
+    return out
+
+
+def _default_sizes(spec: Node) -> list[tuple[int, int]]:
+    """Small ones, ragged ones, one with fewer queries than keys, and one beyond the largest number in the pattern."""
+    numbers = [abs(a) for node in postorder(spec) for a in node.args if isinstance(a, int) and not isinstance(a, bool) and node.op != "term"]
+    reach = min(max([n for n in numbers if n <= 1200], default=0), 1200)
+    return [(1, 1), (37, 37), (128, 128), (64, 203), (1, 150), *([(2 * reach + 29,) * 2] if reach > 100 else [(300, 300)])]
+
+
+def random_args(spec: Node, n_q: int, n_k: int, heads: int, batch: int, generator, device="cpu", known=()) -> dict:
+    """Random values for every arg of a pattern: sorted ids for tensors, widths, masks and lengths, some of them per batch row."""
+
+    def draw(low, high, *size):
+        return torch.randint(low, max(high, low + 1), size, generator=generator)
+
+    env = {"q": (n_k - n_q, n_k - 1), "k": (0, n_k - 1), "h": (0, heads - 1), "b": (0, batch - 1), "n_q": (n_q, n_q), "n_k": (n_k, n_k)}
+    out = {}
+    for name, use in signature(spec).items():
+        if name in known:
+            continue
+        if use.kind == "scalar":
+            out[name] = int(draw(1, n_k + 1, 1))
+        elif use.kind == "lengths":
+            out[name] = draw(0, n_k + 1, batch)
+        elif use.kind == "positions":
+            out[name] = draw(-1, heads if use.over_heads else n_k, batch, 3)
+        else:
+            known_now = {**env, **{x: (v, v) for x, v in out.items() if isinstance(v, int)}}
+            reach = [max(bounds(s[axis], known_now)[1] for s in use.subscripts) for axis in range(use.rank)]
+            out[name] = draw(-1, 5, *(int(high) + 1 if 0 <= high < INF else n_k for high in reach)).sort(-1).values
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in out.items()}
+
+
+class _Runner:
+    """What is tested: a function, a module of a backend, or the cpu backend's operations."""
+
+    def __init__(self, spec, backend, run, heads, dims, generator, device):
+        self.spec, self.run, self.module = spec, run, None
+        head_dim, value_dim = dims
+        self.parameters = {}
+        if isinstance(spec, Attention):
+            self.parameters = {name: x.to(device) for name, x in _random_parameters(spec.term, heads, head_dim, value_dim, generator).items()}
+        if run is None and backend != "cpu":
+            from patternc.compile import compile
+
+            owned = dict(num_heads=heads, head_dim=head_dim) if self.parameters else {}
+            self.module = compile(spec, backend=backend, **owned).to(device)
+            for name in self.parameters:  # the module's own, with the values drawn above
+                getattr(self.module, name).data.copy_(self.parameters[name])
+
+    def __call__(self, q, k, v, args, **options):
+        if self.run is not None:
+            return self.run(q, k, v, args, **options)
+        if self.module is None:
+            return cpu.attention(self.spec, q, k, v, args, **options)
+        options = {name: x for name, x in options.items() if name not in PARAMETERS}
+        return self.module(q, k, v, return_lse=True, **options, **args)
+
+    def leaves(self, dtype) -> dict[str, torch.Tensor]:
+        """The parameters that the tested call uses; float32 or wider, as a module owns them."""
+        if self.module is not None:
+            return {name: getattr(self.module, name) for name in self.parameters}
+        return {name: x.to(cpu.compute_dtype(dtype)) for name, x in self.parameters.items()}
+
+
+def _random_parameters(term, heads: int, head_dim: int, value_dim: int, generator) -> dict[str, torch.Tensor]:
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    out = {}
+    if term.feature == "favor+":
+        out["projection"] = favor_projection(head_dim, term.num_features, term.seed)
+    if term.norm == "rms":
+        out.update(exact_scale=normal(heads, value_dim), tail_scale=normal(heads, value_dim))
+    if term.initial_state:
+        features = feature_map(term.feature, out.get("projection"))(torch.zeros(1, head_dim)).shape[-1]
+        out["initial_state"] = normal(heads, features, value_dim + (term.norm == "denominator")).abs()
+    return out
+
+
+def _compare(spec, runner: _Runner, args, lengths, shape, generator, device, dtype) -> list[Check]:
+    batch, heads, kv_heads, dim, value_dim = shape
+    n_q, n_k = lengths
+
+    def normal(h, n, d):
+        return torch.randn(batch, h, n, d, generator=generator)
+
+    inputs = {"q": 2 * normal(heads, n_q, dim), "k": 2 * normal(kv_heads, n_k, dim), "v": normal(kv_heads, n_k, value_dim) + 1}
+    if isinstance(spec, Attention):
+        inputs.update(tail_q=2 * normal(heads, n_q, dim), tail_k=2 * normal(kv_heads, n_k, dim))
+    inputs = {name: x.to(device, dtype) for name, x in inputs.items()}
+    d_out, d_lse = normal(heads, n_q, value_dim).to(device, dtype), torch.randn(batch, heads, n_q, generator=generator).to(device)
+    constants = runner.leaves(dtype)
+
+    def results(run, of):
+        """Outputs and gradients of one implementation, its inputs in the dtype `of`."""
+        leaves = {name: x.detach().to(of or x.dtype).requires_grad_() for name, x in inputs.items()}
+        given = {name: x if of is None and runner.module is not None else x.detach().to(of or x.dtype) for name, x in constants.items()}
+        learned = {name: x if x.requires_grad else x.requires_grad_() for name, x in given.items() if name != "projection"}
+        q, k, v, *tail = leaves.values()
+        options = dict(zip(("tail_q", "tail_k"), tail), **given)
+        out, lse = run(q, k, v, args, **options)
+        some = lse > -torch.inf
+        total = (out.to(d_out.dtype) * d_out).sum(dtype=torch.float32 if of is None else None) + (torch.where(some, lse, 0.0) * d_lse).sum()
+        every = {**leaves, **learned}
+        gradients = torch.autograd.grad(total, list(every.values()), allow_unused=True)
+        named = {f"d{name}": torch.zeros_like(x) if g is None else g for (name, x), g in zip(every.items(), gradients)}
+        return {"out": out.detach(), "lse": lse.detach(), **named}
+
+    def dense(of):
+        return results(lambda q, k, v, given, **options: reference.attention(spec, q, k, v, given, dtype=of, **options), of)
+
+    exact, got = dense(torch.float64), results(runner, None)
+    errors = _own_error(dense, dtype, exact)
+    size, zeros = f"{n_q} x {n_k}", _structural_zeros(spec, args, (n_q, n_k, *shape[:3]), device)
+    return [_check(size, name, got[name].double(), exact[name], errors[name], dtype, zeros.get(name)) for name in exact]
+
+
+def _structural_zeros(spec, args, sizes, device) -> dict[str, torch.Tensor]:
+    """Rows of each tensor that no allowed pair reaches: exactly 0, not only small."""
+    n_q, n_k, batch, heads, kv_heads = sizes
+    call = bind(spec, args, n_q, n_k, heads, batch, device=device)
+    term = spec.term if isinstance(spec, Attention) else None
+    exact = reference.mask_of(spec if term is None else spec.exact, call, device)
+    rest = torch.zeros_like(exact) if term is None else reference.mask_of(spec.domain, call, device) & ~exact
+
+    def rows(mask):
+        return ~mask.any(-1)
+
+    def keys(mask):
+        return ~mask.unflatten(1, (kv_heads, -1)).any(3).any(2)
+
+    zeros = {"dq": rows(exact), "dk": keys(exact), "dv": keys(exact | rest), "dtail_k": keys(rest)}
+    if term is None or not term.initial_state:
+        zeros.update(out=rows(exact | rest), dtail_q=rows(rest))
+    return zeros
+
+
+def _own_error(dense, dtype: torch.dtype, exact: dict) -> dict[str, float]:
+    """The largest error of the dense reference run in `dtype`, for every tensor.
+
+    In float64 there is nothing to compare with, and in float16 gradients may overflow: then float32's error, scaled by the
+    ratio of the units of roundoff.
+    """
+    own = {} if dtype == torch.float64 else dense(dtype)
+    fallback = None
+    out = {}
+    for name, want in exact.items():
+        error = _largest_error(own[name].double(), want) if name in own else INF
+        if not error < INF:
+            fallback = fallback or dense(torch.float32)
+            error = _largest_error(fallback[name].double(), want) * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+        out[name] = error
+    return out
+
+
+def _largest_error(x, want) -> float:
+    difference = torch.where(x == want, 0.0, (x - want).abs())  # equal infinities differ by nothing
+    return float(difference.max().nan_to_num(INF)) if difference.numel() else 0.0
+
+
+def _check(size: str, name: str, got, want, own: float, dtype, zero=None) -> Check:
+    finite = torch.where(want.isfinite(), want, 0.0).abs()
+    largest = float(finite.max()) if finite.numel() else 0.0
+    tolerance = (2 if dtype.itemsize == 2 else 4) * (own + torch.finfo(dtype).eps * largest)
+    note = ""
+    if got.isnan().any():
+        note = "NaN"
+    elif zero is not None and (got[zero] != 0).any():
+        note = "rows that should be 0"
+    elif (got.isinf() != want.isinf()).any():
+        note = "infinities"
+    return Check(size, name, _largest_error(got, want), tolerance, note)
