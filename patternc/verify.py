@@ -14,16 +14,14 @@ from dataclasses import dataclass, field
 import torch
 
 from patternc import cpu, reference
-from patternc.args import bind, signature
-from patternc.bounds import bounds
+from patternc.args import bind
 from patternc.errors import ParameterError, ShapeError, VerificationError
 from patternc.expr.attention import Attention
 from patternc.expr.index import INF
 from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import Pattern
-from patternc.tail import favor_projection, feature_map
+from patternc.samples import default_sizes, random_args, random_parameters, structural_zeros
 
-PARAMETERS = ("exact_scale", "tail_scale", "initial_state", "projection")  # what a module with a term owns
 SLOW = 2.0  # seconds after which a progress bar appears
 
 
@@ -170,7 +168,7 @@ def _progress(cases: list, quiet: bool):
 def _cases(spec, sizes, args: dict, shape, generator, device) -> list:
     """`(n_q, n_k, args)` of every size; default sizes that a static table does not reach are left out."""
     batch, heads = shape[:2]
-    chosen = [(n, n) if isinstance(n, int) else tuple(n) for n in (sizes or _default_sizes(spec))]
+    chosen = [(n, n) if isinstance(n, int) else tuple(n) for n in (sizes or default_sizes(spec))]
     out, last = [], None
     for n_q, n_k in chosen:
         given = {**random_args(spec, n_q, n_k, heads, batch, generator, device, known=args), **args}
@@ -187,37 +185,6 @@ def _cases(spec, sizes, args: dict, shape, generator, device) -> list:
     return out
 
 
-def _default_sizes(spec: Node) -> list[tuple[int, int]]:
-    """Small ones, ragged ones, one with fewer queries than keys, and one beyond the largest number in the pattern."""
-    numbers = [abs(a) for node in postorder(spec) for a in node.args if isinstance(a, int) and not isinstance(a, bool) and node.op != "term"]
-    reach = min(max([n for n in numbers if n <= 1200], default=0), 1200)
-    return [(1, 1), (37, 37), (128, 128), (64, 203), (1, 150), *([(2 * reach + 29,) * 2] if reach > 100 else [(300, 300)])]
-
-
-def random_args(spec: Node, n_q: int, n_k: int, heads: int, batch: int, generator, device="cpu", known=()) -> dict:
-    """Random values for every arg of a pattern: sorted ids for tensors, widths, masks and lengths, some of them per batch row."""
-
-    def draw(low, high, *size):
-        return torch.randint(low, max(high, low + 1), size, generator=generator)
-
-    env = {"q": (n_k - n_q, n_k - 1), "k": (0, n_k - 1), "h": (0, heads - 1), "b": (0, batch - 1), "n_q": (n_q, n_q), "n_k": (n_k, n_k)}
-    out = {}
-    for name, use in signature(spec).items():
-        if name in known:
-            continue
-        if use.kind == "scalar":
-            out[name] = int(draw(1, n_k + 1, 1))
-        elif use.kind == "lengths":
-            out[name] = draw(0, n_k + 1, batch)
-        elif use.kind == "positions":
-            out[name] = draw(-1, heads if use.over_heads else n_k, batch, 3)
-        else:
-            known_now = {**env, **{x: (v, v) for x, v in out.items() if isinstance(v, int)}}
-            reach = [max(bounds(s[axis], known_now)[1] for s in use.subscripts) for axis in range(use.rank)]
-            out[name] = draw(-1, 5, *(int(high) + 1 if 0 <= high < INF else n_k for high in reach)).sort(-1).values
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in out.items()}
-
-
 class _Runner:
     """What is tested: a function, a module of a backend, or the cpu backend's operations."""
 
@@ -226,43 +193,22 @@ class _Runner:
         head_dim, value_dim = dims
         self.parameters = {}
         if isinstance(spec, Attention):
-            self.parameters = {name: x.to(device) for name, x in _random_parameters(spec.term, heads, head_dim, value_dim, generator).items()}
-        if run is None and backend != "cpu":
+            self.parameters = {name: x.to(device) for name, x in random_parameters(spec.term, heads, head_dim, value_dim, generator).items()}
+        if run is None and not (self.parameters and backend in ("auto", "cpu")):
             from patternc.compile import compile
 
-            owned = dict(num_heads=heads, head_dim=head_dim) if self.parameters else {}
-            self.module = compile(spec, backend=backend, **owned).to(device)
-            for name in self.parameters:  # the module's own, with the values drawn above
-                getattr(self.module, name).data.copy_(self.parameters[name])
+            self.module = compile(spec, backend=backend).to(device)
 
     def __call__(self, q, k, v, args, **options):
         if self.run is not None:
             return self.run(q, k, v, args, **options)
         if self.module is None:
             return cpu.attention(self.spec, q, k, v, args, **options)
-        options = {name: x for name, x in options.items() if name not in PARAMETERS}
         return self.module(q, k, v, return_lse=True, **options, **args)
 
     def leaves(self, dtype) -> dict[str, torch.Tensor]:
-        """The parameters that the tested call uses; float32 or wider, as a module owns them."""
-        if self.module is not None:
-            return {name: getattr(self.module, name) for name in self.parameters}
+        """The term's parameters as the tested call takes them: float32 or wider."""
         return {name: x.to(cpu.compute_dtype(dtype)) for name, x in self.parameters.items()}
-
-
-def _random_parameters(term, heads: int, head_dim: int, value_dim: int, generator) -> dict[str, torch.Tensor]:
-    def normal(*shape):
-        return torch.randn(shape, generator=generator)
-
-    out = {}
-    if term.feature == "favor+":
-        out["projection"] = favor_projection(head_dim, term.num_features, term.seed)
-    if term.norm == "rms":
-        out.update(exact_scale=normal(heads, value_dim), tail_scale=normal(heads, value_dim))
-    if term.initial_state:
-        features = feature_map(term.feature, out.get("projection"))(torch.zeros(1, head_dim)).shape[-1]
-        out["initial_state"] = normal(heads, features, value_dim + (term.norm == "denominator")).abs()
-    return out
 
 
 def _compare(spec, runner: _Runner, args, lengths, shape, generator, device, dtype) -> list[Check]:
@@ -282,8 +228,8 @@ def _compare(spec, runner: _Runner, args, lengths, shape, generator, device, dty
     def results(run, of):
         """Outputs and gradients of one implementation, its inputs in the dtype `of`."""
         leaves = {name: x.detach().to(of or x.dtype).requires_grad_() for name, x in inputs.items()}
-        given = {name: x if of is None and runner.module is not None else x.detach().to(of or x.dtype) for name, x in constants.items()}
-        learned = {name: x if x.requires_grad else x.requires_grad_() for name, x in given.items() if name != "projection"}
+        given = {name: x.detach().to(of or x.dtype) for name, x in constants.items()}
+        learned = {name: x.requires_grad_() for name, x in given.items() if name != "projection"}
         q, k, v, *tail = leaves.values()
         options = dict(zip(("tail_q", "tail_k"), tail), **given)
         out, lse = run(q, k, v, args, **options)
@@ -299,28 +245,8 @@ def _compare(spec, runner: _Runner, args, lengths, shape, generator, device, dty
 
     exact, got = dense(torch.float64), results(runner, None)
     errors = _own_error(dense, dtype, exact)
-    size, zeros = f"{n_q} x {n_k}", _structural_zeros(spec, args, (n_q, n_k, *shape[:3]), device)
+    size, zeros = f"{n_q} x {n_k}", structural_zeros(spec, args, (n_q, n_k, *shape[:3]), device)
     return [_check(size, name, got[name].double(), exact[name], errors[name], dtype, zeros.get(name)) for name in exact]
-
-
-def _structural_zeros(spec, args, sizes, device) -> dict[str, torch.Tensor]:
-    """Rows of each tensor that no allowed pair reaches: exactly 0, not only small."""
-    n_q, n_k, batch, heads, kv_heads = sizes
-    call = bind(spec, args, n_q, n_k, heads, batch, device=device)
-    term = spec.term if isinstance(spec, Attention) else None
-    exact = reference.mask_of(spec if term is None else spec.exact, call, device)
-    rest = torch.zeros_like(exact) if term is None else reference.mask_of(spec.domain, call, device) & ~exact
-
-    def rows(mask):
-        return ~mask.any(-1)
-
-    def keys(mask):
-        return ~mask.unflatten(1, (kv_heads, -1)).any(3).any(2)
-
-    zeros = {"dq": rows(exact), "dk": keys(exact), "dv": keys(exact | rest), "dtail_k": keys(rest)}
-    if term is None or not term.initial_state:
-        zeros.update(out=rows(exact | rest), dtail_q=rows(rest))
-    return zeros
 
 
 def _own_error(dense, dtype: torch.dtype, exact: dict) -> dict[str, float]:
