@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from patternc.analysis.runs import members
 from patternc.args import Bound
+from patternc.codegen.descriptors import reachable
 from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, TileLists, attention_backward, attention_forward
 from patternc.errors import BackendError, DeviceError, DtypeError
@@ -38,11 +40,25 @@ def check(q: torch.Tensor, v: torch.Tensor) -> None:
 
 def forward(compiled, q, k, v, scale: float, bound: Bound):
     check(q, v)
-    return attention_forward(call_of(compiled, q.device, scale, bound), q, k, v)
+    return attention_forward(call_of(compiled, access_of(q, k, v), q.device, scale, bound), q, k, v)
 
 
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound):
-    return attention_backward(call_of(compiled, q.device, scale, bound), q, k, v, out, lse, dout, dlse)
+    dout = dout if reachable(dout) else dout.contiguous()  # autograd often hands over an expanded tensor
+    return attention_backward(call_of(compiled, access_of(q, k, v, dout), q.device, scale, bound), q, k, v, out, lse, dout, dlse)
+
+
+def access_of(*tensors: torch.Tensor) -> str:
+    """How kernels reach memory: by descriptors where the card has a TMA unit and it can reach every tensor, else by pointers."""
+    device = tensors[0].device
+    if device.type != "cuda" or not _has_tma(device.index or 0):
+        return "pointers"
+    return "descriptors" if all(reachable(x) and x.numel() for x in tensors) else "pointers"
+
+
+@lru_cache(maxsize=64)
+def _has_tma(index: int) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(index)[0] >= 9
 
 
 def source(compiled) -> str:
@@ -50,10 +66,10 @@ def source(compiled) -> str:
     return generate(compiled.plan).text
 
 
-def call_of(compiled, device: torch.device, scale: float, bound: Bound) -> Call:
+def call_of(compiled, access: str, device: torch.device, scale: float, bound: Bound) -> Call:
     on_device = bound.torch(device)
     return Call(
-        source=generate(compiled.plan),
+        source=generate(compiled.plan, access),
         scale=scale,
         q_start=on_device.q_start,
         args=on_device.values,
