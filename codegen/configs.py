@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from patternc.expr.index import add, scale, terms
+from patternc.plan import R0, R1, AxisPlan
+
 
 @dataclass(frozen=True)
 class Config:
@@ -15,24 +18,34 @@ class Config:
     stages: int
 
 
-# (kernel, padded head dimension) -> configuration for 16-bit inputs on Hopper (docs/performance.md); "short" is for rows of few tiles.
-TABLE = {
-    ("forward", 64): Config(64, 64, 4, 3),
-    ("forward", 128): Config(128, 64, 4, 2),
+# (kernel, padded head dimension) for 16-bit inputs; rows of few tiles have their own forward.  Pointers need more registers
+# than descriptors, so that their tiles are smaller: none of these spills inside a loop (tests/test_offline.py).
+DESCRIPTORS = {
+    ("forward", 64): Config(128, 64, 4, 3),
+    ("forward", 128): Config(128, 128, 8, 2),
     ("forward", 256): Config(128, 64, 8, 2),
     ("forward short", 64): Config(64, 64, 4, 2),
     ("forward short", 128): Config(64, 64, 4, 3),
     ("forward short", 256): Config(64, 64, 4, 2),
     ("backward_dq", 64): Config(64, 128, 4, 3),
     ("backward_dq", 128): Config(128, 64, 8, 2),
-    ("backward_dq", 256): Config(64, 64, 8, 1),
+    ("backward_dq", 256): Config(64, 64, 8, 2),
     ("backward_dkdv", 64): Config(64, 64, 4, 3),
     ("backward_dkdv", 128): Config(64, 64, 4, 2),
-    ("backward_dkdv", 256): Config(64, 64, 8, 1),
-    ("backward_rows", 64): Config(64, 64, 4, 1),
-    ("backward_rows", 128): Config(64, 64, 4, 1),
-    ("backward_rows", 256): Config(32, 64, 4, 1),
+    ("backward_dkdv", 256): Config(32, 64, 8, 2),
 }
+POINTERS = DESCRIPTORS | {
+    ("forward", 64): Config(128, 64, 8, 3),
+    ("forward", 128): Config(128, 64, 8, 3),
+    ("forward", 256): Config(64, 32, 4, 2),
+    ("forward short", 256): Config(64, 32, 4, 2),
+    ("backward_dq", 256): Config(64, 32, 8, 2),
+    ("backward_dkdv", 64): Config(64, 128, 8, 2),
+    ("backward_dkdv", 128): Config(32, 128, 8, 2),
+    ("backward_dkdv", 256): Config(32, 32, 4, 1),
+}
+
+SHORT = 1024  # columns beside a row tile's own that count as few
 
 
 def padded(head_dim: int) -> int:
@@ -40,18 +53,27 @@ def padded(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def choose(kernel: str, head_dim: int, value_dim: int, itemsize: int, short: bool = False) -> Config:
-    """The first configuration to try.
+def is_short(axis: AxisPlan) -> bool:
+    """Whether every run is provably a few columns wider than its row tile, as in a window: then start-up counts."""
+    if axis.kind != "formula":
+        return False
+    for run in axis.runs:
+        width, parts = terms(add(run.hi, scale(run.lo, -1)))
+        if width > SHORT or parts not in ({}, {R1: 1, R0: -1}):
+            return False
+    return True
 
-    Args:
-        itemsize: bytes of the inputs' dtype; 32-bit tiles are half as long.
-        short: the typical row tile visits few column tiles (a window), so that start-up counts.
-    """
+
+def choose(kernel: str, variant: str, head_dim: int, value_dim: int, itemsize: int, short: bool = False) -> Config:
+    """The first configuration to try; 32-bit tiles are smaller."""
     width = max(64, padded(max(head_dim, value_dim)))
-    config = TABLE[(f"{kernel} short" if short and kernel == "forward" else kernel, width)]
+    if kernel == "backward_rows":
+        return Config(64 if width < 256 else 32, 64, 4, 1)
+    table = POINTERS if variant == "pointers" else DESCRIPTORS
+    config = table[(f"{kernel} short" if short and kernel == "forward" else kernel, width)]
     if itemsize == 4:
-        small = 32 if width > 64 else 64
-        config = replace(config, block_m=min(config.block_m, small), block_n=min(config.block_n, 32), stages=min(config.stages, 2))
+        most = 32 if width > 64 else 64
+        config = replace(config, block_m=min(config.block_m, most), block_n=min(config.block_n, 32), warps=4, stages=min(config.stages, 2))
     return config
 
 
@@ -67,13 +89,13 @@ def smaller(config: Config) -> Config | None:
 
 
 def shared_bytes(kernel: str, config: Config, head_dim: int, value_dim: int, itemsize: int) -> int:
-    """An upper estimate of the shared memory that a kernel needs."""
+    """About how much shared memory a kernel needs."""
     d, dv = padded(head_dim), padded(value_dim)
     m, n, pair = config.block_m, config.block_n, config.block_m * config.block_n * itemsize
     if kernel == "forward":
         return (m * d + config.stages * n * (d + dv)) * itemsize
     if kernel == "backward_dq":
-        return (m * (d + dv) + config.stages * n * (d + dv)) * itemsize + pair
+        return (m * (d + dv) + config.stages * n * (d + dv)) * itemsize
     if kernel == "backward_dkdv":
         return (n * (d + dv) + config.stages * m * (d + dv)) * itemsize + pair
     return 0

@@ -60,7 +60,7 @@ def _load_rows(base, first, stride, count, D: tl.constexpr, BLOCK: tl.constexpr,
     """Rows first .. first + BLOCK - 1 of a [count, D] matrix as [BLOCK, BLOCK_D]; what is outside is 0.  CHECK: rows may be outside."""
     row = tl.arange(0, BLOCK)[:, None]
     d = tl.arange(0, BLOCK_D)[None, :]
-    at = base + tl.cast(first, tl.int64) * stride + row * stride + d
+    at = base + tl.cast(first, tl.int64) * stride + (row * stride + d)
     if CHECK and D < BLOCK_D:
         return tl.load(at, mask=(row < count - first) & (d < D), other=0.0)
     if CHECK:
@@ -75,7 +75,7 @@ def _store_rows(base, first, stride, count, values, D: tl.constexpr, BLOCK: tl.c
     """The inverse of `_load_rows`."""
     row = tl.arange(0, BLOCK)[:, None]
     d = tl.arange(0, BLOCK_D)[None, :]
-    at = base + tl.cast(first, tl.int64) * stride + row * stride + d
+    at = base + tl.cast(first, tl.int64) * stride + (row * stride + d)
     tl.store(at, values.to(base.dtype.element_ty), mask=(row < count - first) & (d < D))
 ''',
     '''

@@ -18,9 +18,11 @@ from triton.runtime.errors import OutOfResources
 from patternc.codegen import cache, configs
 from patternc.codegen.bounds import LIST_PARAMETERS
 from patternc.codegen.configs import Config
-from patternc.codegen.kernels import VECTOR, Kernel, Source
+from patternc.codegen.descriptors import describe, reachable
+from patternc.codegen.kernels import VECTOR, Kernel, Source, generate
 from patternc.codegen.uses import Array
 from patternc.errors import BackendError
+from patternc.plan import Plan
 
 LOG2E = 1.4426950408889634
 WIDEST_ROW_STRIDE = 2**22  # in elements: offsets within a tile are 32 bits wide
@@ -48,22 +50,22 @@ class Call:
     """What is the same for all kernels of one call.
 
     Attributes:
-        source: from `generate(plan, variant)`.
+        plan: of the pattern.
         scale: the factor of the scores.
         q_start: position of query 0, an int or an int tensor [1] or [B].
         args: runtime args in normal form: ints, or tensors with a leading batch axis of 1 or B on the inputs' device.
         bounds: `bounds(direction, rows, cols)` for plans of kind "table" (an int32 tensor [B', H', row tiles, count, 4]) and
             "list" (`TileLists`); direction is "forward" or "transposed", rows and cols the size of its tiles.
-        short: the typical row tile visits few column tiles.
+        variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.
     """
 
-    source: Source
+    plan: Plan
     scale: float
     q_start: int | torch.Tensor = 0
     args: dict = field(default_factory=dict)
     bounds: object = None
-    short: bool = False
+    variant: str | None = None
     configs: dict[str, Config] = field(default_factory=dict)
 
 
@@ -135,7 +137,9 @@ _chosen: dict[tuple, Config] = {}  # configurations that had to be made smaller,
 
 
 def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict) -> None:
-    kernel = call.source.kernels[name]
+    variant = call.variant or _variant(matrices.values())
+    source = generate(call.plan, variant)
+    kernel = source.kernels[name]
     any_q, any_v = matrices.get("q"), matrices.get("v", matrices.get("do"))
     device, dtype = any_v.device, any_v.dtype
     d, dv = (any_q if any_q is not None else any_v).shape[3], any_v.shape[3]
@@ -143,8 +147,8 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
     kv_heads = matrices["k"].shape[1] if "k" in matrices else heads
     rows = matrices["k" if name == "backward_dkdv" else "q" if "q" in matrices else "o"]
     programs_per_tile = rows.shape[0] * rows.shape[1]
-    key = (call.source.text, name, d, dv, dtype, device, call.short)
-    config = call.configs.get(name) or _chosen.get(key) or _first(name, d, dv, dtype.itemsize, call.short, device)
+    key = (source.text, name, d, dv, dtype, device)
+    config = call.configs.get(name) or _chosen.get(key) or _first(source, name, d, dv, dtype.itemsize, device)
     align = math.gcd(16, *(s for m in matrices.values() for s in _strides(m)))
     while True:
         block = config.block_n if name == "backward_dkdv" else config.block_m
@@ -152,7 +156,7 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
         grid = -(-count // block) * programs_per_tile
         if grid == 0:
             return
-        values = _arguments(call, kernel, matrices, extra, config, align)
+        values = _arguments(call, source, kernel, matrices, extra, config, align)
         constants = {
             "HEADS": heads, "GROUP": heads // kv_heads, "D": d, "DV": dv, "BLOCK_D": configs.padded(d), "BLOCK_DV": configs.padded(dv),
             "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": _precision(dtype),
@@ -161,7 +165,7 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
         values |= {c: constants[c] for c in kernel.constants}
         try:
             with _on(device):
-                getattr(cache.load(call.source.text), name)[(grid,)](**values, num_warps=config.warps, num_stages=config.stages)
+                getattr(cache.load(source.text), name)[(grid,)](**values, num_warps=config.warps, num_stages=config.stages)
             return
         except OutOfResources as error:
             config = configs.smaller(config)
@@ -170,9 +174,16 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
             _chosen[key] = config
 
 
-def _first(name: str, d: int, dv: int, itemsize: int, short: bool, device: torch.device) -> Config:
-    config = configs.choose(name, d, dv, itemsize, short)
+def _first(source: Source, name: str, d: int, dv: int, itemsize: int, device: torch.device) -> Config:
+    config = configs.choose(name, source.variant, d, dv, itemsize, configs.is_short(source.plan.forward))
     return configs.fit(name, config, d, dv, itemsize, _shared_memory(device)) if device.type == "cuda" else config
+
+
+def _variant(matrices) -> str:
+    matrices = list(matrices)
+    device = matrices[0].device
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return "descriptors" if hopper and all(map(reachable, matrices)) else "pointers"
 
 
 @lru_cache(maxsize=64)
@@ -201,21 +212,19 @@ def _strides(x: torch.Tensor) -> list[int]:
     return [0 if x.shape[axis] == 1 else x.stride(axis) for axis in range(3)]
 
 
-def _arguments(call: Call, kernel: Kernel, matrices: dict[str, torch.Tensor], extra: dict, config: Config, align: int) -> dict:
+def _arguments(call: Call, source: Source, kernel: Kernel, matrices: dict[str, torch.Tensor], extra: dict, config: Config, align: int) -> dict:
     """The runtime parameters of a kernel by name."""
     first = matrices["q" if "q" in matrices else "o"]
     values = {"n_q": first.shape[2], **extra}
-    pointers = call.source.variant == "pointers" or kernel.axis is None
+    pointers = source.variant == "pointers" or kernel.axis is None
     for name, x in matrices.items():
         if pointers:
             values[f"{name}_ptr"] = x
             units = (s // align for s in _strides(x))
             values |= dict(zip((f"{name}_stride_b", f"{name}_stride_h", f"{name}_stride_n"), units))
         else:
-            from patternc.codegen.descriptors import describe
-
             rows = config.block_n if name in ("k", "v", "dk", "dv") else config.block_m
-            values[f"{name}_desc"] = describe(x, rows, configs.padded(x.shape[3]), call.source.variant)
+            values[f"{name}_desc"] = describe(x, rows, configs.padded(x.shape[3]), source.variant)
     if kernel.axis is not None:
         values["n_k"] = matrices["k"].shape[2]
         values |= _value("q_start", call.q_start)
