@@ -170,7 +170,7 @@ def _size(primitive: str, parameter: str, value, least: int) -> Index:
     except TypeError:
         raise ParameterError(f"{primitive}: `{parameter}` must be an integer or an index expression, got {value!r}", fix=f'write `{primitive}(4)`, or `{primitive}(arg("w"))` for a runtime value') from None
     if number < least:
-        raise ParameterError(f"{primitive}: `{parameter}` must be at least {least}, got {number}", typed=f"{primitive}({number})", fix=f"use {parameter} >= {least}")
+        raise ParameterError(f"{primitive}: `{parameter}` must be at least {least}, got {number}", typed=f"{primitive}({parameter}={number})" if parameter in ("left", "right", "back", "ahead") else f"{primitive}({number})", fix=f"use {parameter} >= {least}")
     return as_index(number)
 
 

@@ -36,27 +36,31 @@ class Call:
         return pattern if self.at is None else pattern.at(self.at)
 
 
-def accept(node: Pattern, guesses) -> Call | None:
-    """The first call that gives `node`."""
-    for call in guesses:
-        try:
-            if call.build() is node:
-                return call
-        except PatterncError:
-            pass
+def accept(node: Pattern, guessers, parts) -> Call | None:
+    """The first call proposed by `guesser(*parts)` that gives `node`."""
+    for guesser in guessers:
+        guesses = guesser(*parts)
+        while True:
+            try:
+                call = next(guesses, None)
+                if call is None:
+                    break
+                if call.build() is node:
+                    return call
+            except PatterncError:
+                pass  # a guess that cannot be built is a wrong guess; a guesser that raised is exhausted
     return None
 
 
 def named(p: Pattern) -> Call | None:
     """The primitive that gives this one comparison, or None."""
-    core, low, high = p.args
-    return accept(p, (call for guess in LITERALS for call in guess(core, low, high)))
+    return accept(p, LITERALS, p.args)
 
 
 def named_group(op: str, pair: tuple[Pattern, Pattern]):
     """The primitive, or the comparison as `(left, relation, right)`, that gives these two operands of `&` or `|`; or None."""
     whole = (all_of if op == "and" else any_of)(*pair)
-    call = accept(whole, (call for guess in GROUPS[op] for call in guess(*pair)))
+    call = accept(whole, GROUPS[op], pair)
     if call is not None or op == "and":
         return call
     for left, relation, right in _outside(*pair):

@@ -111,7 +111,7 @@ def indices(draw, depth=2, args=True, atoms=ATOMS):
         m = draw(sizes)
         return x // m if kind == "//" else x % m
     if kind in ("// var", "% var"):
-        m = draw(st.sampled_from((pc.n_k, pc.n_q, pc.h + 1, pc.q + 2) + (pc.max(pc.arg("w"), 1),) * args))
+        m = draw(st.sampled_from((pc.n_k, pc.n_q, pc.h + 1, pc.max(pc.q - 2, 1)) + (pc.max(pc.arg("w"), 1),) * args))
         return x // m if kind == "// var" else x % m
     if kind in ("neg", "abs"):
         return -x if kind == "neg" else abs(x)
@@ -246,7 +246,8 @@ def draw_args(draw, expression, n_q, n_k=None, heads=HEADS, batch=1, tensors=Fal
     n_k = n_q if n_k is None else n_k
     out = {}
     for name, use in signature(expression).items():
-        rows = draw(st.sampled_from((None, batch)))
+        by_batch = any(node is pc.b for subscripts in use.subscripts for node in postorder(*subscripts))
+        rows = None if by_batch else draw(st.sampled_from((None, batch)))
         if use.kind == "scalar":
             value = draw(st.integers(-2, 14)) if rows is None else _ints(draw, (batch,), -2, 14)
         elif use.kind == "lengths":

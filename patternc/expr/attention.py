@@ -11,11 +11,13 @@ from __future__ import annotations
 from patternc.errors import AttentionError, OperandError, ParameterError, TruthValueError, UnknownNameError, suggest
 from patternc.expr.node import Node
 from patternc.expr.pattern import FULL, Pattern, all_of, any_of, as_pattern, negate
+from patternc.expr.refuse import refuse
 
 FEATURES = ("softmax", "elu+1", "relu", "identity", "favor+")
 NORMS = ("rms", "none", "denominator")
 
 
+@refuse("a term", "add it to a pattern: `window(512) + linear_tail`")
 class Term(Node):
     """What an attention adds outside its exact part.  `linear_tail` is the one kind: linear attention.
 
@@ -64,7 +66,7 @@ class Term(Node):
         if isinstance(feature, str) and feature not in FEATURES:
             close = suggest(feature, FEATURES)
             raise UnknownNameError(f"unknown feature `{feature}`", fix=f'did you mean "{close}"?' if close else f"one of {', '.join(FEATURES)}, or a callable")
-        if not isinstance(feature, str) and not callable(feature):
+        if not isinstance(feature, str) and (isinstance(feature, Node) or not callable(feature)):
             raise ParameterError(f"a feature is a name or a callable, got {feature!r}", fix=f"one of {', '.join(FEATURES)}")
         if norm not in NORMS:
             close = suggest(str(norm), NORMS)
@@ -120,6 +122,7 @@ class TermOver(Term):
 linear_tail = Term("linear_tail", "softmax", "rms", None, 0, False)
 
 
+@refuse("an attention", "its patterns are `A.exact` and `A.domain`")
 class Attention(Node):
     """`(exact, domain, term)`; see the module's docstring for its algebra."""
 
@@ -168,7 +171,10 @@ class Attention(Node):
     def __bool__(self):
         raise TruthValueError("an attention has no truth value", typed=str(self), fix="use `&` and `|` instead of `and` and `or`")
 
-    __iter__ = None
+    def at(self, f):
+        raise AttentionError("`.at`, `.shift` and `.roll` move patterns", typed=str(self), fix="move the pattern before the term is added: `window(512).shift(3) + linear_tail`")
+
+    shift = roll = at
 
     def dense(self, *_, **__):
         raise AttentionError("an attention has no dense mask", fix="its patterns have: `A.exact.dense(n)`, `A.domain.dense(n)`")

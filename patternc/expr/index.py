@@ -12,6 +12,7 @@ import operator
 
 from patternc.errors import LimitError, OperandError, ParameterError, TruthValueError
 from patternc.expr.node import Node, fact
+from patternc.expr.refuse import refuse
 from patternc.expr.table import Table
 
 MAX_INT = 2**31 - 1
@@ -20,12 +21,11 @@ VARIABLES = ("q", "k", "h", "b", "n_q", "n_k")
 PLACEHOLDER = "i"  # the argument of an index function, as in `same(i // 64)`
 
 
+@refuse("an index expression", "index expressions have `+ - * // %`, `abs`, `min`, `max`, `where` and comparisons")
 class Index(Node):
     """An integer expression over positions.  Comparisons of two of them are patterns."""
 
     __slots__ = ()
-    __array_ufunc__ = None  # numpy scalars on the left defer to the operators here
-    __iter__ = None
 
     def __add__(self, other):
         return add(self, as_index(other, "+", self))
@@ -312,7 +312,8 @@ def absolute(x) -> Index:
     if x.op == "const":
         return const(abs(x.args[0]))
     _, g, _ = affine(x)
-    return Index("abs", scale(x, -1) if g < 0 else x) if x.op != "abs" else x
+    x = scale(x, -1) if g < 0 else x
+    return x if x.op == "abs" else Index("abs", x)
 
 
 def where(condition, x, y) -> Index:

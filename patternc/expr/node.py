@@ -34,6 +34,8 @@ class Node:
 
     __slots__ = ("op", "args", "order", "depth", "size", "width", "facts", "__weakref__")
 
+    __array_ufunc__ = None  # numpy values on the left of an operator defer to the node's own
+
     op: str
     args: tuple
     order: str

@@ -10,10 +10,12 @@ from __future__ import annotations
 from patternc.errors import OperandError, TruthValueError
 from patternc.expr.index import Index, add, affine, as_index, interval, mod, scale
 from patternc.expr.node import Node
+from patternc.expr.refuse import refuse
 
 TRUTH_HINT = "use `&`, `|` and `~` instead of `and`, `or` and `not`, and two comparisons instead of a chained one: `(0 <= q - k) & (q - k < 5)`"
 
 
+@refuse("patterns", "patterns combine by `&`, `|`, `-`, `^` and `~`; comparisons need parentheses beside them")
 class Pattern(Node):
     """A set of (b, h, q, k): which keys each query may attend to.  `==` compares by identity."""
 
@@ -42,12 +44,17 @@ class Pattern(Node):
     def __rand__(self, other):
         as_pattern(other, "&")  # never a pattern, so this raises
 
-    __ror__ = __rxor__ = __rsub__ = __radd__ = __rand__
+    def __ror__(self, other):
+        as_pattern(other, "|")
+
+    def __rxor__(self, other):
+        as_pattern(other, "^")
+
+    def __rsub__(self, other):
+        as_pattern(other, "-")
 
     def __bool__(self):
         raise TruthValueError("a pattern has no truth value", typed=str(self), fix=TRUTH_HINT)
-
-    __iter__ = None
 
     def __str__(self):
         from patternc.printing import to_text

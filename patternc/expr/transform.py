@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from patternc.errors import OperandError
 from patternc.expr import index as ix
 from patternc.expr import pattern as pt
@@ -71,6 +73,7 @@ def apply_index(f, position: Index) -> Index:
     if isinstance(f, Pattern):
         raise OperandError(f"expected an index function, got the pattern `{f}`", fix="write an expression in `i`, such as `pc.i // 64`")
     if not isinstance(f, Node) and callable(f):
+        _takes_one(f)
         f = f(PLACE)
     if isinstance(f, Index) and f.op in ("arg", "table"):
         return f[position]
@@ -79,3 +82,12 @@ def apply_index(f, position: Index) -> Index:
         if node.op == "var" and node.args[0] in ("q", "k"):
             raise OperandError(f"an index function is written in the placeholder `i`, and `{f}` names `{node}`", fix="write `pc.i` (text: `i`) for the position")
     return substitute(f, {PLACE: position})
+
+
+def _takes_one(f) -> None:
+    try:
+        inspect.signature(f).bind(PLACE)
+    except TypeError:
+        raise OperandError(f"an index function takes one position, and {getattr(f, '__name__', 'this callable')} does not", fix="write `lambda i: i // 64`") from None
+    except ValueError:  # a builtin without a signature
+        return
