@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 
 import numpy as np
 import torch
 
 from patternc.analysis.runs import members
 from patternc.args import Bound
-from patternc.codegen.descriptors import reachable
 from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, TileLists, attention_backward, attention_forward
 from patternc.errors import BackendError, DeviceError, DtypeError
 from patternc.layout import layout
 from patternc.passes import lower
 from patternc.tables import run_table
-from patternc.visits import visits
 
 MOST_HEAD_DIM = 256
-SHORT_ROW = 24  # 64-wide column tiles; a typical row tile with fewer is bound by its start-up
 MOST_LENGTHS = 64  # lengths whose tile lists are kept
 
 
@@ -40,25 +36,11 @@ def check(q: torch.Tensor, v: torch.Tensor) -> None:
 
 def forward(compiled, q, k, v, scale: float, bound: Bound):
     check(q, v)
-    return attention_forward(call_of(compiled, access_of(q, k, v), q.device, scale, bound), q, k, v)
+    return attention_forward(call_of(compiled, q.device, scale, bound), q, k, v)
 
 
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound):
-    dout = dout if reachable(dout) else dout.contiguous()  # autograd often hands over an expanded tensor
-    return attention_backward(call_of(compiled, access_of(q, k, v, dout), q.device, scale, bound), q, k, v, out, lse, dout, dlse)
-
-
-def access_of(*tensors: torch.Tensor) -> str:
-    """How kernels reach memory: by descriptors where the card has a TMA unit and it can reach every tensor, else by pointers."""
-    device = tensors[0].device
-    if device.type != "cuda" or not _has_tma(device.index or 0):
-        return "pointers"
-    return "descriptors" if all(reachable(x) and x.numel() for x in tensors) else "pointers"
-
-
-@lru_cache(maxsize=64)
-def _has_tma(index: int) -> bool:
-    return torch.version.hip is None and torch.cuda.get_device_capability(index)[0] >= 9
+    return attention_backward(call_of(compiled, q.device, scale, bound), q, k, v, out, lse, dout, dlse)
 
 
 def source(compiled) -> str:
@@ -66,15 +48,14 @@ def source(compiled) -> str:
     return generate(compiled.plan).text
 
 
-def call_of(compiled, access: str, device: torch.device, scale: float, bound: Bound) -> Call:
+def call_of(compiled, device: torch.device, scale: float, bound: Bound) -> Call:
     on_device = bound.torch(device)
     return Call(
-        source=generate(compiled.plan, access),
+        plan=compiled.plan,
         scale=scale,
         q_start=on_device.q_start,
         args=on_device.values,
         bounds=lambda direction, rows, cols: _bounds(compiled, on_device, device, direction, rows, cols),
-        short=_is_short(compiled, bound),
     )
 
 
@@ -128,19 +109,3 @@ def _make_lists(compiled, bound: Bound, device: torch.device, direction: str, ro
     return TileLists(
         tensor(group), tensor(np.stack(parts["partial"][0])), entries(parts["partial"][1]), tensor(np.stack(parts["full"][0])), entries(parts["full"][1])
     )
-
-
-def _is_short(compiled, bound: Bound) -> bool:
-    """Whether the typical row tile visits few column tiles; decided once for lengths of one size."""
-    kept = compiled.state.setdefault("short", {})
-    key = bound.n_q.bit_length(), bound.n_k.bit_length()
-    if key not in kept:
-        axis = compiled.plan.forward
-        numbers = [bound.q_start, *bound.values.values()]
-        if axis.kind != "formula" or not all(isinstance(x, int) for x in numbers):
-            kept[key] = axis.kind == "table"
-        else:
-            seen = visits(compiled.exact, axis, bound, (64, 64))
-            row_tiles = max(1, -(-bound.n_q // 64) * bound.heads * bound.batch)
-            kept[key] = (seen.full_tiles + seen.partial_tiles) / row_tiles < SHORT_ROW
-    return kept[key]
