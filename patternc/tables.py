@@ -166,9 +166,12 @@ class Tensors:
             flat = values.flatten(1)
             return flat.amin(1).view(-1, 1, 1), flat.amax(1).view(-1, 1, 1)
         subscript, (low, high) = (x.args[1] if x.op == "member" else x.args[-1]), spans[-1]
-        if subscript.op == "var" and subscript.args[0] == self.row:
-            return self._span_of_row_tiles(data)
-        return data.span(self.tensor(low), self.tensor(high))
+        low, high = self.tensor(low), self.tensor(high)
+        own = subscript.op == "var" and subscript.args[0] == self.row
+        least, most = self._span_of_row_tiles(data) if own else data.span(low, high)
+        if x.op == "member":  # what is outside the set's sequence is no member
+            least = torch.where((low < 0) | (high >= data.values.shape[-1]), 0, least)
+        return least, most
 
     def _span_of_row_tiles(self, data: Ordered):
         """Exact extremes over each row tile."""
@@ -184,10 +187,18 @@ class Tensors:
 
     def solve_read(self, x: Index, low, high, inner: bool) -> Interval | None:
         data = self._data(x)
-        if data is None:
+        if data is None or (x.op == "member" and not inner and not (isinstance(low, int) and low >= 1) and self._may_leave(x.args[1], data)):
             return None
         low, high = (None if low is None else self.tensor(low)), (None if high is None else self.tensor(high))
         return data.within(low, high) if inner else data.outside(low, high)
+
+    def _may_leave(self, subscript: Index, data: Ordered) -> bool:
+        """Whether a subscript in the column variable may lie outside the sequence, where nothing is a member."""
+        if subscript.op != "var":
+            return True
+        start = 0 if subscript.args[0] == "k" else self.bound.q_start
+        count = self.bound.n_k if subscript.args[0] == "k" else self.bound.n_q
+        return not isinstance(start, int) or start + count > data.values.shape[-1]
 
 
 def ranks(ids: torch.Tensor) -> torch.Tensor:

@@ -100,6 +100,8 @@ def _of_row(value, b: int) -> int:
 
 def tiles_of_runs(runs: np.ndarray, grid: Grid) -> np.ndarray:
     """Position bounds [.., runs, 4] to disjoint tile bounds (start, stop, full start, full stop), by the kernels' own rules."""
+    if runs.shape[-2] == 0:
+        return runs
     column = grid.column
     low, high, inner_low, inner_high = np.moveaxis(runs, -1, 0)
     low, high = np.maximum(low, column.first), np.minimum(high, column.last)

@@ -52,6 +52,8 @@ def _merge_and(p: Pattern, known: Known) -> Pattern:
             core, low, high = _interval(part)
             a, b = own.get(core, (-INF, INF))
             own[core] = max(a, low), min(b, high)
+    if any(low > high for low, high in own.values()):
+        return EMPTY
     literals = [_under(_literal(core, *bounds), known) for core, bounds in own.items()]
     inner = dict(known)
     for core, (low, high) in own.items():
