@@ -15,7 +15,7 @@ from patternc.batches import pieces
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.layout import Layout, layout
-from patternc.masks import Selection
+from patternc.masks import Selection, refuse_second_derivatives
 from patternc.tail import rms_norm, tail
 
 
@@ -108,8 +108,8 @@ class TiledAttention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, d_out, d_lse):
+        refuse_second_derivatives()
         q, k, v, out, lse = ctx.saved_tensors
         if d_out is None and d_lse is None:
             return (None,) * 6
