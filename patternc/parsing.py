@@ -23,7 +23,7 @@ from patternc.expr.pattern import Pattern, all_of, any_of
 from patternc.scanning import check_text
 from patternc.vocabulary import FUNCTIONS, METHODS, NAMES, PRIMITIVES, VALUES, keyword
 
-MAX_WORK = 200_000  # nodes that `.at`, `.shift` and `.roll` may rebuild in one text
+MAX_WORK = 60_000  # nodes that `.at`, `.shift` and `.roll` may rebuild in one text
 OPERATORS = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod,
     "&": operator.and_, "|": operator.or_, "^": operator.xor,
@@ -292,7 +292,7 @@ class Builder:
         if not isinstance(value, Node) or not hasattr(value, name):
             raise OperandError(f"`.{name}` applies to patterns, not to `{value}`", fix=f"put the pattern in parentheses: `(causal & window(5)).{name}(...)`")
         _fits(f".{name}", getattr(value, name), positional, named)
-        self.work += value.size
+        self.work += value.size + 10
         if self.work > MAX_WORK:
             raise LimitError("too many `.at`, `.shift` and `.roll` of large patterns", fix="compose the index functions first: `.at(i - 3)` for three `.shift(1)`")
         return getattr(value, name)(*positional, **named)
