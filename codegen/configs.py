@@ -21,22 +21,21 @@ class Config:
 # (kernel, padded head dimension) for 16-bit inputs; rows of few tiles have their own forward.  Pointers need more registers
 # than descriptors, so that their tiles are smaller: none of these spills inside a loop (tests/test_offline.py).
 DESCRIPTORS = {
-    ("forward", 64): Config(128, 64, 4, 3),
-    ("forward", 128): Config(128, 128, 8, 2),
+    ("forward", 64): Config(64, 128, 4, 2),
+    ("forward", 128): Config(64, 64, 4, 3),
     ("forward", 256): Config(128, 64, 8, 2),
     ("forward short", 64): Config(64, 64, 4, 2),
     ("forward short", 128): Config(64, 64, 4, 3),
     ("forward short", 256): Config(64, 64, 4, 2),
-    ("backward_dq", 64): Config(64, 128, 4, 3),
-    ("backward_dq", 128): Config(128, 64, 8, 2),
+    ("backward_dq", 64): Config(64, 64, 4, 2),
+    ("backward_dq", 128): Config(64, 64, 4, 2),
     ("backward_dq", 256): Config(64, 64, 8, 2),
-    ("backward_dkdv", 64): Config(64, 64, 4, 3),
+    ("backward_dkdv", 64): Config(32, 64, 4, 3),
     ("backward_dkdv", 128): Config(64, 64, 4, 2),
     ("backward_dkdv", 256): Config(32, 64, 8, 2),
 }
 POINTERS = DESCRIPTORS | {
-    ("forward", 64): Config(128, 64, 8, 3),
-    ("forward", 128): Config(128, 64, 8, 3),
+    ("forward", 64): Config(64, 64, 4, 3),
     ("forward", 256): Config(64, 32, 4, 2),
     ("forward short", 256): Config(64, 32, 4, 2),
     ("backward_dq", 256): Config(64, 32, 8, 2),
