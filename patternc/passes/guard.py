@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from patternc.expr.index import Index, interval
 from patternc.expr.node import Node, postorder
-from patternc.expr.pattern import Pattern, all_of, between
+from patternc.expr.pattern import Pattern, all_of, any_of, between, negate
 from patternc.expr.transform import rewrite
 
 
@@ -22,20 +22,25 @@ def depends_on_data(x: Node) -> bool:
     return any(n.op in ("read", "member", "arg") for n in postorder(x) if n.op != "table")
 
 
-def unsafe_reads(x: Node) -> list[Index]:
-    found = [n for n in postorder(x) if n.op == "read" and not is_safe(n)]
-    return found
+def guards(x: Index) -> Pattern:
+    """Where every read that the value of `x` depends on is inside its tensor: of a `where`, only the side that it takes."""
+    if x.op == "where":
+        condition, a, b = x.args
+        a, b = guards(a), guards(b)
+        return a if a is b else any_of(all_of(condition, a), all_of(negate(condition), b))
+    own = [between(inside(x), 1, 1)] if x.op == "read" and not is_safe(x) else []
+    return all_of(*own, *(guards(c) for c in x.children if isinstance(c, Index) and c.op not in ("const", "var", "arg", "table")))
 
 
 def guard(p: Pattern) -> Pattern:
-    """Before: `f(T[x]) in I` is false where x is outside T.  After: `(f(T[x]) in I) & inside(T[x])`, and every comparison is total."""
+    """Before: `f(T[x]) in I` is false where x is outside T.  After: `(f(T[x]) in I) & inside(T[x])`, and every comparison is total.
+
+    This comes before every pass that takes comparisons apart: `min(T[x], 5) < 9` holds by the 5 alone, but only inside T.
+    """
 
     def change(node: Node) -> Node | None:
         if node.op != "in" or any(n.op == "inside" for n in postorder(node.args[0])):
             return None
-        checks = [between(inside(r), 1, 1) for r in unsafe_reads(node.args[0])]
-        return all_of(node, *checks) if checks else None
+        return all_of(node, guards(node.args[0]))
 
     return rewrite(p, change)
-
-
