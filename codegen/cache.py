@@ -22,6 +22,7 @@ import platformdirs
 
 ENVIRONMENT = "PATTERNC_CACHE_DIR"
 _lock = threading.Lock()
+_loaded: dict[str, ModuleType] = {}
 _fallback: dict[str, Path] = {}
 
 
@@ -78,10 +79,12 @@ def store(text: str) -> Path:
 
 def load(text: str) -> ModuleType:
     """The module of a text, imported once a process."""
+    if text in _loaded:
+        return _loaded[text]
     name = f"patternc_kernels_{name_of(text)[:24]}"
     with _lock:
-        if name in sys.modules:
-            return sys.modules[name]
+        if text in _loaded:
+            return _loaded[text]
         spec = importlib.util.spec_from_file_location(name, store(text))
         module = importlib.util.module_from_spec(spec)
         # The text itself is executed: compiled files beside the source could be stale or foreign.
@@ -91,6 +94,7 @@ def load(text: str) -> ModuleType:
         except BaseException:
             del sys.modules[name]
             raise
+        _loaded[text] = module
         return module
 
 

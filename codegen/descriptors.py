@@ -7,9 +7,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 def reachable(x: torch.Tensor) -> bool:
-    """Whether a descriptor can be made of a [B, heads, n, d] tensor: its address and strides are multiples of 16 bytes."""
-    strides = [x.stride(axis) for axis in range(3) if x.shape[axis] > 1]
-    return x.data_ptr() % 16 == 0 and x.stride(3) == 1 and all(s > 0 and s * x.element_size() % 16 == 0 for s in strides)
+    """Whether a descriptor can be made of a [B, heads, n, d] tensor: its address, rows and strides are multiples of 16 bytes."""
+    steps = [x.shape[3], *(x.stride(axis) for axis in range(3) if x.shape[axis] > 1)]
+    return x.numel() > 0 and x.data_ptr() % 16 == 0 and x.stride(3) == 1 and all(s > 0 and s * x.element_size() % 16 == 0 for s in steps)
 
 
 def describe(x: torch.Tensor, rows: int, width: int, variant: str) -> TensorDescriptor:
@@ -21,6 +21,6 @@ def describe(x: torch.Tensor, rows: int, width: int, variant: str) -> TensorDesc
     b, heads, count, d = x.shape
     if variant == "rows":
         return TensorDescriptor(x, [b * heads * count, d], [d, 1], [rows, width])
-    unit = max(16, d)  # strides of axes of one entry are never used, but must be valid
+    unit = d  # strides of axes of one entry are never used, but must be valid
     strides = [x.stride(axis) if x.shape[axis] > 1 else unit for axis in range(3)]
     return TensorDescriptor(x, [b, heads, count, d], [*strides, 1], [1, 1, rows, width])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -149,7 +150,7 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
     programs_per_tile = rows.shape[0] * rows.shape[1]
     key = (source.text, name, d, dv, dtype, device)
     config = call.configs.get(name) or _chosen.get(key) or _first(source, name, d, dv, dtype.itemsize, device)
-    align = math.gcd(16, *(s for m in matrices.values() for s in _strides(m)))
+    align = math.gcd(16, d, dv, *(s for m in matrices.values() for s in _strides(m)))
     while True:
         block = config.block_n if name == "backward_dkdv" else config.block_m
         count = _whole(rows.shape[2]) if name == "backward_rows" else rows.shape[2]
@@ -182,8 +183,12 @@ def _first(source: Source, name: str, d: int, dv: int, itemsize: int, device: to
 def _variant(matrices) -> str:
     matrices = list(matrices)
     device = matrices[0].device
-    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return "descriptors" if hopper and all(map(reachable, matrices)) else "pointers"
+    return "descriptors" if _has_tma(device) and all(map(reachable, matrices)) else "pointers"
+
+
+@lru_cache(maxsize=64)
+def _has_tma(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @lru_cache(maxsize=64)
@@ -195,7 +200,7 @@ def _shared_memory(device: torch.device) -> int:
 
 
 def _on(device: torch.device):
-    return torch.cuda.device(device) if device.type == "cuda" else warnings.catch_warnings()
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -227,20 +232,20 @@ def _arguments(call: Call, source: Source, kernel: Kernel, matrices: dict[str, t
             values[f"{name}_desc"] = describe(x, rows, configs.padded(x.shape[3]), source.variant)
     if kernel.axis is not None:
         values["n_k"] = matrices["k"].shape[2]
-        values |= _value("q_start", call.q_start)
+        values |= _value("q_start_value", "q_start_stride", call.q_start)
         values |= _bounds(call, kernel, config)
         for name in kernel.scalars:
-            values |= _value(f"arg_{name}", call.args[name])
+            values |= _value(f"value_of_{name}", f"stride_of_{name}", call.args[name])
         for array in kernel.arrays:
             values |= _array(array, call, first.device)
     return values
 
 
-def _value(name: str, value) -> dict:
+def _value(parameter: str, stride: str, value) -> dict:
     """A scalar parameter: a number, or a tensor and its batch stride."""
     if isinstance(value, torch.Tensor):
-        return {f"{name}_value": value.contiguous(), f"{name}_stride": 0 if value.shape[0] == 1 else 1}
-    return {f"{name}_value": max(-(2**30), min(2**30, int(value))), f"{name}_stride": 0}
+        return {parameter: value.contiguous(), stride: 0 if value.shape[0] == 1 else 1}
+    return {parameter: max(-(2**30), min(2**30, int(value))), stride: 0}
 
 
 def _array(array: Array, call: Call, device: torch.device) -> dict:
@@ -249,7 +254,7 @@ def _array(array: Array, call: Call, device: torch.device) -> dict:
     x = call.args[array.source]
     x = x.contiguous().view(torch.uint8) if x.dtype == torch.bool else x.contiguous()
     stride = 0 if x.shape[0] == 1 else x.stride(0)
-    return {array.parameter: x, f"{array.parameter}_stride": stride, **dict(zip(array.sizes, x.shape[1:]))}
+    return {array.parameter: x, f"stride_of_{array.source}": stride, **dict(zip(array.sizes, x.shape[1:]))}
 
 
 _tables: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()

@@ -18,10 +18,10 @@ from pathlib import Path
 from patternc.codegen import cache, configs
 from patternc.codegen.configs import Config
 from patternc.codegen.kernels import Kernel, Source
+from patternc.codegen.uses import is_pointer
 from patternc.errors import BackendError
 
 SHARED_LIMIT = 227 * 1024  # bytes a program may have on sm_90
-DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,20 @@ def signature(job: Job) -> tuple[dict[str, str], dict[str, object]]:
 
 
 def _type(parameter: str, job: Job, kernel: Kernel) -> str:
+    if not is_pointer(parameter):
+        if parameter in ("scale", "score_scale"):
+            return "fp32"
+        return "i64" if f"{parameter}: tl.int64" in kernel.text else "i32"
     name, _, kind = parameter.rpartition("_")
     if kind == "desc":
         keys, values = name in ("k", "v", "dk", "dv"), name in ("v", "o", "do", "dv")
         block = [job.config.block_n if keys else job.config.block_m, configs.padded(job.value_dim if values else job.head_dim)]
         return f"tensordesc<{job.dtype}{[1, 1, *block] if job.source.variant == 'descriptors' else block}>"
-    if kind == "ptr":
-        if name in ("q", "k", "v", "o", "do", "dq", "dk", "dv"):
-            return f"*{job.dtype}"
-        if name in ("lse", "lse2", "delta", "dlse"):
-            return "*fp32"
-        return "*u8" if any(a.parameter == parameter and a.kind == "member" for a in kernel.arrays) else "*i32"
-    if parameter in ("scale", "score_scale"):
-        return "fp32"
-    return "i64" if parameter.endswith(("_stride_b", "_stride_h")) and not parameter.startswith("bounds") else "i32"
+    if parameter in ("q_ptr", "k_ptr", "v_ptr", "o_ptr", "do_ptr", "dq_ptr", "dk_ptr", "dv_ptr"):
+        return f"*{job.dtype}"
+    if parameter in ("lse_ptr", "lse2_ptr", "delta_ptr", "dlse_ptr"):
+        return "*fp32"
+    return "*u8" if any(a.parameter == parameter and a.kind == "member" for a in kernel.arrays) else "*i32"
 
 
 def compile_one(job: Job) -> Report:

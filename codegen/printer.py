@@ -72,8 +72,9 @@ class Printer:
         return self.make(str(value), binds=UNARY if value < 0 else ATOM)
 
     def binary(self, a: Code, symbol: str, b: Code, binds: int) -> Code:
-        left = binds + 1 if binds == COMPARE else binds  # comparisons would chain
-        return self.make(f"{{}} {symbol} {{}}", a, b, binds=binds, inner=(left, binds + 1))
+        """`a symbol b`; Python would need fewer parentheses around `&` and `>>` than its readers do."""
+        left, right = (ADD, ADD) if binds == COMPARE else (UNARY, UNARY) if symbol == ">>" else (binds, binds + 1)
+        return self.make(f"{{}} {symbol} {{}}", a, b, binds=binds, inner=(left, right))
 
     def call(self, function: str, *args: Code) -> Code:
         return self.make(f"{function}({', '.join(['{}'] * len(args))})", *args)
@@ -165,7 +166,7 @@ class Printer:
     def _mod(self, x: Index) -> Code:
         dividend, divisor = x.args
         if _power_of_two(divisor) is not None:
-            return self.binary(self.index(dividend), "&", self.number(divisor.args[0] - 1), AND)
+            return self.make("{} & {}", self.index(dividend), self.number(divisor.args[0] - 1), binds=AND, inner=(UNARY, ATOM))
         rows, cols, mixed = self._split(dividend)
         m = self.index(divisor)
         if rows and cols and not mixed and not m.level:  # remainders of rows and of columns are added, and reduced once
@@ -286,9 +287,10 @@ class Printer:
         rows, cols, mixed = self._split(inner)
         if rows and cols and not mixed:
             constant = terms(inner)[0]
-            if core.op == "mod" and low == high and not self.index(core.args[1]).level:  # R + C = r (mod m) if R = r - C (mod m)
+            one = low == high or high == 0  # one remainder: R + C = r (mod m) if R = r - C (mod m)
+            if core.op == "mod" and one and not self.index(core.args[1]).level:
                 left = self.index(mod(linear(constant, rows), core.args[1]))
-                right = self.index(mod(linear(low, {a: -c for a, c in cols.items()}), core.args[1]))
+                right = self.index(mod(linear(high, {a: -c for a, c in cols.items()}), core.args[1]))
                 return left, right, right
             if core.op != "mod" and max(map(abs, bounds)) <= SPLIT_LIMIT:
                 sign = -1 if all(c < 0 for c in cols.values()) else 1
@@ -368,6 +370,7 @@ class Printer:
 
     def fresh(self, code: Code) -> str:
         base = code.label or PREFIX[code.level & (ROW | COL)]
+        self.taken |= self.uses.names()
         number = 0
         while (name := f"{base}_{number}" if number or not code.label else base) in self.taken:
             number += 1

@@ -8,6 +8,11 @@ from patternc.expr.index import Index
 from patternc.expr.table import Table
 
 
+def is_pointer(parameter: str) -> bool:
+    """Whether a kernel's parameter is a tensor and not a number.  Names of the user come after `_of_`, whatever they are."""
+    return parameter.startswith("ptr_of_") or ("_of_" not in parameter and parameter.endswith(("_ptr", "_desc")))
+
+
 @dataclass(frozen=True)
 class Array:
     """A tensor in a kernel.
@@ -34,11 +39,11 @@ class Array:
 
     def parameters(self) -> list[str]:
         """Parameters of the kernel: the pointer, and for an arg its batch stride and its sizes."""
-        return [self.parameter] if self.static else [self.parameter, f"{self.parameter}_stride", *self.sizes]
+        return [self.parameter] if self.static else [self.parameter, f"stride_of_{self.source}", *self.sizes]
 
     def prologue(self) -> list[str]:
         """Statements that make `name` from the parameters."""
-        return [] if self.static else [f"{self.name} = {self.parameter} + tl.cast(b, tl.int64) * {self.parameter}_stride"]
+        return [] if self.static else [f"{self.name} = {self.parameter} + tl.cast(b, tl.int64) * stride_of_{self.source}"]
 
 
 @dataclass
@@ -72,16 +77,20 @@ class Uses:
         return Array(label, f"{label}_ptr", f"{label}_ptr", tuple(map(str, sizes)), table, kind)
 
     def _runtime(self, name: str, kind: str, rank: int) -> Array:
-        return Array(name, f"arg_{name}", f"arg_{name}_ptr", tuple(f"arg_{name}_size_{axis}" for axis in range(rank)), name, kind)
+        return Array(name, f"arg_{name}", f"ptr_of_{name}", tuple(f"size_{axis}_of_{name}" for axis in range(rank)), name, kind)
 
     def parameters(self) -> list[str]:
         """The kernel's parameters, in order: scalars with their batch strides, then arrays."""
-        scalars = [p for name in self.scalars for p in (f"arg_{name}_value", f"arg_{name}_stride")]
+        scalars = [p for name in self.scalars for p in (f"value_of_{name}", f"stride_of_{name}")]
         return scalars + [p for array in self.arrays.values() for p in array.parameters()]
+
+    def names(self) -> set[str]:
+        """All names that parameters and prologue bind."""
+        return {*self.parameters(), *(f"arg_{name}" for name in self.scalars), *(array.name for array in self.arrays.values())}
 
     def prologue(self) -> list[str]:
         """Statements that turn the parameters into what the text reads."""
         lines = []
         for name in self.scalars:
-            lines.append(f"arg_{name} = _scalar(arg_{name}_value, b * arg_{name}_stride)")
+            lines.append(f"arg_{name} = _scalar(value_of_{name}, b * stride_of_{name})")
         return lines + [line for array in self.arrays.values() for line in array.prologue()]
