@@ -246,8 +246,7 @@ def draw_args(draw, expression, n_q, n_k=None, heads=HEADS, batch=1, tensors=Fal
     n_k = n_q if n_k is None else n_k
     out = {}
     for name, use in signature(expression).items():
-        by_batch = any(node is pc.b for subscripts in use.subscripts for node in postorder(*subscripts))
-        rows = None if by_batch else draw(st.sampled_from((None, batch)))
+        rows = None if name in LOOKUPS else draw(st.sampled_from((None, batch)))  # a lookup may be subscripted by b itself
         if use.kind == "scalar":
             value = draw(st.integers(-2, 14)) if rows is None else _ints(draw, (batch,), -2, 14)
         elif use.kind == "lengths":
@@ -260,7 +259,7 @@ def draw_args(draw, expression, n_q, n_k=None, heads=HEADS, batch=1, tensors=Fal
         elif name in BATCH_ARRAYS:
             value = _ints(draw, (batch, n_k), -1, 3)
         elif name in LOOKUPS:
-            value = _ints(draw, (LOOKUP,) if rows is None else (batch, LOOKUP), -2, 9)
+            value = _ints(draw, (LOOKUP,), -2, 9)
         elif draw(st.booleans()):  # sorted ids, as documents have
             value = np.sort(_ints(draw, (n_k,) if rows is None else (batch, n_k), 0, 3), axis=-1)
         else:

@@ -109,6 +109,12 @@ class Index(Node):
     def __bool__(self):
         raise TruthValueError("an index expression has no truth value", typed=str(self), fix="compare it, `q - k < 4`, or use `where`")
 
+    def sympy(self):
+        """The expression in sympy, see `Pattern.sympy`."""
+        from patternc.mathematics import to_sympy
+
+        return to_sympy(self)
+
     def __str__(self):
         from patternc.printing import to_text
 
