@@ -65,6 +65,12 @@ class AttentionModule(nn.Module):
         """What the forward pass costs at one length, exactly; see `patternc.cost.cost`."""
         return cost(self.compiled.exact, self.compiled.plan, n_q, n_k, heads, head_dim, **options)
 
+    def explain(self, n_q: int, n_k: int | None = None, heads: int = 1, head_dim: int = 128, **options):
+        """What the compiler decided and what it costs at one length: prints as a report; see `patternc.explain.explain`."""
+        from patternc.explain import explain
+
+        return explain(self.spec, self.backend, n_q, n_k, heads, head_dim, **options)
+
     def source(self) -> str:
         """The generated Triton kernels, as text."""
         return runtime.backend_module("triton").source(self.compiled)

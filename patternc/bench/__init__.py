@@ -1,0 +1,1 @@
+"""Benchmarks: `patternc bench layout|attention`."""

@@ -1,0 +1,168 @@
+"""What the compiler decided for one attention at one length, and what that costs: values, and a readable report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from patternc.args import bind, signature
+from patternc.compile import provably_causal
+from patternc.cost import Cost, cost, first_row
+from patternc.expr.attention import Attention
+from patternc.expr.pattern import Pattern, all_of, negate
+from patternc.layout import Layout, layout
+from patternc.plan import AxisPlan, Plan, make_plan
+
+DIRECTIONS = {"forward": ("q tiles over keys", "forward, dq"), "transposed": ("k tiles over queries", "dk, dv")}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One set of pairs of an attention with a term: E (exact), D (domain) or R = D - E.
+
+    Attributes:
+        name: "E", "D" or "R".
+        causal: provably no key after the query.
+        layout: its tiles.
+    """
+
+    name: str
+    pattern: Pattern
+    causal: bool
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The report of `AttentionModule.explain`; `str` of it is meant to be read.
+
+    Attributes:
+        spec: the pattern or attention.
+        plan: how kernels find their tiles, for every length.
+        layout: the exact tiles of the exact part at this length.
+        cost: of the forward pass of one batch row, in the kernels' own tiles.
+        parts: E, D and R of an attention with a term, else empty.
+        kernels: kernel family by device.
+    """
+
+    spec: Pattern | Attention
+    plan: Plan
+    layout: Layout
+    cost: Cost
+    parts: tuple[Part, ...]
+    kernels: dict[str, str]
+    head_dim: int
+
+    def __str__(self):
+        found, price = self.layout, self.cost
+        lines = [f"pattern   {self.spec}"]
+        if self.parts:
+            lines.append(f"exact     {self.parts[0].pattern}")
+        lines += [f"mask      {self.plan.mask}", f"length    {found.n_q} queries, {found.n_k} keys; heads {found.heads}, head_dim {self.head_dim}", ""]
+        lines += describe_plan(self.plan)
+        lines += ["", f"tiles     {tiles_line(found)}"]
+        lines += [
+            f"cost      {price.allowed_pairs:,} allowed pairs of {price.visited_pairs:,} visited ({price.waste:.1%} masked away)",
+            f"          {price.full_tiles:,} full and {price.partial_tiles:,} partial tiles of {KERNEL_TILE[0]} x {KERNEL_TILE[1]} visited",
+            f"          {_human(price.flops, 1000)}FLOP, {_human(price.bytes, 1024)}B of memory traffic at least (two-byte elements)",
+        ]
+        if self.parts:
+            lines += ["", f"term      {self.spec.term}, on the pairs of R = D - E"]
+            for part in self.parts:
+                lines.append(f"  {part.name}  {part.pattern}")
+                lines.append(f"     {'provably causal' if part.causal else 'not provably causal'}; {tiles_line(part.layout)}")
+        lines += ["", *(f"kernels   on {device}: {text}" for device, text in self.kernels.items())]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+KERNEL_TILE = (64, 64)  # what `cost` counts in
+
+
+def explain(
+    spec, backend: str, n_q: int, n_k: int | None = None, heads: int = 1, head_dim: int = 128, *, batch: int = 1, kv_heads=None, value_dim=None, q_start=None, tile=(128, 128), **args
+) -> Explanation:
+    """Collect the report.
+
+    Args:
+        spec: the pattern or attention.
+        backend: the module's, "auto" included.
+        n_q, n_k, heads, batch, q_start, args: as in `Pattern.dense`.
+        head_dim, value_dim, kv_heads: for the cost.
+        tile: rows and columns of the tiles that are reported.
+    """
+    exact = spec.exact if isinstance(spec, Attention) else spec
+    whole = bind(spec, args, n_q, n_k, heads, batch, q_start)  # names the args of the term too
+    own = {name: args[name] for name in signature(exact)}
+
+    def tiles(p: Pattern, count: bool = False) -> Layout:
+        given = {name: args[name] for name in signature(p)}
+        return layout(p, first_row(bind(p, given, n_q, n_k, heads, batch, q_start)), tile, count=count)
+
+    plan = make_plan(exact)
+    price = cost(exact, plan, whole.n_q, whole.n_k, heads, head_dim, batch=batch, value_dim=value_dim, kv_heads=kv_heads, q_start=q_start, tile=KERNEL_TILE, **own)
+    parts = ()
+    if isinstance(spec, Attention):
+        rest = all_of(spec.domain, negate(exact))
+        named = (("E", exact), ("D", spec.domain), ("R", rest))
+        parts = tuple(Part(name, p, provably_causal(p), tiles(p)) for name, p in named)
+    return Explanation(spec, plan, tiles(exact), price, parts, kernels_of(spec, backend), head_dim)
+
+
+def kernels_of(spec, backend: str) -> dict[str, str]:
+    """The kernel family in use, by device, in words."""
+    cpu = "torch operations over the tiles of the layout (backend cpu)"
+    triton = "Triton kernels generated from the plan (backend triton): forward, dq, dk/dv"
+    dense = "the dense reference (backend reference), n x n memory"
+    if isinstance(spec, Attention):
+        triton = "the term has no Triton kernel yet; auto runs the cpu backend's torch operations on the tensors' device"
+    if backend == "reference":
+        return {"any device": dense}
+    if backend == "cpu":
+        return {"any device": cpu}
+    return {"cuda": triton} if backend == "triton" else {"cuda": triton, "cpu": cpu}
+
+
+def describe_plan(plan: Plan) -> list[str]:
+    """How each direction finds its tiles, with the formulas of its runs."""
+    lines = []
+    for name, (what, used) in DIRECTIONS.items():
+        lines += describe_axis(f"{name} ({what}; {used})", getattr(plan, name), "keys" if name == "forward" else "queries")
+    return lines
+
+
+def describe_axis(title: str, axis: AxisPlan, columns: str) -> list[str]:
+    if axis.kind == "list":
+        return [f"{title}: lists of tiles, made for each length on the host"]
+    if axis.kind == "table":
+        return [f"{title}: a table, {_plural(axis.count, 'run')} a row tile, made on the tensors' device for each call"]
+    order = "" if axis.count < 2 else ", in order" if axis.ascending else ", sorted in the kernel"
+    lines = [f"{title}: formulas, {_plural(axis.count, 'run')} a row tile{order}"]
+    for run in axis.runs:
+        lines.append(f"    {columns} {run.lo} .. {run.hi}, every pair in {run.inner_lo} .. {run.inner_hi}")
+    return lines
+
+
+def tiles_line(found: Layout) -> str:
+    """Counts of empty, partial and full tiles, summed over heads and batch rows."""
+    grids = [(g.tiles.grid, len(g.heads) * len(g.batch)) for g in found.groups]
+    total = sum(grid.row.tiles * grid.column.tiles * times for grid, times in grids)
+    empty = total - found.full_tiles - found.partial_tiles
+    exact = "exact" if found.exact else "not exact: some partial tiles may be empty or full"
+    return f"{empty:,} empty, {found.partial_tiles:,} partial, {found.full_tiles:,} full of {found.tile[0]} x {found.tile[1]} ({exact})"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _human(value: int, base: int) -> str:
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if value < base or prefix == "P":
+            unit = prefix if base == 1000 or not prefix else prefix + "i"
+            return f"{value:.4g} {unit}"
+        value /= base
+    return str(value)
+
+
+__all__ = ["DIRECTIONS", "Explanation", "Part", "describe_plan", "explain", "kernels_of", "tiles_line"]

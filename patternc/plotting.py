@@ -1,0 +1,229 @@
+"""Pictures of patterns: the tiles of a layout, and the pairs themselves where they are few; with matplotlib, or as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from patternc.analysis.evaluate import evaluate
+from patternc.args import bind, signature
+from patternc.errors import MissingExtraError, OperandError, ParameterError
+from patternc.expr.attention import Attention
+from patternc.expr.node import postorder
+from patternc.expr.pattern import Pattern, all_of, negate
+from patternc.layout import Group, layout
+
+MOST_PAIRS_SHOWN = 512  # up to this length single pairs are drawn; beyond it only tiles
+MOST_TILES = 1024  # along one axis; a finer picture has more pixels than a screen
+DEFAULT_TILES = 32  # along the longer axis, unless the caller says how large a tile is
+TEXT_TILES = 38  # two characters each: 76 columns
+
+# Per kind of tile: the background, and the colour of an allowed pair on it.
+COLOURS = {"empty": ("#f4f4f2", None), "partial": ("#fbe3c0", "#e08a1e"), "full": ("#7fa8d6", "#3f73b0")}
+TERM_COLOUR = "#d9ead8"  # pairs of the domain that the exact part leaves to the term
+GLYPHS = ("··", "▒▒", "██")  # empty, partial, full
+STYLES = ("grey42", "dark_orange", "dodger_blue2")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn, as arrays.
+
+    Attributes:
+        kinds: int8 [row tiles, column tiles]: 0 empty, 1 partial, 2 full.
+        pairs: bool [n_q, n_k], or None where there are too many to draw.
+        term: the same for the pairs left to a term; for long sequences bool [row tiles, column tiles], the tiles that hold some.
+        tile: rows and columns of a tile.  q_start: position of the first query.
+    """
+
+    kinds: np.ndarray
+    pairs: np.ndarray | None
+    term: np.ndarray | None
+    tile: tuple[int, int]
+    n_q: int
+    n_k: int
+    q_start: int
+
+
+def picture(p, n: int, n_k: int | None = None, *, tile=None, head: int = 0, heads: int | None = None, row: int = 0, batch: int = 1, q_start=None, tiles: int = DEFAULT_TILES, **args) -> Picture:
+    """The picture of one head and batch row as arrays; parameters as in `plot`.
+
+    Raises:
+        OperandError, ParameterError: for what is not a pattern, a tile or a head; for more than MOST_TILES tiles along one axis.
+    """
+    if isinstance(p, str):
+        from patternc.parsing import parse
+
+        p = parse(p)
+    if not isinstance(p, (Pattern, Attention)):
+        raise OperandError(f"plot draws a pattern or an attention, got {p!r}", fix='write `pc.plot(pc.causal, 64, path="causal.png")`')
+    heads = max(_heads(p), head + 1) if heads is None else heads
+    for name, value, size in (("head", head, heads), ("row", row, batch)):
+        if not isinstance(value, int) or not 0 <= value < size:
+            raise ParameterError(f"`{name}` is {value!r}, and there are {size}", fix=f"use 0 to {size - 1}")
+    longest = max(int(n), int(n if n_k is None else n_k), 1)
+    shape = _tile(tile, longest, tiles)
+    exact = p.exact if isinstance(p, Attention) else p
+
+    def group(x: Pattern) -> Group:
+        bound = bind(x, {name: args[name] for name in signature(x) if name in args}, n, n_k, heads, batch, q_start)
+        return next(g for g in layout(x, bound, shape).groups if head in g.heads and row in g.batch)
+
+    bind(p, args, n, n_k, heads, batch, q_start)  # all args at once, so that unknown ones are named
+    found = group(exact)
+    grid, few = found.tiles.grid, longest <= MOST_PAIRS_SHOWN
+    term = None
+    if isinstance(p, Attention):
+        rest = group(all_of(p.domain, negate(exact)))
+        term = _pairs(rest) if few else rest.tiles.kinds() > 0
+    return Picture(found.tiles.kinds(), _pairs(found) if few else None, term, shape, grid.row.count, grid.column.count, grid.row.first)
+
+
+def _heads(p) -> int:
+    return max([len(x.args) for x in postorder(p) if x.op == "per_head"], default=1)
+
+
+def _tile(tile, longest: int, tiles: int) -> tuple[int, int]:
+    if tile is None:
+        size = 1
+        while -(-longest // size) > tiles:
+            size *= 2
+        return size, size
+    shape = (tile, tile) if isinstance(tile, int) else tuple(tile) if isinstance(tile, (tuple, list)) else ()
+    if len(shape) != 2 or not all(isinstance(x, int) and x >= 1 for x in shape):
+        raise ParameterError(f"`tile` is a positive integer or two of them, got {tile!r}", fix="write `tile=128` or `tile=(128, 64)`")
+    if -(-longest // min(shape)) > MOST_TILES:
+        raise ParameterError(f"{longest} positions in tiles of {min(shape)} are more than the {MOST_TILES} tiles that a picture can show", fix=f"use tiles of at least {-(-longest // MOST_TILES)}, or a shorter length")
+    return shape
+
+
+def _pairs(group: Group) -> np.ndarray:
+    """bool [n_q, n_k]; the caller has checked that this is small."""
+    grid = group.tiles.grid
+    q, k = grid.row.first + np.arange(grid.row.count)[:, None], np.arange(grid.column.count)
+    return np.broadcast_to(evaluate(group.pattern, {"q": q, "k": k}), (grid.row.count, grid.column.count))
+
+
+def plot(p, n: int, n_k: int | None = None, *, tile=None, head: int = 0, ax=None, path=None, **options):
+    """Draw a mask with its tiles coloured empty, partial or full; queries go down, keys to the right.
+
+    Up to 512 positions the allowed pairs are drawn too; beyond, the picture is of tiles only, and no n x n mask exists.
+    Of an attention, the pairs that its term covers get a colour of their own.
+
+    Args:
+        p: a pattern, an attention, or the text of one.
+        n, n_k: queries and keys; `n_k` defaults to `n`.
+        tile: rows and columns of a tile, one number for both; by default 32 tiles or fewer along the longer axis.
+        head: which query head.
+        ax: matplotlib axes to draw on; a new figure without it.
+        path: where to save the figure; the ending says the format (.png, .svg, .pdf).
+        options: `heads`, `row`, `batch`, `q_start` and the pattern's runtime args.
+    Returns:
+        the matplotlib axes.
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ParameterError: the tiles are too many for a picture, or `head` or `path` do not fit.
+    """
+    shown = picture(p, n, n_k, tile=tile, head=head, **options)
+    if path is not None and Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ParameterError(f"a picture is saved as .png, .svg or .pdf, got `{path}`", fix='write `path="mask.png"`')
+    matplotlib = _matplotlib()
+    figure = None
+    if ax is None:
+        width = 6.4
+        height = min(max(width * shown.n_q / max(shown.n_k, 1), 1.2), 12.0) + 1.1
+        figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+        ax = figure.add_subplot()
+    _draw(matplotlib, ax, shown, str(p))
+    if path is not None:
+        ax.figure.savefig(path, dpi=150)
+    return ax
+
+
+def _matplotlib():
+    try:
+        import matplotlib.colors
+        import matplotlib.figure
+        import matplotlib.patches
+    except ImportError:
+        raise MissingExtraError("pictures need matplotlib", fix='pip install "patternc[viz]"') from None
+    return matplotlib
+
+
+def _draw(matplotlib, ax, shown: Picture, title: str) -> None:
+    import textwrap
+
+    image = _image(matplotlib.colors.to_rgb, shown)
+    top, left = shown.q_start, 0
+    ax.imshow(image, extent=(left, left + shown.n_k, top + shown.n_q, top), interpolation="nearest", aspect="equal")
+    rows, columns = shown.kinds.shape
+    if max(rows, columns) <= 64:
+        bm, bn = shown.tile
+        ax.hlines([top + i * bm for i in range(1, rows)], left, left + shown.n_k, color="white", linewidth=0.5)
+        ax.vlines([left + j * bn for j in range(1, columns)], top, top + shown.n_q, color="white", linewidth=0.5)
+    ax.set_xlabel("key")
+    ax.set_ylabel("query")
+    ax.set_title("\n".join(textwrap.wrap(title, 64)[:4]), fontsize=9, family="monospace")
+    counts = [int((shown.kinds == kind).sum()) for kind in range(3)]
+    full = COLOURS["full"][0 if shown.pairs is None else 1]
+    names = [(f"{name} ({count})", full if name == "full" else COLOURS[name][0]) for name, count in zip(COLOURS, counts)]
+    names += [("term", TERM_COLOUR)] if shown.term is not None else []
+    handles = [matplotlib.patches.Patch(facecolor=colour, edgecolor="#999999", linewidth=0.5, label=label) for label, colour in names]
+    ax.legend(handles=handles, title=f"tiles of {shown.tile[0]} x {shown.tile[1]}", title_fontsize=8, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.1), ncols=4, frameon=False)
+
+
+def _image(rgb, shown: Picture) -> np.ndarray:
+    """float [height, width, 3]: one pixel a pair where pairs are drawn, else one a tile."""
+    background = np.array([rgb(COLOURS[name][0]) for name in COLOURS])
+    if shown.pairs is None:
+        image = background[shown.kinds]
+        if shown.term is not None:
+            image[shown.term & (shown.kinds == 0)] = rgb(TERM_COLOUR)
+        return image
+    bm, bn = shown.tile
+    kinds = shown.kinds.repeat(bm, 0)[: shown.n_q].repeat(bn, 1)[:, : shown.n_k]
+    image = background[kinds]
+    if shown.term is not None:
+        image[shown.term] = rgb(TERM_COLOUR)
+    for kind, name in enumerate(COLOURS):
+        colour = COLOURS[name][1]
+        if colour is not None:
+            image[shown.pairs & (kinds == kind)] = rgb(colour)
+    return image
+
+
+def text(p, n: int, n_k: int | None = None, *, tile=None, **options):
+    """The tiles as a `rich.text.Text`, two characters a tile: `··` empty, `▒▒` partial, `██` full.  Parameters as in `plot`."""
+    from rich.text import Text
+
+    shown = picture(p, n, n_k, tile=tile, tiles=TEXT_TILES, **options)
+    rows, columns = shown.kinds.shape
+    if max(rows, columns) > 2 * TEXT_TILES:
+        raise ParameterError(f"{rows} x {columns} tiles are too many for a terminal", fix="leave `tile` out, use larger tiles, or save a picture")
+    out = Text(no_wrap=True)
+    for i, line in enumerate(shown.kinds):
+        for j, kind in enumerate(line):
+            termed = shown.term is not None and kind == 0 and _holds_term(shown, i, j)
+            out.append("░░" if termed else GLYPHS[kind], "green" if termed else STYLES[kind])
+        out.append("\n")
+    counts = [int((shown.kinds == kind).sum()) for kind in range(3)]
+    out.append(f"{shown.n_q} queries (down), {shown.n_k} keys; tiles of {shown.tile[0]} x {shown.tile[1]}:")
+    for kind, name in enumerate(COLOURS):
+        out.append(f"  {GLYPHS[kind]}", STYLES[kind])
+        out.append(f" {counts[kind]} {name}")
+    if shown.term is not None:
+        out.append("  ░░", "green")
+        out.append(" term only")
+    return out
+
+
+def _holds_term(shown: Picture, i: int, j: int) -> bool:
+    if shown.pairs is None:
+        return bool(shown.term[i, j])
+    bm, bn = shown.tile
+    return bool(shown.term[i * bm : (i + 1) * bm, j * bn : (j + 1) * bn].any())
+
+
+__all__ = ["Picture", "picture", "plot", "text"]
