@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from patternc import runtime
-from patternc.args import bind
+from patternc.args import bind, signature
 from patternc.cost import Cost, cost
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
@@ -24,7 +24,11 @@ class AttentionModule(nn.Module):
     def __init__(self, spec: Pattern | Attention, backend: str = "auto", num_heads: int | None = None, head_dim: int | None = None):
         super().__init__()
         self.spec, self.backend, self.num_heads, self.head_dim = spec, backend, num_heads, head_dim
-        self._key = runtime.compiled(spec).key
+        self._register()
+
+    def _register(self) -> None:
+        # What traced calls need is looked up here, so that tracing sees plain constants.
+        self._key, self._names = runtime.compiled(self.spec).key, tuple(signature(self.spec))
 
     def forward(self, q, k, v, scale: float | None = None, return_lse: bool = False, q_start=None, check: bool = False, **args):
         """Attention of `q` to `k` and `v` within the pattern.
@@ -48,7 +52,7 @@ class AttentionModule(nn.Module):
             q, k, v = (x.to(dtype) if x.dtype == torch.float32 else x for x in (q, k, v))
         backend = runtime.choose_backend(self.backend, q.device)
         if torch.compiler.is_compiling():
-            out, lse = runtime.attend_traced(self.spec, q, k, v, scale, q_start, check, args, backend, self._key)
+            out, lse = runtime.attend_traced(self._key, self._names, q, k, v, scale, q_start, check, args, backend)
         else:
             out, lse = runtime.attend(self.spec, q, k, v, scale, q_start, check, args, backend)
         return (out, lse) if return_lse else out
@@ -79,11 +83,9 @@ class AttentionModule(nn.Module):
         return f'"{self.spec}", backend="{self.backend}"'
 
     def __getstate__(self):
-        state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__.copy()
-        state = dict(state)
-        state.pop("_key", None)
-        return state
+        state = self.__dict__.copy()
+        return {name: value for name, value in state.items() if name not in ("_key", "_names")}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self._key = runtime.compiled(self.spec).key
+        self._register()

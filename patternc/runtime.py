@@ -19,10 +19,11 @@ from functools import cached_property
 
 import torch
 
-from patternc.args import Bound, bind, signature
+from patternc.args import Bound, bind
 from patternc.errors import BackendError, DeviceError, DtypeError, OperandError, ShapeError, UnknownNameError, suggest
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
+from patternc.masks import refuse_second_derivatives
 from patternc.plan import Plan, make_plan
 
 BACKENDS = {"triton": "patternc.codegen.backend", "cpu": "patternc.cpu_backend", "reference": "patternc.reference_backend"}
@@ -118,8 +119,8 @@ class _Attention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dout, dlse):
+        refuse_second_derivatives()
         scale, bound, made, backend = ctx.call
         return *backend.backward(made, dout, dlse, *ctx.saved_tensors, scale, bound), None, None, None, None
 
@@ -138,10 +139,10 @@ def attend(spec, q, k, v, scale, q_start, check: bool, args: dict, backend: str)
 
 # ---- registered operators: what torch.compile and torch.export see
 
-def pack(spec, args: dict, q_start) -> tuple[list[torch.Tensor], list[int], str]:
-    """Args as the operators take them: tensors, numbers, and a string that says which is which."""
+def pack(names: tuple[str, ...], args: dict, q_start) -> tuple[list[torch.Tensor], list[int], str]:
+    """Args as the operators take them: tensors, numbers, and a string that says which is which; `names` are the pattern's."""
     tensors, numbers, kinds = [], [], []
-    for name in (*signature(spec), "q_start"):
+    for name in (*names, "q_start"):
         value = q_start if name == "q_start" else args.get(name)
         if value is None:
             continue
@@ -154,7 +155,7 @@ def pack(spec, args: dict, q_start) -> tuple[list[torch.Tensor], list[int], str]
             tensors.append(value)
         kinds.append(f"{name}:{'t' if isinstance(value, torch.Tensor) else 'n'}")
     for name in args:
-        if name not in signature(spec):
+        if name not in names:
             kinds.append(f"{name}:unknown")  # `bind` will say so
     return tensors, numbers, ",".join(kinds)
 
@@ -217,14 +218,14 @@ def _backward(ctx, dout, dlse):
     q, k, v, out, lse, *tensors = ctx.saved_tensors
     numbers, kinds, key, backend, scale = ctx.call
     dq, dk, dv = attention_backward_op(dout, dlse, q, k, v, out, lse, tensors, numbers, kinds, key, backend, scale)
-    return dq, dk, dv, None, None, None, None, None, None, None
+    return dq, dk, dv, [None] * len(tensors), [None] * len(numbers), None, None, None, None, None
 
 
 attention_op.register_autograd(_backward, setup_context=_setup)
 
 
-def attend_traced(spec, q, k, v, scale, q_start, check: bool, args: dict, backend: str, key: str):
+def attend_traced(key: str, names: tuple[str, ...], q, k, v, scale, q_start, check: bool, args: dict, backend: str):
     """`attend` through the registered operator, for torch.compile and torch.export."""
-    tensors, numbers, kinds = pack(spec, args, q_start)
+    tensors, numbers, kinds = pack(names, args, q_start)
     scale = 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else scale
     return attention_op(q, k, v, tensors, numbers, kinds, key, backend, scale, check)

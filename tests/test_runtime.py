@@ -1,0 +1,109 @@
+"""The module under autograd, torch.compile, export, autocast, pickling and spawn."""
+
+import copy
+import multiprocessing
+import pickle
+
+import pytest
+import torch
+
+import patternc as pc
+from patternc.runtime import attention_op, compiled, pack
+
+SLIDING = pc.causal & (pc.window(20) | pc.sink(3))
+
+
+def qkv(n=70, heads=2, kv_heads=1, d=16, dtype=torch.float32, grad=False):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, h, n, d, generator=generator, dtype=dtype).requires_grad_(grad) for h in (heads, kv_heads, kv_heads)]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_torch_compile_sees_one_graph(backend):
+    module = pc.compile(SLIDING, backend)
+    q, k, v = qkv(grad=True)
+    traced = torch.compile(module, fullgraph=True, backend="aot_eager")
+    out = traced(q, k, v)
+    want = module(q, k, v)
+    torch.testing.assert_close(out, want)
+    grads = [torch.autograd.grad(o.square().sum(), (q, k, v)) for o in (out, want)]
+    torch.testing.assert_close(*grads)
+
+
+def test_torch_compile_with_args_and_lse():
+    module = pc.compile(pc.causal & pc.window(pc.arg("w")) & pc.documents(pc.arg("doc")), "cpu")
+    traced = torch.compile(lambda q, k, v, doc, w: module(q, k, v, doc=doc, w=w, return_lse=True), fullgraph=True, backend="aot_eager")
+    q, k, v = qkv()
+    doc = torch.arange(70) // 13
+    torch.testing.assert_close(traced(q, k, v, doc, 9), module(q, k, v, doc=doc, w=9, return_lse=True))
+
+
+def test_export():
+    module = pc.compile(SLIDING, "cpu")
+    q, k, v = qkv()
+    program = torch.export.export(module, (q, k, v))
+    torch.testing.assert_close(program.module()(q, k, v), module(q, k, v))
+
+
+def test_opcheck():
+    q, k, v = qkv(grad=True)
+    spec = SLIDING & pc.valid(pc.arg("m"))
+    tensors, numbers, kinds = pack(("m",), {"m": torch.tensor([50, 70])}, None)
+    torch.library.opcheck(attention_op, (q, k, v, tensors, numbers, kinds, compiled(spec).key, "cpu", 0.25, False))
+
+
+def test_gradcheck():
+    module = pc.compile(pc.causal & pc.window(4) & (pc.q != 3), "cpu")
+    q, k, v = qkv(n=9, d=3, dtype=torch.float64, grad=True)
+    assert torch.autograd.gradcheck(lambda *x: module(*x), (q, k, v))
+    rows = torch.tensor([i for i in range(9) if i != 3])  # the lse of an empty row is -inf, which no difference quotient survives
+    assert torch.autograd.gradcheck(lambda *x: module(*x, return_lse=True)[1][:, :, rows], (q, k, v))
+
+
+def test_second_derivatives_are_refused():
+    module = pc.compile(SLIDING, "cpu")
+    q, k, v = qkv(n=8, grad=True)
+    with pytest.raises(pc.errors.BackendError, match="second derivatives are not supported"):
+        torch.autograd.grad(module(q, k, v).sum(), q, create_graph=True)
+
+
+def test_autocast_takes_half_precision():
+    module = pc.compile(SLIDING, "cpu")
+    q, k, v = qkv()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(q, k, v)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), module(q, k, v), atol=0.05, rtol=0.05)
+
+
+def test_pickle_copy_and_state():
+    module = pc.compile(SLIDING, "cpu")
+    q, k, v = qkv()
+    for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+        assert other.spec is module.spec
+        torch.testing.assert_close(other(q, k, v), module(q, k, v))
+
+
+def _work(module, queue):
+    queue.put(module(*qkv()).sum().item())
+
+
+def test_spawn():
+    module = pc.compile(SLIDING, "cpu")
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_work, args=(module, queue))
+    process.start()
+    assert queue.get(timeout=120) == pytest.approx(module(*qkv()).sum().item(), rel=1e-4)
+    process.join()
+
+
+def test_layer_trains_and_round_trips():
+    torch.manual_seed(0)
+    layer = pc.nn.PatternAttention(32, 4, "causal & window(8)", num_kv_heads=2)
+    x = torch.randn(2, 20, 32)
+    layer(x).square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in layer.parameters())
+    other = pc.nn.PatternAttention(32, 4, "causal & window(8)", num_kv_heads=2)
+    other.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(other(x), layer(x))
