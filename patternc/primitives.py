@@ -10,9 +10,9 @@ import operator
 import numpy as np
 
 from patternc.errors import OperandError, ParameterError
-from patternc.expr.index import Index, absolute, arg, as_index, floordiv, member, mod, table
+from patternc.expr.index import Index, absolute, as_index, floordiv, member, mod, table
 from patternc.expr.node import Node
-from patternc.expr.pattern import EMPTY, FULL, H, K, PLACE, Q, Pattern, all_of, any_of, as_pattern, between, per_head_of
+from patternc.expr.pattern import EMPTY, FULL, PLACE, H, K, Pattern, Q, all_of, as_pattern, between, per_head_of
 from patternc.expr.transform import apply_index
 
 q, k, h, b, n_q, n_k, i = Q, K, H, Index("var", "b"), Index("var", "n_q"), Index("var", "n_k"), PLACE
@@ -96,7 +96,9 @@ def within(x, low, high) -> Pattern:
     try:
         low, high = operator.index(low), operator.index(high)
     except TypeError:
-        raise ParameterError(f"within takes integer bounds, got {low!r} and {high!r}", fix="write two comparisons for other bounds: `(a <= x) & (x <= b)`") from None
+        raise ParameterError(
+            f"within takes integer bounds, got {low!r} and {high!r}", fix="write two comparisons for other bounds: `(a <= x) & (x <= b)`"
+        ) from None
     return between(as_index(x, "within"), low, high)
 
 
@@ -123,7 +125,10 @@ def among(x: Index, positions, name: str) -> Pattern:
             return between(member(table(listed, stored.name), x, "positions"), 1, 1)
     if isinstance(positions, Index):
         if positions.op != "arg":
-            raise OperandError(f"{name} takes a count, a range, a list or an arg, got the expression `{positions}`", fix=f'write `{name}(64)` or `{name}(arg("tokens"))`')
+            raise OperandError(
+                f"{name} takes a count, a range, a list or an arg, got the expression `{positions}`",
+                fix=f'write `{name}(64)` or `{name}(arg("tokens"))`',
+            )
         return between(member(positions, x, "positions"), 1, 1)
     if isinstance(positions, Node):
         raise OperandError(f"{name} takes a count, a range, a list or an arg, got `{positions}`", fix=f"write `{name}(64)`")
@@ -143,7 +148,9 @@ def among(x: Index, positions, name: str) -> Pattern:
     try:
         listed = sorted({operator.index(p) for p in (positions.tolist() if hasattr(positions, "tolist") else positions)})
     except TypeError:
-        raise OperandError(f"{name} takes a count, a range, a list of positions or an arg, got {positions!r}", fix=f"write `{name}([0, 17, 42])`") from None
+        raise OperandError(
+            f"{name} takes a count, a range, a list of positions or an arg, got {positions!r}", fix=f"write `{name}([0, 17, 42])`"
+        ) from None
     if listed and listed[0] < 0:
         raise ParameterError(f"{name} got the negative position {listed[0]}", fix="positions start at 0")
     if not listed:
@@ -168,10 +175,21 @@ def _size(primitive: str, parameter: str, value, least: int) -> Index:
     try:
         number = operator.index(value)
     except TypeError:
-        raise ParameterError(f"{primitive}: `{parameter}` must be an integer or an index expression, got {value!r}", fix=f'write `{primitive}(4)`, or `{primitive}(arg("w"))` for a runtime value') from None
+        raise ParameterError(
+            f"{primitive}: `{parameter}` must be an integer or an index expression, got {value!r}",
+            fix=f'write `{primitive}(4)`, or `{primitive}(arg("w"))` for a runtime value',
+        ) from None
     if number < least:
-        raise ParameterError(f"{primitive}: `{parameter}` must be at least {least}, got {number}", typed=f"{primitive}({parameter}={number})" if parameter in ("left", "right", "back", "ahead") else f"{primitive}({number})", fix=f"use {parameter} >= {least}")
+        raise ParameterError(
+            f"{primitive}: `{parameter}` must be at least {least}, got {number}",
+            typed=f"{primitive}({parameter}={number})" if parameter in ("left", "right", "back", "ahead") else f"{primitive}({number})",
+            fix=f"use {parameter} >= {least}",
+        )
     return as_index(number)
 
 
-__all__ = [name for name, value in list(globals().items()) if callable(value) and getattr(value, "__module__", "") == __name__ and not name.startswith("_") and name != "among"]
+__all__ = [
+    name
+    for name, value in list(globals().items())
+    if callable(value) and getattr(value, "__module__", "") == __name__ and not name.startswith("_") and name != "among"
+]

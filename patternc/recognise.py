@@ -13,7 +13,7 @@ from patternc.errors import PatterncError
 from patternc.expr import index as ix
 from patternc.expr.index import Index
 from patternc.expr.node import Node, postorder
-from patternc.expr.pattern import H, K, PLACE, Q, Pattern, all_of, any_of, compare
+from patternc.expr.pattern import PLACE, H, K, Pattern, Q, all_of, any_of, compare
 from patternc.expr.table import INLINE
 from patternc.expr.transform import substitute
 from patternc.vocabulary import PRIMITIVES
@@ -113,7 +113,9 @@ def _block(core, low, high):
 
 
 def _block_call(size, back, ahead):
-    return Call("block", (size,), {name: value for name, value in (("back", back), ("ahead", ahead)) if value is not ix.const(0) and not _zero(value)})
+    return Call(
+        "block", (size,), {name: value for name, value in (("back", back), ("ahead", ahead)) if value is not ix.const(0) and not _zero(value)}
+    )
 
 
 def _zero(value) -> bool:

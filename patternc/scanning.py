@@ -18,10 +18,18 @@ MAX_DIGITS = 10
 
 MISTAKES = (
     # (regular expression, message, fix, texts that must give this message)
-    (r"(?:and|or|not)\b", "`and`, `or` and `not` are not operators here", "use `&`, `|` and `~`, with parentheses around comparisons",
-     ("causal and full", "causal or full", "not causal", "(k <= q) and window(5)")),
-    (r"(?:if|else|for|in|is|lambda)\b", "Python statements are not part of the language", "use comparisons, `where(condition, a, b)` and the named patterns",
-     ("causal if full", "lambda i: i", "q in [1, 2]", "[x for x in q]")),
+    (
+        r"(?:and|or|not)\b",
+        "`and`, `or` and `not` are not operators here",
+        "use `&`, `|` and `~`, with parentheses around comparisons",
+        ("causal and full", "causal or full", "not causal", "(k <= q) and window(5)"),
+    ),
+    (
+        r"(?:if|else|for|in|is|lambda)\b",
+        "Python statements are not part of the language",
+        "use comparisons, `where(condition, a, b)` and the named patterns",
+        ("causal if full", "lambda i: i", "q in [1, 2]", "[x for x in q]"),
+    ),
     (r"&&", "`&&` is not an operator", "write `&`", ("causal && full", "&& causal")),
     (r"\|\|", "`||` is not an operator", "write `|`", ("causal || full",)),
     (r"=>|=<", "this is not a comparison", "write `>=` or `<=`", ("k => q", "k =< q")),
@@ -30,10 +38,18 @@ MISTAKES = (
     (r"<<|>>", "there are no shift operators", "multiply or divide: `q * 4`, `q // 4`", ("q << 2 == k", "q >> 2 == k")),
     (r"!(?!=)", "`!` is not an operator", "write `~` for the complement, `!=` for a comparison", ("!causal", "full & ! causal")),
     (r"/(?!/)", "`/` does not give an integer", "use `//`, the floor division", ("q / 2 == k", "window(1024 / 2)")),
-    (r"[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+|[0-9]+[eE][-+]?[0-9]+", "positions are integers, and this is not one", "write an integer; use `//` to divide",
-     ("window(1.5)", "q < .5", "window(1e3)", "q * 2. < k")),
-    (r"0[xXoObB][0-9A-Fa-f_]+|[0-9]+_[0-9_]+|0[0-9]+", "numbers are plain decimals", "write it without prefix, underscores and leading zeros",
-     ("window(0x10)", "window(1_000)", "window(007)")),
+    (
+        r"[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+|[0-9]+[eE][-+]?[0-9]+",
+        "positions are integers, and this is not one",
+        "write an integer; use `//` to divide",
+        ("window(1.5)", "q < .5", "window(1e3)", "q * 2. < k"),
+    ),
+    (
+        r"0[xXoObB][0-9A-Fa-f_]+|[0-9]+_[0-9_]+|0[0-9]+",
+        "numbers are plain decimals",
+        "write it without prefix, underscores and leading zeros",
+        ("window(0x10)", "window(1_000)", "window(007)"),
+    ),
     (r"[0-9]+[A-Za-z_][A-Za-z_0-9]*", "a number runs into a name", "put an operator between them, as in `2*q`", ("2q < k", "window(5k)")),
     (r"pc\s*\.\s*(?=[A-Za-z_])", "names have no prefix in text", "leave `pc.` away: `window(5)`", ("pc.causal", "pc . window(5)")),
     (r"[\"'][^\"'\n]*\\", "strings have no escapes", "write the name as it is", ('arg("a\\n") < q',)),
@@ -66,7 +82,11 @@ def check_text(text: str) -> None:
     if not isinstance(text, str):
         raise OperandError(f"parse takes text, got {type(text).__name__}", fix='write `parse("causal & window(512)")`')
     if len(text) > MAX_CHARACTERS:
-        raise LimitError(f"text of {len(text)} characters (limit {MAX_CHARACTERS})", typed=text[:60], fix="put the data of a large pattern into a table or a runtime arg")
+        raise LimitError(
+            f"text of {len(text)} characters (limit {MAX_CHARACTERS})",
+            typed=text[:60],
+            fix="put the data of a large pattern into a table or a runtime arg",
+        )
     opened: list[int] = []
     previous, position = None, 0  # previous: the last token's kind and span
     while position < len(text):
@@ -83,7 +103,12 @@ def check_text(text: str) -> None:
             raise PatternSyntaxError(message, typed=text, span=span, fix=fix)
         if kind in ("integer", "name", "string") and previous is not None and previous[0] in ("integer", "name", "string", "close"):
             before, after = text[previous[1][0] : previous[1][1]], word
-            raise PatternSyntaxError(f"an operator is missing between `{_short(before)}` and `{_short(after)}`", typed=text, span=span, fix="join patterns with `&`, `|`, `-` or `^`")
+            raise PatternSyntaxError(
+                f"an operator is missing between `{_short(before)}` and `{_short(after)}`",
+                typed=text,
+                span=span,
+                fix="join patterns with `&`, `|`, `-` or `^`",
+            )
         if kind == "integer" and len(word) > MAX_DIGITS:
             raise LimitError(f"integer of {len(word)} digits is too large", typed=text, span=span, fix="keep integers within 2147483647 in magnitude")
         if kind == "string":
@@ -91,15 +116,26 @@ def check_text(text: str) -> None:
         if kind == "open":
             opened.append(span[0])
             if len(opened) > MAX_NESTING:
-                raise LimitError(f"text nested more than {MAX_NESTING} deep", typed=text, span=span, fix="put the data of a large pattern into a table or a runtime arg")
+                raise LimitError(
+                    f"text nested more than {MAX_NESTING} deep",
+                    typed=text,
+                    span=span,
+                    fix="put the data of a large pattern into a table or a runtime arg",
+                )
         if kind == "close":
             if not opened or _CLOSING[text[opened[-1]]] != word:
-                fix = f"close `{text[opened[-1]]}` first, with `{_CLOSING[text[opened[-1]]]}`" if opened else f"remove it, or open it with `{'(' if word == ')' else '['}`"
+                fix = (
+                    f"close `{text[opened[-1]]}` first, with `{_CLOSING[text[opened[-1]]]}`"
+                    if opened
+                    else f"remove it, or open it with `{'(' if word == ')' else '['}`"
+                )
                 raise PatternSyntaxError(f"`{word}` closes nothing", typed=text, span=span, fix=fix)
             opened.pop()
         previous = (kind, span)
     if opened:
-        raise PatternSyntaxError(f"`{text[opened[-1]]}` is never closed", typed=text, span=(opened[-1], opened[-1] + 1), fix=f"add `{_CLOSING[text[opened[-1]]]}`")
+        raise PatternSyntaxError(
+            f"`{text[opened[-1]]}` is never closed", typed=text, span=(opened[-1], opened[-1] + 1), fix=f"add `{_CLOSING[text[opened[-1]]]}`"
+        )
     if previous is None:
         raise PatternSyntaxError("the text is empty", fix="write a pattern, such as `causal & window(512)`")
 
@@ -115,7 +151,9 @@ def _strange(text: str, position: int) -> PatternSyntaxError:
     c = text[position]
     code = f"U+{ord(c):04X}"
     if c in LOOKALIKES:
-        return PatternSyntaxError(f"`{c}` ({code}) is not part of the language", typed=text, span=(position, position + 1), fix=f"write `{LOOKALIKES[c]}`")
+        return PatternSyntaxError(
+            f"`{c}` ({code}) is not part of the language", typed=text, span=(position, position + 1), fix=f"write `{LOOKALIKES[c]}`"
+        )
     if not c.isprintable():
         return PatternSyntaxError(f"a control character, {code}", typed=text, span=(position, position + 1), fix="remove it")
     plain = unicodedata.normalize("NFKC", c)

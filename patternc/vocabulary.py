@@ -17,10 +17,7 @@ VALUES = {
     "None": None,
 }
 
-PRIMITIVES = {
-    "global" if name == "global_" else name: getattr(primitives, name)
-    for name in primitives.__all__
-}
+PRIMITIVES = {"global" if name == "global_" else name: getattr(primitives, name) for name in primitives.__all__}
 """Functions with parameters: an unknown name among these is an arg."""
 
 INDEX_FUNCTIONS = {

@@ -148,7 +148,27 @@ def comparisons(draw, depth=2, args=True):
     return {"<": x < y, "<=": x <= y, "==": x == y, "!=": x != y, ">=": x >= y, ">": x > y}[relation]
 
 
-PRIMITIVES = ("causal", "window", "window2", "dilate", "block", "rows", "cols", "global", "sink", "same", "same2", "documents", "documents list", "prefix", "valid", "heads", "within", "full", "empty")
+PRIMITIVES = (
+    "causal",
+    "window",
+    "window2",
+    "dilate",
+    "block",
+    "rows",
+    "cols",
+    "global",
+    "sink",
+    "same",
+    "same2",
+    "documents",
+    "documents list",
+    "prefix",
+    "valid",
+    "heads",
+    "within",
+    "full",
+    "empty",
+)
 
 
 @st.composite

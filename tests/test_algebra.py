@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import sympy
 import torch
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from strategies import HEADS, TERMS, attentions, draw_args, indices, patterns
 
 import patternc as pc

@@ -65,7 +65,9 @@ class Term(Node):
         norm = self.norm if norm is None else norm
         if isinstance(feature, str) and feature not in FEATURES:
             close = suggest(feature, FEATURES)
-            raise UnknownNameError(f"unknown feature `{feature}`", fix=f'did you mean "{close}"?' if close else f"one of {', '.join(FEATURES)}, or a callable")
+            raise UnknownNameError(
+                f"unknown feature `{feature}`", fix=f'did you mean "{close}"?' if close else f"one of {', '.join(FEATURES)}, or a callable"
+            )
         if not isinstance(feature, str) and (isinstance(feature, Node) or not callable(feature)):
             raise ParameterError(f"a feature is a name or a callable, got {feature!r}", fix=f"one of {', '.join(FEATURES)}")
         if norm not in NORMS:
@@ -166,13 +168,19 @@ class Attention(Node):
         return self ^ other
 
     def __invert__(self):
-        raise AttentionError("`~` has no meaning for an attention", typed=str(self), fix="use its parts: `~A.exact`, `~A.domain`, `A.domain - A.exact`")
+        raise AttentionError(
+            "`~` has no meaning for an attention", typed=str(self), fix="use its parts: `~A.exact`, `~A.domain`, `A.domain - A.exact`"
+        )
 
     def __bool__(self):
         raise TruthValueError("an attention has no truth value", typed=str(self), fix="use `&` and `|` instead of `and` and `or`")
 
     def at(self, f):
-        raise AttentionError("`.at`, `.shift` and `.roll` move patterns", typed=str(self), fix="move the pattern before the term is added: `window(512).shift(3) + linear_tail`")
+        raise AttentionError(
+            "`.at`, `.shift` and `.roll` move patterns",
+            typed=str(self),
+            fix="move the pattern before the term is added: `window(512).shift(3) + linear_tail`",
+        )
 
     shift = roll = at
 
@@ -194,7 +202,9 @@ def plus(left, term) -> Attention:
     if not isinstance(left, Pattern):
         raise OperandError(f"`+` adds a term to a pattern, got {left!r} on the left", fix="write `empty + linear_tail`")
     if isinstance(term, Pattern):
-        raise OperandError("`+` does not join two patterns", typed=f"{left} + {term}", fix="use `|` for the union of patterns; `+` adds a term such as `linear_tail`")
+        raise OperandError(
+            "`+` does not join two patterns", typed=f"{left} + {term}", fix="use `|` for the union of patterns; `+` adds a term such as `linear_tail`"
+        )
     if isinstance(term, TermOver):
         return Attention("attention", left, term.domain, term.args[0], term.meant)
     if isinstance(term, Term):
@@ -212,5 +222,7 @@ def combine(a, b, symbol: str) -> Attention:
         parts.append((x.exact, x.domain, x.term, x.domain_is_explicit) if isinstance(x, Attention) else (as_pattern(x, symbol),) * 2 + (None, False))
     (e1, d1, t1, w1), (e2, d2, t2, w2) = parts
     if t1 is not None and t2 is not None and t1 is not t2:
-        raise AttentionError("two different terms cannot be combined", typed=f"{t1}  and  {t2}", fix="combine the patterns first: `A.exact`, `A.domain`")
+        raise AttentionError(
+            "two different terms cannot be combined", typed=f"{t1}  and  {t2}", fix="combine the patterns first: `A.exact`, `A.domain`"
+        )
     return Attention("attention", join(e1, e2), join(d1, d2), t1 if t1 is not None else t2, w1 or w2)

@@ -167,9 +167,7 @@ def arg(name: str) -> Index:
     return Index("arg", name)
 
 
-RESERVED = frozenset(
-    "query key value scale return_lse q_start check tail_q tail_k n_k heads batch head_dim backend self out state i name".split()
-)
+RESERVED = frozenset("query key value scale return_lse q_start check tail_q tail_k n_k heads batch head_dim backend self out state i name".split())
 
 
 def terms(x: Index) -> tuple[int, dict[Index, int]]:

@@ -252,5 +252,3 @@ def _combine(a: Pattern, b, symbol: str):
     if symbol == "|":
         return any_of(a, b)
     return all_of(a, negate(b)) if symbol == "-" else symmetric_difference(a, b)
-
-

@@ -33,7 +33,9 @@ class Table:
         if isinstance(data, Table):
             return data
         if isinstance(data, range) and len(data) > MAX_RANGE:
-            raise LimitError(f"a table of a range of {len(data)} numbers", fix=f"write it as an index expression, or give an array; the limit is {MAX_RANGE}")
+            raise LimitError(
+                f"a table of a range of {len(data)} numbers", fix=f"write it as an index expression, or give an array; the limit is {MAX_RANGE}"
+            )
         try:
             array = np.asarray(data.cpu() if hasattr(data, "cpu") else data)
         except (ValueError, OverflowError):  # ragged lists

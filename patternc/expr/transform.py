@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 
 from patternc.errors import OperandError
-from patternc.expr import index as ix
-from patternc.expr import pattern as pt
+from patternc.expr import index as ix, pattern as pt
 from patternc.expr.index import Index
 from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import PLACE, Pattern
@@ -80,7 +79,9 @@ def apply_index(f, position: Index) -> Index:
     f = ix.as_index(f, "an index function")
     for node in postorder(f):
         if node.op == "var" and node.args[0] in ("q", "k"):
-            raise OperandError(f"an index function is written in the placeholder `i`, and `{f}` names `{node}`", fix="write `pc.i` (text: `i`) for the position")
+            raise OperandError(
+                f"an index function is written in the placeholder `i`, and `{f}` names `{node}`", fix="write `pc.i` (text: `i`) for the position"
+            )
     return substitute(f, {PLACE: position})
 
 
@@ -88,6 +89,8 @@ def _takes_one(f) -> None:
     try:
         inspect.signature(f).bind(PLACE)
     except TypeError:
-        raise OperandError(f"an index function takes one position, and {getattr(f, '__name__', 'this callable')} does not", fix="write `lambda i: i // 64`") from None
+        raise OperandError(
+            f"an index function takes one position, and {getattr(f, '__name__', 'this callable')} does not", fix="write `lambda i: i // 64`"
+        ) from None
     except ValueError:  # a builtin without a signature
         return
