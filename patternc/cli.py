@@ -1,0 +1,272 @@
+"""The command line: `patternc show|explain|source|verify|bench|fuzz|cache`, also `python -m patternc`.
+
+A user's mistake prints patternc's own message and exits with 2; a check that fails (verify, fuzz) exits with 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from typer.core import TyperGroup
+
+from patternc.errors import ArgError, ParameterError, PatterncError, UnknownNameError, suggest
+
+
+class Commands(TyperGroup):
+    """Commands in the order in which they are written, and patternc's errors without a traceback."""
+
+    def list_commands(self, ctx):
+        return list(self.commands)
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except PatterncError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(cls=Commands, help="A compiler for attention patterns.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+bench = typer.Typer(cls=Commands, help="Benchmarks.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+# ruff: noqa: UP007, UP045 - typer reads these annotations at run time, also on Python 3.10
+PatternText = Annotated[str, typer.Argument(metavar="PATTERN", help='The text of a pattern, such as "causal & window(512)".')]
+Length = Annotated[int, typer.Option("-n", "--n", help="Queries; keys too, unless --n-k says otherwise.")]
+Keys = Annotated[Optional[int], typer.Option("--n-k", help="Keys.")]
+Args = Annotated[Optional[list[str]], typer.Option("--arg", "-a", metavar="NAME=VALUE", help="A runtime arg: 512, 0,17,42, true,false or @file.npy.")]
+Tile = Annotated[Optional[str], typer.Option("--tile", help="Rows and columns of a tile: 128 or 128x64.")]
+Heads = Annotated[int, typer.Option("--heads", help="Query heads.")]
+Start = Annotated[Optional[int], typer.Option("--q-start", help="Position of the first query; by default queries are the last positions.")]
+Backend = Annotated[str, typer.Option("--backend", help="auto, triton, cpu or reference.")]
+
+
+@app.command()
+def show(
+    pattern: PatternText, n: Length = 512, n_k: Keys = None, arg: Args = None, tile: Tile = None, q_start: Start = None,
+    head: Annotated[int, typer.Option("--head", help="Which query head.")] = 0,
+    output: Annotated[Optional[Path], typer.Option("-o", "--output", help="Save a picture instead: .png, .svg or .pdf.")] = None,
+):  # fmt: skip
+    """The mask and its tiles, in the terminal or as a picture."""
+    from patternc.plotting import plot, text
+
+    options = {"head": head, "q_start": q_start, "tile": tile_of(tile), **values_of(arg)}
+    spec = parsed(pattern)
+    if output is None:
+        console().print(text(spec, n, n_k, **options))
+    else:
+        plot(spec, n, n_k, path=output, **options)
+        console().print(f"wrote {output}", markup=False, highlight=False)
+
+
+@app.command()
+def explain(
+    pattern: PatternText, n: Length = 4096, n_k: Keys = None, arg: Args = None, tile: Tile = None, q_start: Start = None,
+    heads: Heads = 1, head_dim: Annotated[int, typer.Option("--head-dim", help="Width of a head.")] = 128, backend: Backend = "auto",
+):  # fmt: skip
+    """Runs, tiles, cost and kernels of a pattern at one length."""
+    shape = tile_of(tile) or (128, 128)
+    write(str(_compile(pattern, backend).explain(n, n_k, heads, head_dim, q_start=q_start, tile=shape, **values_of(arg))))
+
+
+@app.command()
+def source(
+    pattern: PatternText,
+    stage: Annotated[str, typer.Option("--stage", help="text, a pass (guard, expand, negate, decide, merge), conjuncts, plan or kernels.")] = "kernels",
+):
+    """The generated Triton kernels, or any stage on the way to them."""
+    from patternc.stages import STAGES, stage_text
+
+    if stage not in STAGES:
+        close = suggest(stage, STAGES)
+        raise UnknownNameError(f"unknown stage `{stage}`", fix=f"did you mean `{close}`?" if close else f"one of {', '.join(STAGES)}")
+    text = stage_text(parsed(pattern), stage)
+    if stage == "kernels" and sys.stdout.isatty():
+        from rich.syntax import Syntax
+
+        console().print(Syntax(text, "python", background_color="default"))
+    else:
+        write(text)
+
+
+@app.command()
+def verify(
+    pattern: PatternText, arg: Args = None, backend: Backend = "auto",
+    n: Annotated[Optional[int], typer.Option("-n", "--n", help="One length; by default a few that reach beyond the pattern's numbers.")] = None, n_k: Keys = None,
+    heads: Annotated[Optional[int], typer.Option("--heads", help="Query heads.")] = None, head_dim: Annotated[int, typer.Option("--head-dim", help="Width of a head.")] = 32,
+    device: Annotated[Optional[str], typer.Option("--device", help="cpu or cuda.")] = None,
+    dtype: Annotated[Optional[str], typer.Option("--dtype", help="float32, float16, bfloat16 or float64.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random inputs.")] = 0,
+):  # fmt: skip
+    """Outputs and all gradients against the dense float64 reference."""
+    import torch
+
+    from patternc.verify import verify as run
+
+    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+    if dtype is not None and dtype not in kinds:
+        raise UnknownNameError(f"unknown dtype `{dtype}`", fix=f"one of {', '.join(kinds)}")
+    sizes = None if n is None else [(n, n if n_k is None else n_k)]
+    report = run(parsed(pattern), backend=backend, device=device, dtype=kinds.get(dtype), sizes=sizes, heads=heads, head_dim=head_dim, args=values_of(arg), seed=seed)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@bench.command("layout")
+def bench_layout(
+    n: Length = 1 << 20, repeat: Annotated[int, typer.Option("--repeat", help="Runs; the best counts.")] = 7,
+    peers: Annotated[bool, typer.Option(help="Also run torch's create_block_mask at the sizes that it can hold.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+):  # fmt: skip
+    """Time and memory of exact layouts at a million tokens, beside torch's create_block_mask."""
+    from rich.table import Table
+
+    from patternc.bench import layout
+
+    rows = layout.measure(n, repeat, peers, progress=lambda case: print(f"measuring {case}", file=sys.stderr))
+    if json or markdown:
+        return write(layout.as_json(rows) if json else layout.as_markdown(rows))
+    table = Table(title=f"layouts in tiles of {layout.TILE} x {layout.TILE}, one core")
+    for heading in layout.HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("pattern", "implementation") else "right")
+    for row in rows:
+        table.add_row(*layout.cells(row))
+    console().print(table)
+
+
+@bench.command("attention")
+def bench_attention(
+    cases: Annotated[Optional[str], typer.Option("--cases", help="Comma-separated names of cases; all by default.")] = None,
+    against: Annotated[str, typer.Option("--against", help="Comma-separated peers.")] = "flex,cudnn,fa2",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """Attention beside other kernels on this machine's GPU."""
+    from patternc.bench.attention import run
+
+    report = run(cases, against, progress=lambda line: print(line, file=sys.stderr))
+    write(report.json() if json else report.markdown())
+
+
+@app.command()
+def fuzz(
+    seconds: Annotated[Optional[float], typer.Option("--seconds", help="Stop after this long; by default when interrupted.")] = None,
+    seed: Annotated[Optional[int], typer.Option("--seed", help="Of the first example.")] = None,
+    replay: Annotated[Optional[int], typer.Option("--replay", metavar="SEED", help="Check the one example that has this seed.")] = None,
+):
+    """Random patterns against their dense meaning, until stopped."""
+    import random
+
+    import torch
+
+    from patternc.fuzzing import Failure, example_of, fuzz, run_seed
+
+    torch.set_num_threads(1)  # the tensors are small
+    if replay is not None:
+        result = run_seed(replay)
+        write(str(result) if isinstance(result, Failure) else "refused as too large" if not result else f"passed\n{example_of(replay).describe()}")
+        raise typer.Exit(1 if isinstance(result, Failure) else 0)
+    seed = random.SystemRandom().randrange(1 << 40) if seed is None else seed
+    write(f"seed {seed}; stop with Ctrl-C" if seconds is None else f"seed {seed}, for {seconds:g} seconds")
+    with console().status("") as status:
+        outcome = fuzz(seed, seconds, progress=lambda o: status.update(f"{o.passed} examples") if o.passed % 20 == 0 else None)
+    drawn = ", ".join(f"{name.strip()} {count}" for name, count in sorted(outcome.drawn.items()))
+    write(f"{outcome.passed} examples passed, {outcome.refused} too large to build\ndrawn: {drawn}")
+    if outcome.failure is not None:
+        write(str(outcome.failure))
+        raise typer.Exit(1)
+
+
+@app.command()
+def cache(clear: Annotated[bool, typer.Option("--clear", help="Delete the cached kernels.")] = False):
+    """Where generated kernels are kept, and how many there are."""
+    from patternc.codegen import cache as kept
+
+    write(f"folder   {kept.folder()}")
+    modules, size = kept.size()
+    write(f"content  {modules} modules, {size / 1024:.1f} KiB")
+    if clear:
+        write(f"deleted  {kept.clear()} modules")
+
+
+def write(text: str) -> None:
+    """Plain text to standard output; a reader that closes the pipe early is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = None
+        raise typer.Exit(0) from None
+
+
+def console():
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def parsed(text: str):
+    from patternc.parsing import parse
+
+    return parse(text)
+
+
+def _compile(text: str, backend: str):
+    from patternc.compile import compile
+
+    return compile(text, backend)
+
+
+def tile_of(text: str | None) -> tuple[int, int] | None:
+    """`128` or `128x64` as (rows, columns)."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.isascii() and p.isdigit() and 0 < int(p) < 1 << 31 for p in parts):
+        raise ParameterError(f"a tile is one or two positive integers, got `{text}`", fix="write `--tile 128` or `--tile 128x64`")
+    return int(parts[0]), int(parts[-1])
+
+
+RESERVED = ("n", "n_k", "tile", "head", "heads", "row", "batch", "q_start", "ax", "path", "head_dim", "value_dim", "kv_heads")
+
+
+def values_of(given: list[str] | None) -> dict:
+    """Values of `--arg`: an integer, a comma-separated list of integers or of true and false, or `@file.npy`."""
+    out = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name.isidentifier():
+            raise ArgError(f"an arg is given as NAME=VALUE, got `{text}`", fix="write `--arg w=512` or `--arg tokens=0,17,42`")
+        if name in RESERVED:
+            raise ArgError(f"`{name}` is the name of a parameter, not of an arg", fix=f"see whether there is an option --{name.replace('_', '-')}")
+        out[name] = _value(name, value.strip())
+    return out
+
+
+def _value(name: str, text: str):
+    import numpy as np
+
+    if text.startswith("@"):
+        try:
+            return np.load(text[1:], allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ArgError(f"arg `{name}`: {text[1:]} is not a readable .npy file", fix="save the array with `numpy.save`") from error
+    words = [w.strip() for w in text.strip("[]").split(",")]
+    listed = "," in text or text.startswith("[")
+    words = [w for w in words if w]
+    bools = {"true": True, "false": False}
+    try:
+        values = [bools[w.lower()] if w.lower() in bools else int(w) for w in words]
+    except ValueError:
+        raise ArgError(f"arg `{name}` must be integers or true and false, got `{text}`", fix=f"write `--arg {name}=512` or `--arg {name}=0,17,42`") from None
+    if listed:
+        return np.array(values, bool if values and all(isinstance(v, bool) for v in values) else np.int64)
+    if not values:
+        raise ArgError(f"arg `{name}` has no value", fix=f"write `--arg {name}=512`")
+    return values[0]
+
+
+def main() -> None:
+    """The entry point of the command `patternc`."""
+    app(prog_name="patternc")
