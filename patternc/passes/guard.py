@@ -39,8 +39,6 @@ def guard(p: Pattern) -> Pattern:
     """
 
     def change(node: Node) -> Node | None:
-        if node.op != "in" or any(n.op == "inside" for n in postorder(node.args[0])):
-            return None
-        return all_of(node, guards(node.args[0]))
+        return all_of(node, guards(node.args[0])) if node.op == "in" else None
 
     return rewrite(p, change)
