@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from patternc.codegen.printer import Code
+from patternc.codegen.code import Code
 from patternc.errors import InternalError
 from patternc.expr.index import Index
 from patternc.plan import AxisPlan
 
 FIELDS = ("lo", "hi", "inner_lo", "inner_hi")
+RUN = ("start", "stop", "full_start", "full_stop")
 TABLE_PARAMETERS = ("bounds_ptr", "bounds_stride_b", "bounds_stride_h")
 LIST_PARAMETERS = ("group_ptr", "partial_ptr", "partial_tiles_ptr", "full_ptr", "full_tiles_ptr")
 
@@ -57,17 +58,16 @@ def tiles(axis: AxisPlan, block: str) -> Tiles:
         return _lists()
     if axis.kind not in ("formula", "table"):
         raise InternalError(f"no kernel for a plan of kind `{axis.kind}`")
-    count = len(axis.runs) if axis.kind == "formula" else axis.count
+    count = axis.count
     if count == 0:
         return Tiles((), (), None, None)
     lines = _table(count) if axis.kind == "table" else []
     for i in range(count):
-        lines.append(f"start_{i}, stop_{i}, full_start_{i}, full_stop_{i} = _tiles(lo_{i}, hi_{i}, inner_lo_{i}, inner_hi_{i}, first_col, last_col, {block})")
+        lines.append(f"{_names(RUN, i)} = _tiles({_names(FIELDS, i)}, first_col, last_col, {block})")
     if not axis.ascending:
         lines += _sort(count)
     for i in range(count):
-        run = f"start_{i}, stop_{i}, full_start_{i}, full_stop_{i}"
-        lines.append(f"{run} = _clip({run}, {f'stop_{i - 1}' if i else 0})")
+        lines.append(f"{_names(RUN, i)} = _clip({_names(RUN, i)}, {f'stop_{i - 1}' if i else 0})")
     partial = [segment for i in range(count) for segment in ((f"start_{i}", f"full_start_{i}"), (f"full_stop_{i}", f"stop_{i}"))]
     full = [(f"full_start_{i}", f"full_stop_{i}") for i in range(count)]
     if axis.kind == "formula" and all(_never(run.inner_lo, run.inner_hi) for run in axis.runs):  # then full_start is full_stop or stop
@@ -76,6 +76,10 @@ def tiles(axis: AxisPlan, block: str) -> Tiles:
     lines += more
     more, full_loop = _loop("full", full)
     return Tiles(TABLE_PARAMETERS if axis.kind == "table" else (), (*lines, *more), partial_loop, full_loop)
+
+
+def _names(names: tuple[str, ...], i: int) -> str:
+    return ", ".join(f"{name}_{i}" for name in names)
 
 
 def _never(low: Index, high: Index) -> bool:
@@ -93,7 +97,7 @@ def _sort(count: int) -> list[str]:
     for round_ in range(count):
         for i in range(round_ % 2, count - 1, 2):
             lines.append(f"swap = start_{i} > start_{i + 1}")
-            for name in ("start", "stop", "full_start", "full_stop"):
+            for name in RUN:
                 lines.append(f"{name}_{i}, {name}_{i + 1} = _swap({name}_{i}, {name}_{i + 1}, swap)")
     return lines
 

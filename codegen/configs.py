@@ -43,6 +43,18 @@ POINTERS = DESCRIPTORS | {
     ("backward_dkdv", 128): Config(32, 128, 8, 2),
     ("backward_dkdv", 256): Config(32, 32, 4, 1),
 }
+# IEEE products of float32 run on the ordinary units, which hold operands in registers: small tiles and many warps.
+FLOAT32 = {
+    ("forward", 64): Config(64, 32, 8, 1),
+    ("forward", 128): Config(32, 32, 8, 1),
+    ("forward", 256): Config(16, 32, 8, 1),
+    ("backward_dq", 64): Config(64, 32, 8, 1),
+    ("backward_dq", 128): Config(32, 32, 8, 1),
+    ("backward_dq", 256): Config(16, 32, 8, 1),
+    ("backward_dkdv", 64): Config(32, 32, 8, 1),
+    ("backward_dkdv", 128): Config(32, 16, 4, 1),
+    ("backward_dkdv", 256): Config(16, 16, 4, 1),
+}
 
 SHORT = 1024  # columns beside a row tile's own that count as few
 
@@ -63,16 +75,24 @@ def is_short(axis: AxisPlan) -> bool:
     return True
 
 
-def choose(kernel: str, variant: str, head_dim: int, value_dim: int, itemsize: int, short: bool = False) -> Config:
-    """The first configuration to try; 32-bit tiles are smaller."""
+def choose(kernel: str, variant: str, head_dim: int, value_dim: int, itemsize: int, short: bool = False, tf32: bool = False) -> Config:
+    """The first configuration to try.
+
+    Args:
+        variant: how the kernel reaches memory.
+        itemsize: bytes of an entry of the inputs.
+        short: row tiles visit few column tiles.
+        tf32: products of float32 may round their operands.
+    """
     width = max(64, padded(max(head_dim, value_dim)))
     if kernel == "backward_rows":
         return Config(64 if width < 256 else 32, 64, 4, 1)
+    if itemsize == 4 and not tf32:
+        return FLOAT32[kernel, width]
     table = POINTERS if variant == "pointers" else DESCRIPTORS
     config = table[(f"{kernel} short" if short and kernel == "forward" else kernel, width)]
     if itemsize == 4:
-        most = 32 if width > 64 else 64
-        config = replace(config, block_m=min(config.block_m, most), block_n=min(config.block_n, 32), warps=4, stages=min(config.stages, 2))
+        config = replace(config, block_n=min(config.block_n, 32), stages=min(config.stages, 2))
     return config
 
 

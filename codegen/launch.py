@@ -148,7 +148,7 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
     kv_heads = matrices["k"].shape[1] if "k" in matrices else heads
     rows = matrices["k" if name == "backward_dkdv" else "q" if "q" in matrices else "o"]
     programs_per_tile = rows.shape[0] * rows.shape[1]
-    key = (source.text, name, d, dv, dtype, device)
+    key = (source.text, name, d, dv, dtype, _precision(dtype), device)
     config = call.configs.get(name) or _chosen.get(key) or _first(source, name, d, dv, dtype.itemsize, device)
     align = math.gcd(16, d, dv, *(s for m in matrices.values() for s in _strides(m)))
     while True:
@@ -176,14 +176,16 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
 
 
 def _first(source: Source, name: str, d: int, dv: int, itemsize: int, device: torch.device) -> Config:
-    config = configs.choose(name, source.variant, d, dv, itemsize, configs.is_short(source.plan.forward))
+    tf32 = _precision(torch.float32) == "tf32"
+    config = configs.choose(name, source.variant, d, dv, itemsize, configs.is_short(source.plan.forward), tf32)
     return configs.fit(name, config, d, dv, itemsize, _shared_memory(device)) if device.type == "cuda" else config
 
 
 def _variant(matrices) -> str:
+    """Descriptors where they serve; exact float32 products take their operands through registers anyway."""
     matrices = list(matrices)
-    device = matrices[0].device
-    return "descriptors" if _has_tma(device) and all(map(reachable, matrices)) else "pointers"
+    exact = matrices[0].dtype == torch.float32 and _precision(torch.float32) == "ieee"
+    return "descriptors" if not exact and _has_tma(matrices[0].device) and all(map(reachable, matrices)) else "pointers"
 
 
 @lru_cache(maxsize=64)

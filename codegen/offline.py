@@ -32,6 +32,7 @@ class Job:
         dtype: "bf16", "fp16" or "fp32".
         heads, group: query heads, and query heads for each key head.
         arch: compute capability times ten.
+        types: Triton types that replace the usual ones, such as "*i32" for a `q_start_value` that is a tensor.
     """
 
     source: Source
@@ -43,6 +44,7 @@ class Job:
     heads: int = 16
     group: int = 1
     arch: int = 90
+    types: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def signature(job: Job) -> tuple[dict[str, str], dict[str, object]]:
         "HEADS": job.heads, "GROUP": job.group, "D": job.head_dim, "DV": job.value_dim, "BLOCK_D": d, "BLOCK_DV": dv, "BLOCK_M": c.block_m,
         "BLOCK_N": c.block_n, "STAGES": c.stages, "PRECISION": "ieee", "ALIGN": 16 if job.head_dim % 16 == job.value_dim % 16 == 0 else 8,
     }  # fmt: skip
-    types = {p: _type(p, job, kernel) for p in kernel.parameters}
+    types = {p: dict(job.types).get(p) or _type(p, job, kernel) for p in kernel.parameters}
     return types, {name: constants[name] for name in kernel.constants}
 
 

@@ -1,99 +1,34 @@
-"""The printer of Triton text: index expressions and patterns become statements of a kernel.
+"""The printer of Triton text: index expressions and patterns, node by node, as `Code`.
 
-A node is first turned into `Code`, a small shared graph in which equal subexpressions are one object; then every piece
-that is used twice, or that is constant along an axis of the tile, gets a name and a statement of its own.  A kernel places
-the statements by their level: what depends on the rows only is computed once, before the loop over column tiles.
+Two tables say what each operation becomes; an operation that is in neither is an error, never a guess.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from patternc.codegen.code import ADD, AND, ATOM, COL, COMPARE, MUL, ROW, SHIFT, UNARY, XOR, Code, Writer
 from patternc.codegen.uses import Uses
 from patternc.errors import InternalError
 from patternc.expr.index import Index, interval, linear, mod, terms
 from patternc.expr.node import Node
 from patternc.expr.pattern import Pattern
 
-ROW, COL, HEAD = 1, 2, 4  # what a value depends on: bits of a level; 0 is a scalar of the program
-PREFIX = {0: "scalar", ROW: "row", COL: "col", ROW | COL: "tile"}
-
-# How tightly Python binds, loosest first.
-COMPARE, OR, XOR, AND, SHIFT, ADD, MUL, UNARY, ATOM = range(9)
-
 SPLIT_LIMIT = 2**30  # bounds beyond this are not moved across a comparison, where they could overflow
 
 
-@dataclass(frozen=True, eq=False)
-class Code:
-    """A piece of Triton text: `form` with `{}` for each of `args`, each printed at least as tight as `inner` says."""
-
-    form: str
-    args: tuple[Code, ...]
-    level: int
-    binds: int
-    inner: tuple[int, ...]
-    label: str | None  # a value that always gets a statement, and the name it would like to have
-
-
-@dataclass(frozen=True)
-class Statement:
-    level: int
-    text: str
-
-
-class Printer:
-    """Prints expressions of one kernel.
+class Printer(Writer):
+    """Prints the expressions of one kernel.
 
     Args:
         variables: Triton text and level of every variable (`q`, `k`, `h`, `b`, `n_q`, `n_k`, `r0`, `r1`, `q_start`).
-        uses: collects the args and tables that the text reads.
-        taken: names that statements must not use.
+        uses, taken: see `Writer`.
     """
 
     def __init__(self, variables: dict[str, tuple[str, int]], uses: Uses, taken: Iterable[str] = ()):
-        self.variables, self.uses = variables, uses
-        self.codes: dict[tuple, Code] = {}
+        super().__init__(uses, taken)
+        self.variables = variables
         self.memo: dict[int, tuple[Node, Code]] = {}
-        self.taken = set(taken)
-
-    # Code
-
-    def make(self, form: str, *args: Code, binds: int = ATOM, inner: tuple[int, ...] = (), label: str | None = None, level: int = 0) -> Code:
-        key = (form, *map(id, args))
-        if key not in self.codes:
-            for a in args:
-                level |= a.level
-            self.codes[key] = Code(form, args, level, binds, inner or (COMPARE,) * len(args), label)
-        return self.codes[key]
-
-    def number(self, value: int) -> Code:
-        return self.make(str(value), binds=UNARY if value < 0 else ATOM)
-
-    def binary(self, a: Code, symbol: str, b: Code, binds: int) -> Code:
-        """`a symbol b`; Python would need fewer parentheses around `&` and `>>` than its readers do."""
-        left, right = (ADD, ADD) if binds == COMPARE else (UNARY, UNARY) if symbol == ">>" else (binds, binds + 1)
-        return self.make(f"{{}} {symbol} {{}}", a, b, binds=binds, inner=(left, right))
-
-    def call(self, function: str, *args: Code) -> Code:
-        return self.make(f"{function}({', '.join(['{}'] * len(args))})", *args)
-
-    @property
-    def false(self) -> Code:
-        return self.make("b < 0", binds=COMPARE)
-
-    def join(self, symbol: str, parts: Iterable[Code | None]) -> Code | None:
-        """Parts under `&` or `|`, those that vary least first, so that little work is left for the whole tile."""
-        kept = sorted((p for p in parts if p is not None), key=lambda c: ((c.level & (ROW | COL)).bit_count(), c.level & (ROW | COL), c.level & HEAD))
-        groups: dict[int, Code] = {}
-        for part in kept:
-            before = groups.get(part.level)
-            groups[part.level] = part if before is None else self.binary(before, symbol, part, AND if symbol == "&" else OR)
-        joined = None
-        for group in groups.values():
-            joined = group if joined is None else self.binary(joined, symbol, group, AND if symbol == "&" else OR)
-        return joined
 
     # Integers
 
@@ -295,7 +230,8 @@ class Printer:
             if core.op != "mod" and max(map(abs, bounds)) <= SPLIT_LIMIT:
                 sign = -1 if all(c < 0 for c in cols.values()) else 1
                 value = self.index(linear(0, {a: sign * c for a, c in cols.items()}))
-                sides = [None if b is None else self.index(linear(sign * (b - constant), {a: -sign * c for a, c in rows.items()})) for b in (low, high)]
+                rows = {a: -sign * c for a, c in rows.items()}
+                sides = [None if b is None else self.index(linear(sign * (b - constant), rows)) for b in (low, high)]
                 return value, *(sides if sign > 0 else sides[::-1])
         value = self._remainder(core) if core.op == "mod" and high == 0 else self.index(core)
         low_code, high_code = (None if b is None else self.number(b) for b in (low, high))
@@ -327,56 +263,8 @@ class Printer:
 
     def _per_head(self, p: Pattern) -> Code:
         h = self.make(*self.variables["h"][:1], level=self.variables["h"][1])
-        parts = [self.join("&", [self.binary(h, "==", self.number(j), COMPARE), self.pattern(part)]) for j, part in enumerate(p.args) if part.op != "false"]
-        return self.join("|", parts) or self.false
-
-    # Statements
-
-    def statements(self, roots: dict[str, Code]) -> list[Statement]:
-        """Assignments that leave the value of every root in the variable of its name."""
-        uses: dict[int, int] = {}
-
-        def count(code: Code) -> None:
-            uses[id(code)] = uses.get(id(code), 0) + 1
-            if uses[id(code)] == 1:
-                for a in code.args:
-                    count(a)
-
-        for code in roots.values():
-            count(code)
-        out: list[Statement] = []
-        names: dict[int, str] = {}
-
-        def text(code: Code, level: int, tight: int) -> str:
-            if id(code) in names:
-                return names[id(code)]
-            if code.args and (code.label or uses[id(code)] > 1 or code.level != level):
-                body = render(code)
-                names[id(code)] = self.fresh(code)
-                out.append(Statement(code.level, f"{names[id(code)]} = {body}"))
-                return names[id(code)]
-            body = render(code)
-            return f"({body})" if code.binds < tight else body
-
-        def render(code: Code) -> str:
-            return code.form.format(*(text(a, code.level, tight) for a, tight in zip(code.args, code.inner)))
-
-        for name, code in roots.items():
-            body = text(code, code.level, COMPARE) if id(code) in names or not code.args else render(code)
-            out.append(Statement(code.level, f"{name} = {body}"))
-            if code.args:
-                names.setdefault(id(code), name)
-        return out
-
-    def fresh(self, code: Code) -> str:
-        base = code.label or PREFIX[code.level & (ROW | COL)]
-        self.taken |= self.uses.names()
-        number = 0
-        while (name := f"{base}_{number}" if number or not code.label else base) in self.taken:
-            number += 1
-        self.taken.add(name)
-        return name
-
+        parts = ((self.binary(h, "==", self.number(j), COMPARE), part) for j, part in enumerate(p.args) if part.op != "false")
+        return self.join("|", [self.join("&", [head, self.pattern(part)]) for head, part in parts]) or self.false
 
 def _power_of_two(divisor: Node) -> int | None:
     if divisor.op == "const" and divisor.args[0] > 0 and divisor.args[0].bit_count() == 1:
@@ -389,11 +277,11 @@ def _label(subscripts) -> str:
 
 
 INDEX = {
-    "const": Printer._const, "var": Printer._var, "arg": Printer._arg, "sum": Printer._sum, "mul": Printer._mul, "div": Printer._div, "mod": Printer._mod,
-    "min": Printer._extremum, "max": Printer._extremum, "abs": Printer._abs, "where": Printer._where, "read": Printer._read, "member": Printer._member,
-    "inside": Printer._inside_value,
-}
+    "const": Printer._const, "var": Printer._var, "arg": Printer._arg, "sum": Printer._sum, "mul": Printer._mul, "div": Printer._div,
+    "mod": Printer._mod, "min": Printer._extremum, "max": Printer._extremum, "abs": Printer._abs, "where": Printer._where,
+    "read": Printer._read, "member": Printer._member, "inside": Printer._inside_value,
+}  # fmt: skip
 PATTERN = {
     "false": Printer._false, "in": Printer._in, "and": Printer._and, "or": Printer._or, "not": Printer._not, "xor": Printer._xor,
     "per_head": Printer._per_head,
-}
+}  # fmt: skip

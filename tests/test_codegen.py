@@ -18,17 +18,18 @@ from test_kernels import DEVICE, SMALL, causal, check, everywhere, formula, q_an
 import patternc as pc
 from patternc.args import bind
 from patternc.codegen import cache, configs, helpers, launch
+from patternc.codegen.code import COL, ROW
 from patternc.codegen.configs import Config
 from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, attention_forward
-from patternc.codegen.printer import COL, ROW, Printer
+from patternc.codegen.printer import Printer
 from patternc.codegen.uses import Uses
 from patternc.errors import BackendError, InternalError
 from patternc.expr.index import Index
 from patternc.expr.pattern import Pattern
 from patternc.plan import AxisPlan, Plan
 
-pytestmark = [pytest.mark.filterwarnings(f"ignore:{text}") for text in ("Conversion of an array", "divide by zero")]  # of the interpreter
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{text}") for text in ("Conversion of an array", "divide by zero", "overflow", "invalid value")]
 VARIABLES = {"q": ("q_row", ROW), "k": ("k_col", COL), **{name: (name, 0) for name in ("h", "b", "n_q", "n_k")}}
 
 

@@ -73,7 +73,10 @@ def reference(q, k, v, allowed, scale):
     return weights @ v, lse
 
 
-def check(plan, allowed, n_q, n_k=None, *, batch=1, heads=2, kv_heads=None, d=16, dv=None, dtype=torch.float32, start=None, scale=None, layout="bhnd", **call):
+def check(
+    plan, allowed, n_q, n_k=None, *, batch=1, heads=2, kv_heads=None, d=16, dv=None, dtype=torch.float32, start=None, scale=None, layout="bhnd",
+    **call,
+):  # fmt: skip
     """Run forward and backward on random inputs and compare everything with the reference."""
     n_k, dv, kv_heads = n_k or n_q, dv or d, kv_heads or heads
     start = n_k - n_q if start is None else start

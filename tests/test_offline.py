@@ -21,9 +21,10 @@ CASES = [(variant, d, kernel, short) for variant in ("descriptors", "pointers") 
 
 @pytest.fixture(scope="module")
 def reports():
-    jobs = [
-        offline.Job(generate(plan, variant), kernel, "bf16", d, d, configs.choose(kernel, variant, d, d, 2, short)) for variant, d, kernel, short in CASES
-    ]
+    def job(variant, d, kernel, short):
+        return offline.Job(generate(plan, variant), kernel, "bf16", d, d, configs.choose(kernel, variant, d, d, 2, short))
+
+    jobs = [job(*case) for case in CASES]
     rows = offline.Job(generate(plan), "backward_rows", "bf16", 128, 128, configs.choose("backward_rows", "pointers", 128, 128, 2))
     return dict(zip([*CASES, "rows"], offline.compile_all([*jobs, rows])))
 
@@ -54,6 +55,33 @@ def test_pointer_loads_are_wide(reports):
 
 def test_rows(reports):
     assert reports["rows"].stack == 0
+
+
+def test_every_operation_compiles():
+    """The compiler is stricter than the interpreter: every operation, the sort, tables and lists, tensors for numbers."""
+    doc, w = pc.arg("doc"), pc.arg("w")
+    pattern = (
+        ((pc.q - pc.k) % 3 == 1) | ((pc.q - 2 * pc.k) // 5 == w) | (pc.documents(doc) & ~pc.valid(pc.arg("m"))) | (doc[doc[pc.k] - 3] < 4)
+        | (pc.table([[1, 0], [0, 1]])[pc.q // 64, pc.k // 64] == 1) | (pc.cols([1, 5, 9]) ^ (abs(pc.min(pc.q, 20) - pc.max(pc.k, 7)) < 6))
+        | (pc.where(pc.h < 3, pc.q * pc.k, pc.k % (pc.h + 1)) < 7) | pc.per_head(pc.causal, pc.full, pc.empty, pc.k < pc.n_k - pc.b)
+        | (pc.arg("bias")[pc.q, pc.k] > 0)
+    )  # fmt: skip
+    reach = pc.h * 7 + w
+    near, first = Run(R0 - reach, R1, R1 - reach, R0), Run(pc.min(R0, 0), pc.min(R1, 3), R0, pc.where(R0 < 5, R0, -1))
+    formula, table, lists = AxisPlan("formula", (near, first, near), 3, False), AxisPlan("table", (), 2, False), AxisPlan("list", (), 0, True)
+    tensors = (("q_start_value", "*i32"), ("value_of_w", "*i32"))
+    jobs = [
+        offline.Job(generate(Plan(pattern, forward, transposed), variant), kernel, "fp16", 40, 24, configs.Config(32, 32, 4, 2), group=4, types=types)
+        for forward, transposed, variant, types in ((formula, lists, "pointers", tensors), (table, formula, "descriptors", ()))
+        for kernel in ("forward", "backward_dkdv")
+    ]
+    assert all(report.stack <= 16 for report in offline.compile_all(jobs))
+
+
+def test_float32():
+    kernels = ("forward", "backward_dq", "backward_dkdv")
+    jobs = [offline.Job(generate(plan), kernel, "fp32", 64, 64, configs.choose(kernel, "pointers", 64, 64, 4)) for kernel in kernels]
+    assert all(report.stack <= 16 for report in offline.compile_all(jobs))
 
 
 def test_offsets_are_wide(reports):

@@ -1,0 +1,106 @@
+"""The parts that kernels share: the signature, and what a plan adds to a kernel (positions, bounds, loops, masks)."""
+
+from __future__ import annotations
+
+import textwrap
+
+from patternc.codegen import bounds
+from patternc.codegen.code import COL, HEAD, ROW
+from patternc.codegen.printer import Printer
+from patternc.codegen.uses import Uses, is_pointer
+from patternc.plan import AxisPlan, Plan
+
+# Names in kernels that an arg's statements must not take.
+TAKEN = (
+    "b h g kv_h n_q n_k i r0 r1 tile row_tiles program first first_col last_col rows cols start whole at vectors col_tile s "
+    "allowed acc total peak lse delta o dq dk dv swap q_start q_row q_col k_row k_col q_tile k_tile v_tile do_tile bounds list_row triton tl"
+).split()
+
+
+def indent(lines, depth: int = 1) -> str:
+    return "\n".join("    " * depth + line if line else "" for line in lines)
+
+
+def _wrap(items: list[str], depth: int = 1) -> str:
+    """Comma-separated items in lines of at most 120 characters."""
+    margin = "    " * depth
+    return "\n".join(textwrap.wrap(", ".join(items) + ",", 120, initial_indent=margin, subsequent_indent=margin, break_long_words=False))
+
+
+def header(name: str, parameters: list[str], constants: list[str], doc: str) -> str:
+    """The signature: no number is specialised by its value, so that other lengths reuse a compiled kernel."""
+    wide = ("_stride_b", "_stride_h")
+    typed = [f"{p}: tl.int64" if p.endswith(wide) and "_of_" not in p and not p.startswith("bounds") else p for p in parameters]
+    numbers = [f'"{p}"' for p in parameters if not is_pointer(p)]
+    return (
+        f"@triton.jit(do_not_specialize=[\n{_wrap(numbers)}\n])\ndef {name}(\n{_wrap(typed)}\n"
+        f'{_wrap([f"{c}: tl.constexpr" for c in constants])}\n):\n    """{doc}"""\n'
+    )
+
+
+class Frame:
+    """The parts of a kernel's text that come from the plan: positions, bounds, masks."""
+
+    def __init__(self, plan: Plan, axis: AxisPlan, rows: str, block_m: str, block_n: str):
+        row, col = ("q", "k") if rows == "q" else ("k", "q")
+        head = HEAD if rows == "k" else 0
+        scalars = {v: (v, 0) for v in ("b", "n_q", "n_k", "r0", "r1", "q_start")}
+        variables = {row: (f"{row}_row", ROW), col: (f"{col}_col", COL), "h": ("h", head), **scalars}
+        self.rows, self.uses, self.block_n = rows, Uses(), block_n
+        numbered = (f"{name}_{i}" for i in range(axis.count) for name in (*bounds.FIELDS, *bounds.RUN))
+        printer = Printer(variables, self.uses, (*TAKEN, *numbered))
+        self.tiles = bounds.tiles(axis, block_n)
+        roots = bounds.roots(axis, printer.index) if axis.kind == "formula" else {}
+        mask = printer.pattern(plan.mask)
+        if mask is not None:
+            roots["allowed"] = mask
+        self.masked = mask is not None
+        self.printed = printer.statements(roots)
+        self.parameters = [*self.tiles.parameters, *self.uses.parameters()]
+
+    def positions(self) -> list[str]:
+        """`r0`, `r1`, the row positions, the range of columns, and what the pattern reads."""
+        row = self.rows
+        origin, count = ("q_start + ", "n_q") if row == "q" else ("", "n_k")
+        first, last = ("0", "n_k - 1") if row == "q" else ("q_start", "q_start + n_q - 1")
+        return [
+            "q_start = _scalar(q_start_value, b * q_start_stride)",
+            *self.uses.prologue(),
+            f"r0 = {origin}first",
+            f"r1 = {origin}tl.minimum(first + BLOCK_{'M' if row == 'q' else 'N'}, {count}) - 1",
+            f"first_col = {first}",
+            f"last_col = {last}",
+            f"{row}_row = (r0 + tl.arange(0, BLOCK_{'M' if row == 'q' else 'N'}))[:, None]",
+        ]
+
+    def hoisted(self, head: bool) -> list[str]:
+        """Statements of the mask and of the bounds outside the loops; `head`: those that depend on the head, else the others."""
+        return [s.text for s in self.printed if not s.level & COL and bool(s.level & HEAD) == head]
+
+    def before(self) -> list[str]:
+        return list(self.tiles.before)
+
+    def loops(self, load, masked_step, full_step) -> list[str]:
+        """The two loops.  `load(check)` gives the statements that load tiles, the steps give those that follow."""
+        out = []
+        for loop, partial in ((self.tiles.partial, True), (self.tiles.full, False)):
+            if loop is None:
+                continue
+            out.append(f"for i in tl.range(0, {loop.count}, num_stages=STAGES):  # {'partial tiles, masked' if partial else 'full tiles'}")
+            body = [*loop.tile, f"start = col_tile * {self.block_n}", *load(partial)]
+            if partial:
+                body += self._mask()
+            out += ["    " + line for line in [*body, *(masked_step if partial else full_step)]]
+        return out
+
+    def _mask(self) -> list[str]:
+        """Statements that set scores outside the pattern, and outside the columns there are, to -inf."""
+        k_rows = self.rows == "q"
+        name = "k_col = (start" if k_rows else "q_col = (q_start + start"
+        lines = [f"{name} + tl.arange(0, {self.block_n}))[None, :]", *(s.text for s in self.printed if s.level & COL)]
+        # Queries that do not exist have lse = +inf, so that their weights vanish; keys must be masked.
+        conditions = (["k_col < n_k"] if k_rows else []) + (["allowed"] if self.masked else [])
+        if not conditions:
+            return lines
+        test = conditions[0] if len(conditions) == 1 else "(k_col < n_k) & allowed"
+        return [*lines, f's = tl.where({test}, s, float("-inf"))']
