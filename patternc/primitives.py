@@ -116,6 +116,8 @@ def heads(which) -> Pattern:
 
 def among(x: Index, positions, name: str) -> Pattern:
     """`x in positions` for a count, a range, a list of positions or an arg."""
+    if isinstance(positions, Index) and positions.op == "const":
+        positions = positions.args[0]
     if isinstance(positions, Index) and positions.op == "table":
         stored = positions.args[0]
         listed = np.unique(stored.data)
@@ -170,6 +172,8 @@ def _inside(x: Index, low, high) -> Pattern:
 
 def _size(primitive: str, parameter: str, value, least: int) -> Index:
     """A parameter as an index expression; integers below `least` and what is no integer raise."""
+    if isinstance(value, Index) and value.op == "const":
+        value = value.args[0]
     if isinstance(value, (Index, Pattern)):
         return as_index(value, primitive)
     try:

@@ -28,6 +28,7 @@ quiet = settings(deadline=None, suppress_health_check=list(HealthCheck), max_exa
 @example(q < -(2**31) + 1)
 @example(pc.within(q - k, -(2**31), -(2**31) + 1))
 @example(pc.linear_tail(over=pc.causal))
+@example((1 <= q - k) & (q - k <= arg("w")))
 def test_parse_inverts_print(x):
     text = to_text(x)
     assert parse(text, **named_data(x)) is x
