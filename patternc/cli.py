@@ -75,7 +75,9 @@ def explain(
 @app.command()
 def source(
     pattern: PatternText,
-    stage: Annotated[str, typer.Option("--stage", help="text, a pass (guard, expand, negate, decide, merge), conjuncts, plan or kernels.")] = "kernels",
+    stage: Annotated[
+        str, typer.Option("--stage", help="text, a pass (guard, expand, negate, decide, merge), conjuncts, plan or kernels.")
+    ] = "kernels",
 ):
     """The generated Triton kernels, or any stage on the way to them."""
     from patternc.stages import STAGES, stage_text
@@ -95,8 +97,10 @@ def source(
 @app.command()
 def verify(
     pattern: PatternText, arg: Args = None, backend: Backend = "auto",
-    n: Annotated[Optional[int], typer.Option("-n", "--n", help="One length; by default a few that reach beyond the pattern's numbers.")] = None, n_k: Keys = None,
-    heads: Annotated[Optional[int], typer.Option("--heads", help="Query heads.")] = None, head_dim: Annotated[int, typer.Option("--head-dim", help="Width of a head.")] = 32,
+    n: Annotated[Optional[int], typer.Option("-n", "--n", help="One length; by default a few that reach beyond the pattern's numbers.")] = None,
+    n_k: Keys = None,
+    heads: Annotated[Optional[int], typer.Option("--heads", help="Query heads.")] = None,
+    head_dim: Annotated[int, typer.Option("--head-dim", help="Width of a head.")] = 32,
     device: Annotated[Optional[str], typer.Option("--device", help="cpu or cuda.")] = None,
     dtype: Annotated[Optional[str], typer.Option("--dtype", help="float32, float16, bfloat16 or float64.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the random inputs.")] = 0,
@@ -110,7 +114,17 @@ def verify(
     if dtype is not None and dtype not in kinds:
         raise UnknownNameError(f"unknown dtype `{dtype}`", fix=f"one of {', '.join(kinds)}")
     sizes = None if n is None else [(n, n if n_k is None else n_k)]
-    report = run(parsed(pattern), backend=backend, device=device, dtype=kinds.get(dtype), sizes=sizes, heads=heads, head_dim=head_dim, args=values_of(arg), seed=seed)
+    report = run(
+        parsed(pattern),
+        backend=backend,
+        device=device,
+        dtype=kinds.get(dtype),
+        sizes=sizes,
+        heads=heads,
+        head_dim=head_dim,
+        args=values_of(arg),
+        seed=seed,
+    )
     raise typer.Exit(0 if report.ok else 1)
 
 
@@ -118,7 +132,8 @@ def verify(
 def bench_layout(
     n: Length = 1 << 20, repeat: Annotated[int, typer.Option("--repeat", help="Runs; the best counts.")] = 7,
     peers: Annotated[bool, typer.Option(help="Also run torch's create_block_mask at the sizes that it can hold.")] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ):  # fmt: skip
     """Time and memory of exact layouts at a million tokens, beside torch's create_block_mask."""
     from rich.table import Table
@@ -259,7 +274,9 @@ def _value(name: str, text: str):
     try:
         values = [bools[w.lower()] if w.lower() in bools else int(w) for w in words]
     except ValueError:
-        raise ArgError(f"arg `{name}` must be integers or true and false, got `{text}`", fix=f"write `--arg {name}=512` or `--arg {name}=0,17,42`") from None
+        raise ArgError(
+            f"arg `{name}` must be integers or true and false, got `{text}`", fix=f"write `--arg {name}=512` or `--arg {name}=0,17,42`"
+        ) from None
     if listed:
         return np.array(values, bool if values and all(isinstance(v, bool) for v in values) else np.int64)
     if not values:

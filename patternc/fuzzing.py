@@ -69,7 +69,8 @@ class Generator:
             {
                 "+": lambda: x + y, "-": lambda: x - y, "*": lambda: x * y, "constant *": lambda: self.number(-5, 5) * x,
                 "//": lambda: x // m, "%": lambda: x % m, "// index": lambda: x // maximum(y, 1), "% index": lambda: x % (pc.h + m),
-                "neg": lambda: -x, "abs": lambda: abs(x), "min": lambda: minimum(x, y, m), "max": lambda: maximum(x, y),
+                "neg": lambda: -x, "abs": lambda: abs(x),
+                "min": lambda: minimum(x, y, m), "max": lambda: maximum(x, y),
                 "clamp": lambda: clamp(x, self.number(-9, 9), y), "where": lambda: where(self.comparison(depth - 1), x, y),
                 "table": lambda: table(self.rng.integers(-3, 30, m).tolist())[x % m],
                 "table outside": lambda: table(self.rng.integers(-3, 30, m).tolist())[minimum(x, m - 1)],
@@ -84,27 +85,33 @@ class Generator:
         i, m = pc.i, self.number(1, 20)
         return self.choose(
             {
-                "i //": lambda: i // m, "i %": lambda: i % m, "i -": lambda: i - m, "reverse": lambda: pc.n_k - 1 - i, "affine": lambda: 2 * i - m,
-                "digits": lambda: (i % m) * 4 + i // m, "min": lambda: minimum(i, m), "where": lambda: where(i < m, i, i - m), "arg - i": lambda: arg("w") - i,
+                "i //": lambda: i // m, "i %": lambda: i % m, "i -": lambda: i - m,
+                "reverse": lambda: pc.n_k - 1 - i, "affine": lambda: 2 * i - m,
+                "digits": lambda: (i % m) * 4 + i // m,
+                "min": lambda: minimum(i, m), "where": lambda: where(i < m, i, i - m), "arg - i": lambda: arg("w") - i,
             },
             "f: ",
         )  # fmt: skip
 
     def comparison(self, depth: int = 2) -> Pattern:
         x, y = self.index(depth), self.pick((self.number(-9, 40), self.index(depth - 1)))
-        return self.choose({"<": lambda: x < y, "<=": lambda: x <= y, "==": lambda: x == y, "!=": lambda: x != y, ">=": lambda: x >= y, ">": lambda: x > y})
+        return self.choose(
+            {"<": lambda: x < y, "<=": lambda: x <= y, "==": lambda: x == y, "!=": lambda: x != y, ">=": lambda: x >= y, ">": lambda: x > y}
+        )
 
     def primitive(self) -> Pattern:
         return self.choose(
             {
-                "causal": lambda: pc.causal, "full": lambda: FULL, "empty": lambda: EMPTY, "window": lambda: pc.window(self.size()),
+                "causal": lambda: pc.causal, "full": lambda: FULL, "empty": lambda: EMPTY,
+                "window": lambda: pc.window(self.size()),
                 "window(left, right)": lambda: pc.window(left=self.size(0), right=self.size(0)), "dilate": lambda: pc.dilate(maximum(self.size(), 1)),
                 "block": lambda: pc.block(self.number(1, 40), back=self.size(0), ahead=self.number(0, 2)),
                 "rows": lambda: pc.rows(self.positions()), "cols": lambda: pc.cols(self.positions()), "global": lambda: pc.global_(self.positions()),
                 "sink": lambda: pc.sink(self.size(0)), "prefix": lambda: pc.prefix(self.size(0)),
                 "same": lambda: pc.same(self.function(), self.pick((None, self.function()))),
                 "documents": lambda: pc.documents(self.pick((arg("doc"), arg("grid")[pc.b, pc.i]))), "valid": lambda: pc.valid(arg("mask")),
-                "heads": lambda: pc.heads(self.pick((1, [0], range(0, 2), arg("which")))), "within": lambda: pc.within(self.index(1), self.number(-9, 9), self.number(0, 30)),
+                "heads": lambda: pc.heads(self.pick((1, [0], range(0, 2), arg("which")))),
+                "within": lambda: pc.within(self.index(1), self.number(-9, 9), self.number(0, 30)),
             }
         )  # fmt: skip
 
@@ -114,9 +121,11 @@ class Generator:
         p, r = self.pattern(depth - 1), self.pattern(depth - 1)
         return self.choose(
             {
-                "&": lambda: p & r, "& ": lambda: p & r, "|": lambda: p | r, "| ": lambda: p | r, "- (patterns)": lambda: p - r, "^": lambda: p ^ r, "~": lambda: ~p,
+                "&": lambda: p & r, "& ": lambda: p & r, "|": lambda: p | r, "| ": lambda: p | r,
+                "- (patterns)": lambda: p - r, "^": lambda: p ^ r, "~": lambda: ~p,
                 "per_head": lambda: pc.per_head(p, *(self.pattern(depth - 2) for _ in range(self.heads - 1))),
-                "at": lambda: movable(p).at(self.function()), "shift": lambda: movable(p).shift(self.size(0)), "roll": lambda: movable(p).roll(self.size(0)),
+                "at": lambda: movable(p).at(self.function()),
+                "shift": lambda: movable(p).shift(self.size(0)), "roll": lambda: movable(p).roll(self.size(0)),
             }
         )  # fmt: skip
 
