@@ -89,11 +89,11 @@ def _make_lists(compiled, bound: Bound, device: torch.device, direction: str, ro
     transposed = direction == "transposed"
     exact = layout(compiled.exact, bound, (cols, rows) if transposed else (rows, cols), transposed=transposed)
     group = np.zeros(bound.heads, np.int32)
-    parts = {"partial": ([], []), "full": ([], [])}
+    parts = {"full": ([], []), "partial": ([], [])}
     for i, cell in enumerate(exact.groups):
         group[list(cell.heads)] = i
-        for name, (pointers, tiles) in parts.items():
-            keys = members(getattr(cell.tiles, name))
+        for (pointers, tiles), runs in zip(parts.values(), cell.tiles.whole):
+            keys = members(runs)
             row = keys // cell.tiles.grid.width
             before = sum(len(t) for t in tiles)
             pointers.append(before + np.searchsorted(row, np.arange(cell.tiles.grid.row.tiles + 1)))

@@ -69,6 +69,15 @@ class TileRuns:
     def partial_tiles(self) -> int:
         return total_length(self.partial)
 
+    @cached_property
+    def whole(self) -> tuple[Runs, Runs]:
+        """`(full, partial)` as kernels take them: a full tile that is cut off by the last column needs a mask, so it is partial."""
+        if self.grid.column.count % self.grid.column.tile == 0:
+            return self.full, self.partial
+        last = (np.arange(self.grid.row.tiles, dtype=np.int64) * self.grid.width) + self.grid.column.tiles - 1
+        cut = intersect(self.full, (last, last + 1))
+        return subtract(self.full, cut, self.grid.total), union([self.partial, cut])
+
     def area(self, runs: Runs) -> int:
         """The number of positions that runs of tiles cover, ragged edges counted as they are."""
         row = runs[0] // self.grid.width
@@ -119,6 +128,7 @@ class Layout:
     def _sum(self, what) -> int:
         return sum(what(g.tiles) * len(g.heads) * len(g.batch) for g in self.groups)
 
+    whole_tiles = property(lambda self: self._sum(lambda t: total_length(t.whole[0])))
     full_tiles = property(lambda self: self._sum(lambda t: t.full_tiles))
     partial_tiles = property(lambda self: self._sum(lambda t: t.partial_tiles))
     visited_pairs = property(lambda self: self._sum(lambda t: t.area(t.full) + t.area(t.partial)))

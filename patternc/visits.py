@@ -43,7 +43,7 @@ def visits(p: Pattern, axis: AxisPlan, bound: Bound, tile: tuple[int, int], tran
     """
     if axis.kind == "list":
         exact = layout(p, bound, tile if not transposed else tile[::-1], transposed=transposed)
-        return Visits(exact.visited_pairs, exact.full_tiles, exact.partial_tiles, None)
+        return Visits(exact.visited_pairs, exact.whole_tiles, exact.full_tiles + exact.partial_tiles - exact.whole_tiles, None)
     bound = bound.numpy()
     if axis.kind == "table":
         from patternc.tables import run_table
