@@ -21,10 +21,11 @@ def indent(lines, depth: int = 1) -> str:
     return "\n".join("    " * depth + line if line else "" for line in lines)
 
 
-def _wrap(items: list[str], depth: int = 1) -> str:
-    """Comma-separated items in lines of at most 120 characters."""
-    margin = "    " * depth
-    return "\n".join(textwrap.wrap(", ".join(items) + ",", 120, initial_indent=margin, subsequent_indent=margin, break_long_words=False))
+def _wrap(items: list[str]) -> str:
+    """Comma-separated items in indented lines of at most 120 characters; an item stays on one line."""
+    text = ", ".join(item.replace(" ", "\0") for item in items) + ","
+    lines = textwrap.wrap(text, 120, initial_indent="    ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
 
 
 def header(name: str, parameters: list[str], constants: list[str], doc: str) -> str:
@@ -36,6 +37,9 @@ def header(name: str, parameters: list[str], constants: list[str], doc: str) -> 
         f"@triton.jit(do_not_specialize=[\n{_wrap(numbers)}\n])\ndef {name}(\n{_wrap(typed)}\n"
         f'{_wrap([f"{c}: tl.constexpr" for c in constants])}\n):\n    """{doc}"""\n'
     )
+
+
+ABOUT_RUNS = "# Columns lo..hi of a run hold all that any row of the tile allows, inner_lo..inner_hi only what every row allows."
 
 
 class Frame:
@@ -54,7 +58,7 @@ class Frame:
         mask = printer.pattern(plan.mask)
         if mask is not None:
             roots["allowed"] = mask
-        self.masked = mask is not None
+        self.masked, self.bounded = mask is not None, axis.kind == "formula" and axis.count > 0
         self.printed = printer.statements(roots)
         self.parameters = [*self.tiles.parameters, *self.uses.parameters()]
 
@@ -75,10 +79,11 @@ class Frame:
 
     def hoisted(self, head: bool) -> list[str]:
         """Statements of the mask and of the bounds outside the loops; `head`: those that depend on the head, else the others."""
-        return [s.text for s in self.printed if not s.level & COL and bool(s.level & HEAD) == head]
+        lines = [s.text for s in self.printed if not s.level & COL and bool(s.level & HEAD) == head]
+        return [ABOUT_RUNS, *lines] if lines and self.bounded else lines
 
     def before(self) -> list[str]:
-        return list(self.tiles.before)
+        return ["# Tiles of each run: [start, stop), of which [full_start, full_stop) are full.", *self.tiles.before] if self.tiles.before else []
 
     def loops(self, load, masked_step, full_step) -> list[str]:
         """The two loops.  `load(check)` gives the statements that load tiles, the steps give those that follow."""

@@ -78,11 +78,11 @@ def _finish(name: str, doc: str, parameters: list[str], constants: list[str], bo
     return Kernel(name, text, tuple(parameters), tuple(constants), axis, tuple(uses.scalars), tuple(uses.arrays.values()))
 
 
-# One program a tile of queries and a head; the last tiles start first, they have the most keys under causal patterns.
+# One program a tile of queries and a head.
 Q_TILE = [
     "row_tiles = tl.cdiv(n_q, BLOCK_M)",
     "program = tl.program_id(0)",
-    "tile = row_tiles - 1 - program % row_tiles",
+    "tile = row_tiles - 1 - program % row_tiles  # last rows first: often they have most keys",
     "b = program // row_tiles // HEADS",
     "h = program // row_tiles % HEADS",
     "kv_h = h // GROUP",
@@ -104,7 +104,7 @@ def _forward(plan: Plan, variant: str) -> Kernel:
 
     step = ["acc, total, peak = _softmax_step(acc, total, peak, s, v_tile, score_scale, PRECISION)"]
     body = [
-        *Q_TILE, *a.positions(), *a.hoisted(False), *a.before(), "",
+        *Q_TILE, *a.positions(), "", *a.hoisted(False), *a.before(), "",
         *(line for m in (q, k, v, o) for line in mem.base(m)),
         f"q_tile = {mem.load(q, 'first', True)}",
         "acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)",
@@ -162,7 +162,7 @@ def _backward_dq(plan: Plan, variant: str) -> Kernel:
 
     step = ["dq = _dq_step(dq, s, do_tile, k_tile, v_tile, lse, delta, score_scale, PRECISION)"]
     body = [
-        *Q_TILE, *a.positions(), *a.hoisted(False), *a.before(), "",
+        *Q_TILE, *a.positions(), "", *a.hoisted(False), *a.before(), "",
         *(line for m in (q, k, v, do, dq) for line in mem.base(m)),
         f"q_tile = {mem.load(q, 'first', True)}",
         f"do_tile = {mem.load(do, 'first', True)}",
@@ -208,7 +208,7 @@ def _backward_dkdv(plan: Plan, variant: str) -> Kernel:
         "kv_h = program // row_tiles % (HEADS // GROUP)",
         "first = tile * BLOCK_N",
         WHOLE,
-        *a.positions(), *a.hoisted(False), "",
+        *a.positions(), "", *a.hoisted(False), "",
         *(line for m in (k, v, dk, dv) for line in mem.base(m)),
         f"k_tile = {mem.load(k, 'first', True)}",
         f"v_tile = {mem.load(v, 'first', True)}",

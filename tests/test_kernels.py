@@ -330,3 +330,14 @@ def test_variants(variant):
     n = 96 if variant == "rows" else 90
     q, k = q_and_k(n, n)
     check(streaming(30, 4), (k <= q) & ((q - k < 30) | (k < 4)), n, batch=2, heads=4, kv_heads=2, d=32, dv=16, variant=variant)
+
+
+def test_offsets_beyond_32_bits():
+    """Two heads that lie more than 2^31 elements apart, in memory that is reserved and hardly touched."""
+    far = 2**31 + 4096
+    store = torch.zeros(1, dtype=torch.float16, device=DEVICE).untyped_storage().resize_(2 * (far + 4096))
+    x = torch.empty(0, dtype=torch.float16, device=DEVICE).set_(store, 0, (1, 2, 20, 16), (2 * far, far, 16, 1))
+    x.copy_(torch.randn(1, 2, 20, 16))
+    near = x.clone(memory_format=torch.contiguous_format)
+    for one, other in zip(attention_forward(Call(causal, 0.25, configs=SMALL), x, x, x), attention_forward(Call(causal, 0.25, configs=SMALL), near, near, near)):
+        assert torch.equal(one, other)
