@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from patternc.analysis.evaluate import evaluate
+from patternc.analysis.runs import ragged_arange
 from patternc.args import bind, signature
 from patternc.errors import MissingExtraError, OperandError, ParameterError
 from patternc.expr.attention import Attention
 from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern, all_of, negate
-from patternc.layout import Group, layout
+from patternc.layout import Group, TileRuns, layout
 
 MOST_PAIRS_SHOWN = 512  # up to this length single pairs are drawn; beyond it only tiles
 MOST_TILES = 1024  # along one axis; a finer picture has more pixels than a screen
 DEFAULT_TILES = 32  # along the longer axis, unless the caller says how large a tile is
+FINEST = 512  # the analysis of a tile of this size is still quick
 TEXT_TILES = 38  # two characters each: 76 columns
 
 # Per kind of tile: the background, and the colour of an allowed pair on it.
@@ -47,7 +49,20 @@ class Picture:
     q_start: int
 
 
-def picture(p, n: int, n_k: int | None = None, *, tile=None, head: int = 0, heads: int | None = None, row: int = 0, batch: int = 1, q_start=None, tiles: int = DEFAULT_TILES, **args) -> Picture:
+def picture(
+    p,
+    n: int,
+    n_k: int | None = None,
+    *,
+    tile=None,
+    head: int = 0,
+    heads: int | None = None,
+    row: int = 0,
+    batch: int = 1,
+    q_start=None,
+    tiles: int = DEFAULT_TILES,
+    **args,
+) -> Picture:
     """The picture of one head and batch row as arrays; parameters as in `plot`.
 
     Raises:
@@ -69,7 +84,7 @@ def picture(p, n: int, n_k: int | None = None, *, tile=None, head: int = 0, head
 
     def group(x: Pattern) -> Group:
         bound = bind(x, {name: args[name] for name in signature(x) if name in args}, n, n_k, heads, batch, q_start)
-        return next(g for g in layout(x, bound, shape).groups if head in g.heads and row in g.batch)
+        return next(g for g in layout(x, bound, tuple(_fine(size) for size in shape)).groups if head in g.heads and row in g.batch)
 
     bind(p, args, n, n_k, heads, batch, q_start)  # all args at once, so that unknown ones are named
     found = group(exact)
@@ -77,8 +92,8 @@ def picture(p, n: int, n_k: int | None = None, *, tile=None, head: int = 0, head
     term = None
     if isinstance(p, Attention):
         rest = group(all_of(p.domain, negate(exact)))
-        term = _pairs(rest) if few else rest.tiles.kinds() > 0
-    return Picture(found.tiles.kinds(), _pairs(found) if few else None, term, shape, grid.row.count, grid.column.count, grid.row.first)
+        term = _pairs(rest) if few else _kinds(rest.tiles, shape) > 0
+    return Picture(_kinds(found.tiles, shape), _pairs(found) if few else None, term, shape, grid.row.count, grid.column.count, grid.row.first)
 
 
 def _heads(p) -> int:
@@ -95,8 +110,37 @@ def _tile(tile, longest: int, tiles: int) -> tuple[int, int]:
     if len(shape) != 2 or not all(isinstance(x, int) and x >= 1 for x in shape):
         raise ParameterError(f"`tile` is a positive integer or two of them, got {tile!r}", fix="write `tile=128` or `tile=(128, 64)`")
     if -(-longest // min(shape)) > MOST_TILES:
-        raise ParameterError(f"{longest} positions in tiles of {min(shape)} are more than the {MOST_TILES} tiles that a picture can show", fix=f"use tiles of at least {-(-longest // MOST_TILES)}, or a shorter length")
+        raise ParameterError(
+            f"{longest} positions in tiles of {min(shape)} are more than the {MOST_TILES} tiles that a picture can show",
+            fix=f"use tiles of at least {-(-longest // MOST_TILES)}, or a shorter length",
+        )
     return shape
+
+
+def _fine(size: int) -> int:
+    """The tile of the analysis: it looks at all pairs of one tile of a class, so a large tile is put together from small ones."""
+    divisor = next((d for d in range(min(size, FINEST), 0, -1) if size % d == 0), size)
+    return divisor if divisor >= FINEST // 8 or size <= FINEST else size
+
+
+def _kinds(tiles: TileRuns, shape: tuple[int, int]) -> np.ndarray:
+    """int8 [row tiles, column tiles] for tiles of `shape`, which are boxes of the analysed ones."""
+    grid = tiles.grid
+    down, across = shape[0] // grid.row.tile, shape[1] // grid.column.tile
+    if down == across == 1:
+        return tiles.kinds()
+    rows, columns = -(-grid.row.tiles // down), -(-grid.column.tiles // across)
+    row, start, stop, full = tiles.table
+    first, count = start // across, (stop - 1) // across - start // across + 1
+    run = np.repeat(np.arange(len(row)), count)
+    column = ragged_arange(first, count)
+    length = np.minimum(stop[run], (column + 1) * across) - np.maximum(start[run], column * across)
+    counts = np.zeros((2, rows, columns), np.int64)
+    np.add.at(counts, (full[run].astype(int), row[run] // down, column), length)
+    heights = np.minimum(down, grid.row.tiles - np.arange(rows) * down)
+    widths = np.minimum(across, grid.column.tiles - np.arange(columns) * across)
+    whole = counts[1] == heights[:, None] * widths
+    return np.where(whole, 2, counts.any(0)).astype(np.int8)
 
 
 def _pairs(group: Group) -> np.ndarray:
@@ -171,7 +215,16 @@ def _draw(matplotlib, ax, shown: Picture, title: str) -> None:
     names = [(f"{name} ({count})", full if name == "full" else COLOURS[name][0]) for name, count in zip(COLOURS, counts)]
     names += [("term", TERM_COLOUR)] if shown.term is not None else []
     handles = [matplotlib.patches.Patch(facecolor=colour, edgecolor="#999999", linewidth=0.5, label=label) for label, colour in names]
-    ax.legend(handles=handles, title=f"tiles of {shown.tile[0]} x {shown.tile[1]}", title_fontsize=8, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.1), ncols=4, frameon=False)
+    ax.legend(
+        handles=handles,
+        title=f"tiles of {shown.tile[0]} x {shown.tile[1]}",
+        title_fontsize=8,
+        fontsize=8,
+        loc="upper left",
+        bbox_to_anchor=(0, -0.1),
+        ncols=4,
+        frameon=False,
+    )
 
 
 def _image(rgb, shown: Picture) -> np.ndarray:

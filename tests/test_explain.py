@@ -1,0 +1,83 @@
+"""`attn.explain`: the report's values and its words; and the stages as text."""
+
+import numpy as np
+import pytest
+
+import patternc as pc
+from patternc.errors import ArgError
+from patternc.passes import PASSES
+from patternc.stages import STAGES, stage_text
+
+STREAMING = "causal & (window(512) | sink(4))"
+TAIL = "causal & (window(left=255, right=0) | global(tokens) + linear_tail)"
+
+
+def test_report():
+    report = pc.compile(STREAMING).explain(4096, heads=8, head_dim=64)
+    assert report.cost.allowed_pairs == 8 * int(pc.parse(STREAMING).dense(4096).sum())
+    assert (report.layout.full_tiles, report.layout.partial_tiles) == (8 * 90, 8 * 87)
+    text = str(report)
+    for line in (
+        "pattern   causal & (window(512) | sink(4))",
+        "length    4096 queries, 4096 keys; heads 8, head_dim 64",
+        "forward (q tiles over keys; forward, dq): formulas, 2 runs a row tile, in order",
+        "    keys r0 - 511 .. r1, every pair in r1 - 511 .. r0",
+        "tiles     6,776 empty, 696 partial, 720 full of 128 x 128 (exact)",
+        "kernels   on cpu: torch operations over the tiles of the layout (backend cpu)",
+    ):
+        assert line in text.splitlines(), line
+    assert f"{report.cost.waste:.1%} masked away" in text
+
+
+def test_kinds_of_runs():
+    assert "a table, 1 run a row tile" in str(pc.compile("causal & documents(ids)").explain(64, ids=np.zeros(64, int)))
+    assert "lists of tiles" in str(pc.compile("causal & cols([1, 70])").explain(128))
+
+
+def test_attention_with_a_term():
+    report = pc.compile(TAIL).explain(1024, tokens=[0, 700])
+    exact, domain, rest = report.parts
+    assert [p.name for p in report.parts] == ["E", "D", "R"]
+    assert exact.causal and domain.causal and rest.causal
+    spec = pc.parse(TAIL)
+    counted = [int(p.dense(1024, **({"tokens": [0, 700]} if "tokens" in str(p) else {})).sum()) for p in (spec.exact, spec.domain)]
+    assert rest.pattern is (spec.domain & ~spec.exact)
+    assert counted[1] - counted[0] == int(rest.pattern.dense(1024, tokens=[0, 700]).sum())
+    text = str(report)
+    assert "term      linear_tail, on the pairs of R = D - E" in text and text.count("     provably causal; ") == 3
+
+
+def test_a_term_over_everything_is_not_causal():
+    report = pc.compile("window(64) + linear_tail").explain(256)
+    assert not any(part.causal for part in report.parts)
+    assert "not provably causal; 0 empty, 0 partial, 4 full of 128 x 128 (exact)" in str(report)
+
+
+def test_sizes_and_args():
+    report = pc.compile("causal & window(w)").explain(16, 1000, heads=2, w=40)
+    assert report.cost.allowed_pairs == 2 * 16 * 40
+    with pytest.raises(ArgError, match="missing arg `w`"):
+        pc.compile("causal & window(w)").explain(16)
+    with pytest.raises(ArgError, match="unknown arg `v`"):
+        pc.compile("causal & window(w)").explain(16, w=3, v=4)
+    assert str(pc.compile("causal & documents(ids)").explain(64, batch=2, ids=np.zeros((2, 64), int)))
+
+
+@pytest.mark.parametrize("backend, words", [("cpu", "on any device: torch"), ("reference", "dense reference"), ("triton", "on cuda: Triton"), ("auto", "on cuda: Triton")])
+def test_kernel_family(backend, words):
+    assert words in str(pc.compile("causal", backend=backend).explain(64))
+
+
+def test_stages():
+    assert STAGES == ("text", *(name for name, _, _ in PASSES), "conjuncts", "plan", "kernels")
+    p = pc.parse("per_head(causal, window(9) ^ sink(2)) & ~cols([3, 9])")
+    for stage in STAGES:
+        assert stage_text(p, stage)
+        assert stage_text(p, stage) == stage_text(pc.parse(str(p)), stage)
+    assert stage_text(p, "text") == str(p)
+    assert "^" in stage_text(p, "text") and "^" not in stage_text(p, "expand")
+    assert "~" not in stage_text(p, "negate")
+    assert "@triton.jit" in stage_text(p, "kernels")
+    assert stage_text(pc.parse(STREAMING), "conjuncts").splitlines() == ["q - k in [0, 511]", "q - k in [0, oo) and k in (-oo, 3]"]
+    assert stage_text(pc.causal & (pc.k > pc.q), "conjuncts") == "none: no pair is allowed"
+    assert stage_text(pc.parse(TAIL), "plan").startswith("mask")
