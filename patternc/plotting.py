@@ -262,12 +262,12 @@ def text(p, n: int, n_k: int | None = None, *, tile=None, **options):
             out.append("░░" if termed else GLYPHS[kind], "green" if termed else STYLES[kind])
         out.append("\n")
     counts = [int((shown.kinds == kind).sum()) for kind in range(3)]
-    out.append(f"{shown.n_q} queries (down), {shown.n_k} keys; tiles of {shown.tile[0]} x {shown.tile[1]}:")
+    out.append(f"{shown.n_q} queries (down), {shown.n_k} keys; tiles of {shown.tile[0]} x {shown.tile[1]}\n")
     for kind, name in enumerate(COLOURS):
-        out.append(f"  {GLYPHS[kind]}", STYLES[kind])
-        out.append(f" {counts[kind]} {name}")
+        out.append(f"{GLYPHS[kind]}", STYLES[kind])
+        out.append(f" {counts[kind]} {name}  ")
     if shown.term is not None:
-        out.append("  ░░", "green")
+        out.append("░░", "green")
         out.append(" term only")
     return out
 

@@ -90,8 +90,8 @@ def test_axes():
 def test_text():
     lines = text(pc.causal, 64, tile=16).plain.splitlines()
     assert lines[:4] == ["▒▒······", "██▒▒····", "████▒▒··", "██████▒▒"]
-    assert "6 empty" in lines[4] and "4 partial" in lines[4] and "6 full" in lines[4]
-    assert max(len(line) for line in text(P, 1 << 20).plain.splitlines()[:-1]) <= 76
+    assert lines[4:] == ["64 queries (down), 64 keys; tiles of 16 x 16", "·· 6 empty  ▒▒ 4 partial  ██ 6 full  "]
+    assert max(len(line) for line in text(P, 1 << 20).plain.splitlines()) <= 79
     assert "░░" in text(ATTENTION, 256).plain
 
 
