@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, TileLists, attention_backward, attention_forward
 from patternc.errors import BackendError, DeviceError, DtypeError
 from patternc.layout import layout
-from patternc.passes import lower
 from patternc.tables import run_table
 
 MOST_HEAD_DIM = 256
@@ -26,12 +26,16 @@ def check(q: torch.Tensor, v: torch.Tensor) -> None:
     if q.dtype == torch.float64:
         raise DtypeError("the triton backend does not compute in float64", fix='use backend="cpu", or float32')
     if q.device.type != "cuda" and not interpreted:
-        raise DeviceError(f"the triton backend needs CUDA tensors, got {q.device}", fix='use backend="cpu", or set TRITON_INTERPRET=1 before importing triton')
+        raise DeviceError(
+            f"the triton backend needs CUDA tensors, got {q.device}", fix='use backend="cpu", or set TRITON_INTERPRET=1 before importing triton'
+        )
     if interpreted and q.dtype == torch.bfloat16:
         raise DtypeError("Triton's interpreter computes bfloat16 wrongly", fix="use float32 or float16 under TRITON_INTERPRET=1")
     for name, size in (("head_dim", q.shape[3]), ("the value's head_dim", v.shape[3])):
         if not 1 <= size <= MOST_HEAD_DIM:
-            raise BackendError(f"{name} is {size}; the triton backend holds 1 to {MOST_HEAD_DIM}", fix='use backend="cpu", or project to a smaller head_dim')
+            raise BackendError(
+                f"{name} is {size}; the triton backend holds 1 to {MOST_HEAD_DIM}", fix='use backend="cpu", or project to a smaller head_dim'
+            )
 
 
 def forward(compiled, q, k, v, scale: float, bound: Bound):
@@ -48,23 +52,29 @@ def source(compiled) -> str:
     return generate(compiled.plan).text
 
 
+# What a forward prepares for its backward: both get the same `Bound`, and only tensors that were not changed in between.
+_prepared: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
 def call_of(compiled, device: torch.device, scale: float, bound: Bound) -> Call:
-    on_device = bound.torch(device)
+    on_device, tables = _prepared.get(bound) or _prepared.setdefault(bound, (bound.torch(device), {}))
     return Call(
         plan=compiled.plan,
         scale=scale,
         q_start=on_device.q_start,
         args=on_device.values,
-        bounds=lambda direction, rows, cols: _bounds(compiled, on_device, device, direction, rows, cols),
+        bounds=lambda direction, rows, cols: _bounds(compiled, on_device, tables, device, direction, rows, cols),
     )
 
 
-def _bounds(compiled, bound: Bound, device: torch.device, direction: str, rows: int, cols: int):
+def _bounds(compiled, bound: Bound, tables: dict, device: torch.device, direction: str, rows: int, cols: int):
     """The table or the lists that a plan without formulas reads."""
     axis = compiled.plan.forward if direction == "forward" else compiled.plan.transposed
-    if axis.kind == "table":
-        return run_table(lower(compiled.exact), "k" if direction == "forward" else "q", bound, rows)
-    return _lists(compiled, bound, device, direction, rows, cols)
+    if axis.kind == "list":
+        return _lists(compiled, bound, device, direction, rows, cols)
+    if (direction, rows) not in tables:
+        tables[direction, rows] = run_table(compiled.conjuncts, "k" if direction == "forward" else "q", bound, rows)
+    return tables[direction, rows]
 
 
 def _lists(compiled, bound: Bound, device: torch.device, direction: str, rows: int, cols: int) -> TileLists:
@@ -107,5 +117,9 @@ def _make_lists(compiled, bound: Bound, device: torch.device, direction: str, ro
         return tensor(joined if len(joined) else [0])
 
     return TileLists(
-        tensor(group), tensor(np.stack(parts["partial"][0])), entries(parts["partial"][1]), tensor(np.stack(parts["full"][0])), entries(parts["full"][1])
+        tensor(group),
+        tensor(np.stack(parts["partial"][0])),
+        entries(parts["partial"][1]),
+        tensor(np.stack(parts["full"][0])),
+        entries(parts["full"][1]),
     )

@@ -134,7 +134,7 @@ def _empty(like: torch.Tensor, count: int, width: int) -> torch.Tensor:
 # Launching one kernel
 
 
-_chosen: dict[tuple, Config] = {}  # configurations that had to be made smaller, for the next call
+_chosen: dict[tuple, Config] = {}  # configurations in use; one that does not fit is replaced by a smaller one
 
 
 def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict) -> None:
@@ -149,7 +149,9 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
     rows = matrices["k" if name == "backward_dkdv" else "q" if "q" in matrices else "o"]
     programs_per_tile = rows.shape[0] * rows.shape[1]
     key = (source.text, name, d, dv, dtype, _precision(dtype), device)
-    config = call.configs.get(name) or _chosen.get(key) or _first(source, name, d, dv, dtype.itemsize, device)
+    if key not in _chosen:
+        _chosen[key] = _first(source, name, d, dv, dtype.itemsize, device)
+    config = call.configs.get(name) or _chosen[key]
     align = math.gcd(16, d, dv, *(s for m in matrices.values() for s in _strides(m)))
     while True:
         block = config.block_n if name == "backward_dkdv" else config.block_m

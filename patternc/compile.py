@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from patternc.errors import LeakError, OperandError, ParameterError
 from patternc.expr.attention import Attention, Term
-from patternc.expr.pattern import K, Q, Pattern
+from patternc.expr.pattern import K, Pattern, Q
 from patternc.module import AttentionModule
 from patternc.passes import TooManyConjuncts, disjuncts, lower
 from patternc.runtime import check_backend

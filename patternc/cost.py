@@ -36,7 +36,21 @@ class Cost:
         return 1 - self.allowed_pairs / self.visited_pairs if self.visited_pairs else 0.0
 
 
-def cost(p: Pattern, plan: Plan, n_q: int, n_k: int | None = None, heads: int = 1, head_dim: int = 128, *, batch: int = 1, value_dim=None, kv_heads=None, q_start=None, tile=(64, 64), **args) -> Cost:
+def cost(
+    p: Pattern,
+    plan: Plan,
+    n_q: int,
+    n_k: int | None = None,
+    heads: int = 1,
+    head_dim: int = 128,
+    *,
+    batch: int = 1,
+    value_dim=None,
+    kv_heads=None,
+    q_start=None,
+    tile=(64, 64),
+    **args,
+) -> Cost:
     """Exact cost at one length.
 
     Args:

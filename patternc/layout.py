@@ -249,5 +249,3 @@ def _decide(p: Pattern, runs: TileRuns, keys: np.ndarray, first: np.ndarray, of:
     if (kind != 1).any():
         runs = TileRuns(grid, union([full, from_members(keys[kind == 2])]), from_members(keys[kind == 1]), True, None)
     return TileRuns(grid, runs.full, runs.partial, True, pairs + runs.area(runs.full))
-
-

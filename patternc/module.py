@@ -61,7 +61,9 @@ class AttentionModule(nn.Module):
     def compiled(self) -> runtime.Compiled:
         return runtime.compiled(self.spec)
 
-    def layout(self, n_q: int, n_k: int | None = None, heads: int = 1, batch: int = 1, *, q_start=None, tile=(128, 128), transposed: bool = False, **args) -> Layout:
+    def layout(
+        self, n_q: int, n_k: int | None = None, heads: int = 1, batch: int = 1, *, q_start=None, tile=(128, 128), transposed: bool = False, **args
+    ) -> Layout:
         """The exact tiles of the exact part at one length; sizes and args as in `Pattern.dense`."""
         return layout(self.compiled.exact, bind(self.compiled.exact, args, n_q, n_k, heads, batch, q_start), tile, transposed, count=True)
 

@@ -60,7 +60,9 @@ class PatternAttention(nn.Module):
         context = x if context is None else context
         for name, tensor in (("x", x), ("context", context)):
             if tensor.dim() != 3 or tensor.shape[2] != self.embed_dim:
-                raise ShapeError(f"`{name}` must have shape [batch, length, {self.embed_dim}], got {tuple(tensor.shape)}", fix="project it to embed_dim")
+                raise ShapeError(
+                    f"`{name}` must have shape [batch, length, {self.embed_dim}], got {tuple(tensor.shape)}", fix="project it to embed_dim"
+                )
         q = self.q_proj(x).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
         k, v = (p(context).unflatten(2, (self.num_kv_heads, self.head_dim)).transpose(1, 2) for p in (self.k_proj, self.v_proj))
         return self.out_proj(self.attention(q, k, v, **call).transpose(1, 2).flatten(2))

@@ -24,7 +24,9 @@ from patternc.errors import BackendError, DeviceError, DtypeError, OperandError,
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
 from patternc.masks import refuse_second_derivatives
+from patternc.passes import Conjunct, lower
 from patternc.plan import Plan, make_plan
+from patternc.tables import runtime_conjuncts
 
 BACKENDS = {"triton": "patternc.codegen.backend", "cpu": "patternc.cpu_backend", "reference": "patternc.reference_backend"}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -50,6 +52,11 @@ class Compiled:
     @cached_property
     def plan(self) -> Plan:
         return make_plan(self.exact)
+
+    @cached_property
+    def conjuncts(self) -> list[Conjunct] | None:
+        """What tables of runtime data are made from."""
+        return runtime_conjuncts(lower(self.exact))
 
 
 _registry: dict[str, Compiled] = {}
@@ -84,7 +91,9 @@ def check_tensors(q, k, v) -> None:
         if not isinstance(x, torch.Tensor):
             raise OperandError(f"`{name}` must be a torch tensor, got {type(x).__name__}", fix="pass query, key and value as tensors")
         if x.dim() != 4:
-            raise ShapeError(f"`{name}` must have shape [batch, heads, length, head_dim], got {tuple(x.shape)}", fix="add the missing axes, as in `x[None]`")
+            raise ShapeError(
+                f"`{name}` must have shape [batch, heads, length, head_dim], got {tuple(x.shape)}", fix="add the missing axes, as in `x[None]`"
+            )
     if q.dtype != k.dtype or q.dtype != v.dtype:
         raise DtypeError(f"query, key and value have different dtypes: {q.dtype}, {k.dtype}, {v.dtype}", fix="convert them to one dtype")
     if q.dtype not in DTYPES:
@@ -99,7 +108,9 @@ def check_tensors(q, k, v) -> None:
     if q.shape[3] != k.shape[3]:
         raise ShapeError(f"query has head_dim {q.shape[3]}, key has head_dim {k.shape[3]}", typed=shapes, fix="project both to one head_dim")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ShapeError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads", typed=shapes, fix="query heads must be a multiple of key heads")
+        raise ShapeError(
+            f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads", typed=shapes, fix="query heads must be a multiple of key heads"
+        )
 
 
 def choose_backend(name: str, device: torch.device) -> str:
@@ -139,6 +150,7 @@ def attend(spec, q, k, v, scale, q_start, check: bool, args: dict, backend: str)
 
 # ---- registered operators: what torch.compile and torch.export see
 
+
 def pack(names: tuple[str, ...], args: dict, q_start) -> tuple[list[torch.Tensor], list[int], str]:
     """Args as the operators take them: tensors, numbers, and a string that says which is which; `names` are the pattern's."""
     tensors, numbers, kinds = [], [], []
@@ -177,8 +189,16 @@ def _find(key: str) -> Compiled:
 
 @torch.library.custom_op("patternc::attention", mutates_args=())
 def attention_op(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tensors: list[torch.Tensor], numbers: list[int],
-    kinds: str, key: str, backend: str, scale: float, check: bool,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    tensors: list[torch.Tensor],
+    numbers: list[int],
+    kinds: str,
+    key: str,
+    backend: str,
+    scale: float,
+    check: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     made = _find(key)
     args, start = unpack(tensors, numbers, kinds)
@@ -194,8 +214,19 @@ def _(q, k, v, tensors, numbers, kinds, key, backend, scale, check):
 
 @torch.library.custom_op("patternc::attention_backward", mutates_args=())
 def attention_backward_op(
-    dout: torch.Tensor, dlse: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
-    tensors: list[torch.Tensor], numbers: list[int], kinds: str, key: str, backend: str, scale: float,
+    dout: torch.Tensor,
+    dlse: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    tensors: list[torch.Tensor],
+    numbers: list[int],
+    kinds: str,
+    key: str,
+    backend: str,
+    scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     made = _find(key)
     args, start = unpack(tensors, numbers, kinds)

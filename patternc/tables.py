@@ -12,34 +12,47 @@ from patternc.analysis.project import Interval, Projector
 from patternc.args import Bound
 from patternc.expr.index import Index
 from patternc.expr.pattern import Pattern
+from patternc.passes import Conjunct
 from patternc.plan import conjuncts_of, ranked
+
+BLOCK = 32  # entries that the running extremes take together; tiles of columns are multiples of it
 
 
 class Ordered:
-    """A batch of integer sequences [B', n] with their running extremes.
+    """A batch of integer sequences [B', n] with running extremes over blocks of entries.
 
     Attributes:
         values: int64 [B', n].
+        rising: the sequence is known to rise where it is well-behaved (ranks of first occurrence), so that the extremes which
+            only help falling ones are left out.
     """
 
-    def __init__(self, values: torch.Tensor):
-        self.values = values
+    def __init__(self, values: torch.Tensor, rising: bool = False):
+        self.values, self.rising = values, rising
         self._cache: dict[str, torch.Tensor] = {}
+
+    def _block(self, largest: bool) -> torch.Tensor:
+        """The smallest or the largest entry of every block; a last block that is cut off repeats its last entry."""
+        size = self.values.shape[-1]
+        padded = torch.nn.functional.pad(self.values, (0, -size % BLOCK), mode="constant")
+        if size % BLOCK:
+            padded[:, size:] = self.values[:, -1:]
+        blocks = padded.unflatten(-1, (-1, BLOCK))
+        return blocks.amax(-1) if largest else blocks.amin(-1)
 
     def running(self, name: str) -> torch.Tensor:
         """`prefix_max` and `suffix_min` rise; `prefix_min` and `suffix_max` fall, and are kept negated so that they rise too."""
         if name not in self._cache:
-            v = self.values
             self._cache[name] = {
-                "prefix_max": lambda: v.cummax(-1).values,
-                "suffix_min": lambda: v.flip(-1).cummin(-1).values.flip(-1),
-                "prefix_min": lambda: -v.cummin(-1).values,
-                "suffix_max": lambda: -v.flip(-1).cummax(-1).values.flip(-1),
+                "prefix_max": lambda: self._block(True).cummax(-1).values,
+                "suffix_min": lambda: self._block(False).flip(-1).cummin(-1).values.flip(-1),
+                "prefix_min": lambda: -self._block(False).cummin(-1).values,
+                "suffix_max": lambda: -self._block(True).flip(-1).cummax(-1).values.flip(-1),
             }[name]()
         return self._cache[name]
 
     def search(self, name: str, bound, right: bool = False) -> torch.Tensor:
-        """How many entries of a rising running extreme lie below `bound` (not above it with `right`); `bound` [B or 1, H or 1, R or 1]."""
+        """How many blocks of a rising running extreme lie below `bound` (not above it with `right`); `bound` [B or 1, H or 1, R or 1]."""
         rising = self.running(name)
         if rising.shape[0] == 1:
             return torch.searchsorted(rising[0], bound.contiguous(), right=right)
@@ -50,33 +63,43 @@ class Ordered:
         """Subscripts outside the interval hold no entry in `low .. high` (None is open)."""
         out = Interval()
         if low is not None:
-            out.low, out.high = self.search("prefix_max", low), self._last("suffix_max", -low)
+            out.low = self.search("prefix_max", low) * BLOCK
+            if not self.rising:
+                out.high = self.search("suffix_max", -low, right=True) * BLOCK - 1
         if high is not None:
-            first, last = self.search("prefix_min", -high), self._last("suffix_min", high)
-            out.low = first if out.low is None else torch.maximum(out.low, first)
+            last = self.search("suffix_min", high, right=True) * BLOCK - 1
             out.high = last if out.high is None else torch.minimum(out.high, last)
+            if not self.rising:
+                first = self.search("prefix_min", -high) * BLOCK
+                out.low = first if out.low is None else torch.maximum(out.low, first)
         return out
 
     def within(self, low, high) -> Interval:
-        """Every entry whose subscript lies in the interval is in `low .. high`: the longer of a prefix and a suffix for each bound."""
+        """Every entry whose subscript lies in the interval is in `low .. high`: for each bound a suffix, or a longer prefix, of blocks."""
+        blocks = self.running("prefix_max").shape[-1]
         out = Interval(torch.zeros_like(low if low is not None else high), None)
         out.high = out.low + self.values.shape[-1] - 1
-        for suffix, prefix in (
-            *([(self.search("suffix_min", low), self._last("prefix_min", -low))] if low is not None else []),
-            *([(self.search("suffix_max", -high), self._last("prefix_max", high))] if high is not None else []),
-        ):
-            use_suffix = self.values.shape[-1] - suffix >= prefix + 1
-            out.low = torch.where(use_suffix, torch.maximum(out.low, suffix), out.low)
-            out.high = torch.where(use_suffix, out.high, torch.minimum(out.high, prefix))
+        if low is not None:
+            self._keep_longer(out, self.search("suffix_min", low), None if self.rising else self.search("prefix_min", -low, right=True), blocks)
+        if high is not None:
+            stop = self.search("prefix_max", high, right=True)
+            if self.rising:
+                out.high = torch.minimum(out.high, stop * BLOCK - 1)
+            else:
+                self._keep_longer(out, self.search("suffix_max", -high), stop, blocks)
         return out
 
-    def _last(self, name: str, bound) -> torch.Tensor:
-        return self.search(name, bound, right=True) - 1
+    def _keep_longer(self, out: Interval, start, stop, blocks: int) -> None:
+        """Cut `out` to the blocks from `start` on, or to those before `stop` if they are more."""
+        use_suffix = torch.ones_like(start, dtype=torch.bool) if stop is None else blocks - start >= stop
+        out.low = torch.where(use_suffix, torch.maximum(out.low, start * BLOCK), out.low)
+        if stop is not None:
+            out.high = torch.where(use_suffix, out.high, torch.minimum(out.high, stop * BLOCK - 1))
 
     def span(self, low, high):
         """Bounds of the entries whose subscripts lie in `low .. high`, from the running extremes."""
         size = self.values.shape[-1]
-        low, high = low.clamp(0, size - 1), high.clamp(0, size - 1)
+        low, high = (x.clamp(0, size - 1) // BLOCK for x in (low, high))
 
         def at(name, index):
             rising = self.running(name)
@@ -154,7 +177,7 @@ class Tensors:
             data = self.bound.values[base].long()
             if data.ndim == 3 and data.shape[0] == 1 and len(x.args) == 3 and x.args[1].op == "var" and x.args[1].args[0] == "b":
                 data = data[0]
-            self.arrays[name] = None if data.ndim != 2 else Ordered(ranks(data) if first_seen else data)
+            self.arrays[name] = None if data.ndim != 2 else Ordered(ranks(data), rising=True) if first_seen else Ordered(data)
         return self.arrays[name]
 
     def read(self, x: Index, spans):
@@ -162,8 +185,9 @@ class Tensors:
             return 0, 1
         data = self._data(x)
         if data is None:
-            values = self.bound.values[x.args[0].args[0]].long() if x.args[0].op == "arg" else torch.from_numpy(x.args[0].args[0].data.copy()).to(self.device)[None]
-            flat = values.flatten(1)
+            if x.args[0].op == "table":
+                return x.args[0].args[0].extremes
+            flat = self.bound.values[x.args[0].args[0]].long().flatten(1)
             return flat.amin(1).view(-1, 1, 1), flat.amax(1).view(-1, 1, 1)
         subscript, (low, high) = (x.args[1] if x.op == "member" else x.args[-1]), spans[-1]
         low, high = self.tensor(low), self.tensor(high)
@@ -212,11 +236,16 @@ def ranks(ids: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(ids).scatter_(-1, order, order.gather(-1, group_start))
 
 
-def run_table(lowered: Pattern, column: str, bound: Bound, tile: int) -> torch.Tensor:
+def runtime_conjuncts(lowered: Pattern) -> list[Conjunct] | None:
+    """What `run_table` projects: the conjuncts of a lowered pattern, ids replaced by their ranks; None if there are too many."""
+    return conjuncts_of(ranked(lowered))
+
+
+def run_table(conjuncts: list[Conjunct] | None, column: str, bound: Bound, tile: int) -> torch.Tensor:
     """The runs of every row tile: what the formulas of `plan.Run` would say, from the data.
 
     Args:
-        lowered: the lowered pattern.
+        conjuncts: from `runtime_conjuncts`.
         column: "k" for q tiles, "q" for k tiles.
         bound: sizes and args as torch tensors on the device (`Bound.torch`).
         tile: rows of a tile.
@@ -230,19 +259,19 @@ def run_table(lowered: Pattern, column: str, bound: Bound, tile: int) -> torch.T
     base = start if row == "q" else 0
     tiles = torch.arange(-(-rows // tile), device=device).view(1, 1, -1) * tile
     first = tiles + base
-    last = torch.minimum(first + tile - 1, torch.as_tensor(base + rows - 1, device=device))
+    end = base + rows - 1
+    last = (first + tile - 1).clamp(max=end) if isinstance(end, int) else torch.minimum(first + tile - 1, end)
     if column == "k":
         column_first, column_last = 0, bound.n_k - 1
     else:
         column_first, column_last = start, start + bound.n_q - 1
     algebra = Tensors(row, bound, first, last, tile)
-    conjuncts = conjuncts_of(ranked(lowered))
     projector = Projector(column, algebra)
     columns = []
     for projection in [projector.project(c) for c in conjuncts] if conjuncts else [None]:
         if projection is None:  # nothing is allowed, or there are too many conjuncts to tell
-            everything = conjuncts is None
-            bounds = [column_first, column_last if everything else algebra.tensor(column_first) - 1, algebra.tensor(column_first), algebra.tensor(column_first) - 1]
+            nothing = algebra.tensor(column_first) - 1
+            bounds = [column_first, column_last if conjuncts is None else nothing, column_first, nothing]
         else:
             bounds = []
             for interval, condition in ((projection.outer, projection.some), (projection.inner, projection.every)):
@@ -254,5 +283,3 @@ def run_table(lowered: Pattern, column: str, bound: Bound, tile: int) -> torch.T
         columns.append(torch.stack(torch.broadcast_tensors(*(algebra.tensor(b) for b in bounds)), -1))
     shape = torch.broadcast_shapes(*(c.shape for c in columns), (1, 1, tiles.shape[-1], 4))
     return torch.stack([c.expand(shape) for c in columns], -2).to(torch.int32)
-
-

@@ -46,9 +46,9 @@ def visits(p: Pattern, axis: AxisPlan, bound: Bound, tile: tuple[int, int], tran
         return Visits(exact.visited_pairs, exact.whole_tiles, exact.full_tiles + exact.partial_tiles - exact.whole_tiles, None)
     bound = bound.numpy()
     if axis.kind == "table":
-        from patternc.tables import run_table
+        from patternc.tables import run_table, runtime_conjuncts
 
-        runs = run_table(lower(p), "q" if transposed else "k", bound.torch(), tile[0]).numpy().astype(np.int64)
+        runs = run_table(runtime_conjuncts(lower(p)), "q" if transposed else "k", bound.torch(), tile[0]).numpy().astype(np.int64)
     else:
         runs = _formula_runs(axis, bound, tile[0], transposed)
     repeat_b = bound.batch if runs.shape[0] == 1 else 1

@@ -92,5 +92,3 @@ def relabel(p: Pattern) -> Pattern:
         return between(Index("read", source, a.args[1]) - Index("read", source, b.args[1]), 0, 0)
 
     return rewrite(p, change)
-
-

@@ -133,7 +133,9 @@ def _has_holes(core: Index, grid: Grid) -> bool:
             continue
         if x.op == "mod" and not (x.args[1].op == "const" and x.args[1].args[0] <= spread(x.args[0], grid)):
             return True
-        if x.op in ("member", "inside", "mul") or (x.op == "read" and not (len(x.args) == 2 and (x.args[0].args[0].rising or x.args[0].args[0].falling))):
+        if x.op in ("member", "inside", "mul") or (
+            x.op == "read" and not (len(x.args) == 2 and (x.args[0].args[0].rising or x.args[0].args[0].falling))
+        ):
             return True
         if x.op == "sum" and sum(name in variables(t) for t in terms(x)[1]) > 1:
             return True
@@ -168,5 +170,3 @@ def _bisect(conjunct: Conjunct, runs: Runs, grid: Grid, chunk: int = 1 << 19) ->
             middle = (start + stop) // 2
             todo.append((np.concatenate([row, row]), np.concatenate([start, middle]), np.concatenate([middle, stop])))
     return from_members(np.sort(np.concatenate(found))) if found else NOTHING
-
-

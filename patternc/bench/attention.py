@@ -71,15 +71,28 @@ class Report:
     rows: list[Row] = field(default_factory=list)
 
     def json(self) -> str:
-        return json.dumps({"device": self.device, "versions": self.versions, "cases": [asdict(c) for c in self.cases], "rows": [asdict(r) for r in self.rows]}, indent=1)
+        return json.dumps(
+            {"device": self.device, "versions": self.versions, "cases": [asdict(c) for c in self.cases], "rows": [asdict(r) for r in self.rows]},
+            indent=1,
+        )
 
     def markdown(self) -> str:
         lines = [f"{self.device}; {', '.join(f'{n} {v}' for n, v in self.versions.items())}", ""]
-        lines += ["| case | pattern | shape | implementation | forward TFLOP/s (ms) | backward TFLOP/s (ms) | relative error | note |", "|---|---|---|---|---|---|---|---|"]
+        lines += [
+            "| case | pattern | shape | implementation | forward TFLOP/s (ms) | backward TFLOP/s (ms) | relative error | note |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
         by_name = {c.name: c for c in self.cases}
         for r in self.rows:
             c = by_name[r.case]
-            cells = [c.name, f"`{c.text.replace('|', chr(92) + '|')}`", c.shape, r.implementation, _figure(r.forward_tflops, r.forward_ms), _figure(r.backward_tflops, r.backward_ms)]
+            cells = [
+                c.name,
+                f"`{c.text.replace('|', chr(92) + '|')}`",
+                c.shape,
+                r.implementation,
+                _figure(r.forward_tflops, r.forward_ms),
+                _figure(r.backward_tflops, r.backward_ms),
+            ]
             lines.append("| " + " | ".join([*cells, "" if r.error is None else f"{r.error:.1e}", r.note]) + " |")
         return "\n".join(lines)
 
@@ -153,7 +166,9 @@ def _sdpa(kind: str):
 
         def run(q, k, v):
             with sdpa_kernel(backend):
-                return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=case.text == "causal", enable_gqa=case.heads != case.kv_heads)
+                return torch.nn.functional.scaled_dot_product_attention(
+                    q, k, v, is_causal=case.text == "causal", enable_gqa=case.heads != case.kv_heads
+                )
 
         return run
 
@@ -190,7 +205,9 @@ def run(names: str | None = None, against: str = "flex,cudnn,fa2", progress=prin
     import triton
 
     if not torch.cuda.is_available():
-        raise BackendError("`bench attention` measures kernels and needs a CUDA device", fix="run it on a machine with a GPU; `bench layout` needs none")
+        raise BackendError(
+            "`bench attention` measures kernels and needs a CUDA device", fix="run it on a machine with a GPU; `bench layout` needs none"
+        )
     for name in filter(None, against.split(",")):
         if name not in PEERS:
             raise UnknownNameError(f"unknown peer `{name}`", fix=f"one of {', '.join(PEERS)}")
@@ -200,7 +217,9 @@ def run(names: str | None = None, against: str = "flex,cudnn,fa2", progress=prin
             row = _measure(case, name, make)
             if row is not None:
                 report.rows.append(row)
-                progress(f"{case.name:14s} {name:9s} forward {_figure(row.forward_tflops, row.forward_ms):16s} backward {_figure(row.backward_tflops, row.backward_ms):16s} {row.note}")
+                progress(
+                    f"{case.name:14s} {name:9s} forward {_figure(row.forward_tflops, row.forward_ms):16s} backward {_figure(row.backward_tflops, row.backward_ms):16s} {row.note}"
+                )
         torch.cuda.empty_cache()
     return report
 
@@ -234,7 +253,9 @@ def _measure(case: Case, name: str, make) -> Row | None:
         flops = 4 * case.head_dim * pairs * case.batch * case.heads
         with torch.no_grad():
             row.forward_ms = triton.testing.do_bench(lambda: attend(q, k, v), warmup=50, rep=200, return_mode="median")
-        row.backward_ms = triton.testing.do_bench(lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True), warmup=50, rep=200, return_mode="median")
+        row.backward_ms = triton.testing.do_bench(
+            lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True), warmup=50, rep=200, return_mode="median"
+        )
         row.forward_tflops, row.backward_tflops = flops / row.forward_ms / 1e9, 2.5 * flops / row.backward_ms / 1e9
     except Exception as error:  # a peer's failure is a result of the benchmark, whatever its kind
         if name == "patternc":
@@ -259,6 +280,9 @@ def _error(case: Case, pattern, args: dict, out, q, k, v, rows: int = 128) -> fl
     with torch.no_grad():
         scores = q[0, h, -rows:].double() @ k[0, g].double().T / math.sqrt(case.head_dim)
         positions = torch.arange(case.n, device="cuda")
-        allowed = torch.broadcast_to(torch.as_tensor(mask_mod(pattern, args)(0, h, positions[-rows:, None], positions[None]) if case.text != "full" else True, device="cuda"), scores.shape)
+        allowed = torch.broadcast_to(
+            torch.as_tensor(mask_mod(pattern, args)(0, h, positions[-rows:, None], positions[None]) if case.text != "full" else True, device="cuda"),
+            scores.shape,
+        )
         want = scores.masked_fill(~allowed, -math.inf).softmax(-1) @ v[0, g].double()
         return ((out[0, h, -rows:].double() - want).norm() / want.norm()).item()

@@ -42,6 +42,19 @@ def lower(p: Pattern, watch=None) -> Pattern:
 
 
 __all__ = [
-    "PASSES", "Conjunct", "TooManyConjuncts", "absorb", "decide", "disjuncts", "expand", "guard", "literals", "lower", "merge",
-    "mixes_sides", "negation_normal", "unwrap", "variables",
+    "PASSES",
+    "Conjunct",
+    "TooManyConjuncts",
+    "absorb",
+    "decide",
+    "disjuncts",
+    "expand",
+    "guard",
+    "literals",
+    "lower",
+    "merge",
+    "mixes_sides",
+    "negation_normal",
+    "unwrap",
+    "variables",
 ]

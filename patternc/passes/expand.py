@@ -71,5 +71,3 @@ RULES = (
 def expand(p: Pattern) -> Pattern:
     """Before: any pattern.  After: no per_head, xor or where; abs, min and max read one side only or sit inside `//`, `%`, `[]`."""
     return apply_rules(p, RULES)
-
-
