@@ -4,14 +4,34 @@ from patternc import nn
 from patternc.compile import compile
 from patternc.equivalence import equivalent
 from patternc.expr.attention import Attention, Term, linear_tail
-from patternc.expr.index import Index, arg, clamp, table, where
-from patternc.expr.index import maximum as max
-from patternc.expr.index import minimum as min
+from patternc.expr.index import Index, arg, clamp, maximum as max, minimum as min, table, where
 from patternc.expr.pattern import Pattern
 from patternc.parsing import parse
 from patternc.plotting import plot
 from patternc.primitives import (
-    b, block, causal, cols, dilate, documents, empty, full, global_, h, heads, i, k, n_k, n_q, per_head, prefix, q, rows,
-    same, sink, valid, window, within,
+    b,
+    block,
+    causal,
+    cols,
+    dilate,
+    documents,
+    empty,
+    full,
+    global_,
+    h,
+    heads,
+    i,
+    k,
+    n_k,
+    n_q,
+    per_head,
+    prefix,
+    q,
+    rows,
+    same,
+    sink,
+    valid,
+    window,
+    within,
 )
 from patternc.verify import verify

@@ -88,7 +88,9 @@ def _bind(x: Pattern, p: Pattern, r: Pattern, args: dict, n, n_k, heads, batch, 
     for name in args:
         if name not in known:
             close = suggest(name, known)
-            raise ArgError(f"unknown arg `{name}`", fix=f"did you mean `{close}`?" if close else f"the patterns' args are {', '.join(known) or 'none'}")
+            raise ArgError(
+                f"unknown arg `{name}`", fix=f"did you mean `{close}`?" if close else f"the patterns' args are {', '.join(known) or 'none'}"
+            )
     return bind(x, {name: args[name] for name in signature(x) if name in args}, n, n_k, heads, batch, q_start, check=True)
 
 

@@ -57,7 +57,11 @@ class Explanation:
         lines = [f"pattern   {self.spec}"]
         if self.parts:
             lines.append(f"exact     {self.parts[0].pattern}")
-        lines += [f"mask      {self.plan.mask}", f"length    {found.n_q} queries, {found.n_k} keys; heads {found.heads}, head_dim {self.head_dim}", ""]
+        lines += [
+            f"mask      {self.plan.mask}",
+            f"length    {found.n_q} queries, {found.n_k} keys; heads {found.heads}, head_dim {self.head_dim}",
+            "",
+        ]
         lines += describe_plan(self.plan)
         lines += ["", f"tiles     {tiles_line(found)}"]
         lines += [
@@ -80,7 +84,19 @@ KERNEL_TILE = (64, 64)  # what `cost` counts in
 
 
 def explain(
-    spec, backend: str, n_q: int, n_k: int | None = None, heads: int = 1, head_dim: int = 128, *, batch: int = 1, kv_heads=None, value_dim=None, q_start=None, tile=(128, 128), **args
+    spec,
+    backend: str,
+    n_q: int,
+    n_k: int | None = None,
+    heads: int = 1,
+    head_dim: int = 128,
+    *,
+    batch: int = 1,
+    kv_heads=None,
+    value_dim=None,
+    q_start=None,
+    tile=(128, 128),
+    **args,
 ) -> Explanation:
     """Collect the report.
 
@@ -100,7 +116,20 @@ def explain(
         return layout(p, first_row(bind(p, given, n_q, n_k, heads, batch, q_start)), tile, count=count)
 
     plan = make_plan(exact)
-    price = cost(exact, plan, whole.n_q, whole.n_k, heads, head_dim, batch=batch, value_dim=value_dim, kv_heads=kv_heads, q_start=q_start, tile=KERNEL_TILE, **own)
+    price = cost(
+        exact,
+        plan,
+        whole.n_q,
+        whole.n_k,
+        heads,
+        head_dim,
+        batch=batch,
+        value_dim=value_dim,
+        kv_heads=kv_heads,
+        q_start=q_start,
+        tile=KERNEL_TILE,
+        **own,
+    )
     parts = ()
     if isinstance(spec, Attention):
         rest = all_of(spec.domain, negate(exact))

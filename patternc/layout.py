@@ -20,7 +20,7 @@ from patternc.analysis.specialise import relabel, specialise
 from patternc.analysis.tiles import live_runs
 from patternc.args import Bound
 from patternc.bounds import bounds
-from patternc.expr.node import Node
+from patternc.expr.node import Node, roomy
 from patternc.expr.pattern import Pattern, negate
 from patternc.passes import decide, lower, negation_normal, unwrap, variables
 
@@ -144,6 +144,7 @@ class Layout:
         return f"Layout(n_q={self.n_q}, n_k={self.n_k}, tile={self.tile}, full_tiles={self.full_tiles}, partial_tiles={self.partial_tiles}, exact={self.exact})"
 
 
+@roomy
 def layout(p: Pattern, bound: Bound, tile: tuple[int, int] = (128, 128), transposed: bool = False, count: bool = False) -> Layout:
     """The tiles of a pattern at one length.
 
@@ -218,6 +219,7 @@ def simplify(p: Pattern, env: dict) -> Pattern:
     return relabel(unwrap(decide(p, known), known))
 
 
+@roomy
 def analyse(p: Pattern, grid: Grid, count: bool = False) -> TileRuns:
     """Tiles of a specialised pattern on a grid: live = outer(P), full = live minus outer(~P), then tile classes."""
     if not grid.row.count or not grid.column.count or p.op == "false":

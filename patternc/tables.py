@@ -11,6 +11,7 @@ import torch
 from patternc.analysis.project import Interval, Projector
 from patternc.args import Bound
 from patternc.expr.index import Index
+from patternc.expr.node import roomy
 from patternc.expr.pattern import Pattern
 from patternc.passes import Conjunct
 from patternc.plan import conjuncts_of, ranked
@@ -241,6 +242,7 @@ def runtime_conjuncts(lowered: Pattern) -> list[Conjunct] | None:
     return conjuncts_of(ranked(lowered))
 
 
+@roomy
 def run_table(conjuncts: list[Conjunct] | None, column: str, bound: Bound, tile: int) -> torch.Tensor:
     """The runs of every row tile: what the formulas of `plan.Run` would say, from the data.
 

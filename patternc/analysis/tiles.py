@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from patternc.analysis.contract import contract
@@ -42,19 +44,16 @@ def always_met(core: Index, grid: Grid) -> bool:
     return core.op == "mod" and core.args[1].op == "const" and core.args[1].args[0] <= spread(core.args[0], grid)
 
 
-def live_runs(p: Pattern, grid: Grid, within: Runs | None = None) -> Runs:
-    """Runs of tiles outside which a lowered pattern allows nothing, inside `within`."""
-    try:
-        conjuncts = disjuncts(p)
-    except TooManyConjuncts:
-        parts = [live_runs(part, grid, within) for part in p.args]
-        if p.op == "or":
-            return union(parts)
-        out = parts[0]
-        for part in parts[1:]:
-            out = intersect(out, part)
-        return out
-    return union([conjunct_runs(c, grid, within) for c in conjuncts])
+def live_runs(p: Pattern, grid: Grid, within: Runs | None = None, known: dict | None = None) -> Runs:
+    """Runs of tiles outside which a lowered pattern allows nothing, inside `within`; `known` holds parts that were asked before."""
+    known = {} if known is None else known
+    if p not in known:
+        try:
+            known[p] = union([conjunct_runs(c, grid, within) for c in disjuncts(p)])
+        except TooManyConjuncts:  # combine the runs of the parts instead: sound, a little loose
+            parts = [live_runs(part, grid, within, known) for part in p.args]
+            known[p] = union(parts) if p.op == "or" else functools.reduce(intersect, parts)
+    return known[p]
 
 
 def conjunct_runs(conjunct: Conjunct, grid: Grid, within: Runs | None = None) -> Runs:

@@ -95,7 +95,9 @@ def _torch(case: str, n: int) -> Row:
         "sinks 4 + window 1024": lambda b, h, q, k: (k <= q) & ((k < 4) | (q - k < 1024)),
         "700 documents": lambda b, h, q, k: ids[q] == ids[k],
     }[case]
-    seconds, mask = min((_timed(lambda: create_block_mask(predicate, None, None, n, n, device="cpu", BLOCK_SIZE=TILE)) for _ in range(2)), key=lambda x: x[0])
+    seconds, mask = min(
+        (_timed(lambda: create_block_mask(predicate, None, None, n, n, device="cpu", BLOCK_SIZE=TILE)) for _ in range(2)), key=lambda x: x[0]
+    )
     return Row(case, "create_block_mask", n, seconds * 1e3, n * n / 1e6, int(mask.full_kv_num_blocks.sum()), int(mask.kv_num_blocks.sum()))
 
 

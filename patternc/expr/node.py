@@ -7,7 +7,10 @@ are subclasses that differ in the operators they offer, not in how they are stor
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import hashlib
+import sys
 import threading
 import weakref
 
@@ -16,6 +19,9 @@ from patternc.errors import LimitError
 MAX_DEPTH = 200  # nesting of an expression; recursion over nodes is therefore always safe
 MAX_SIZE = 50_000  # nodes counted as a tree, so that sharing cannot hide an exponential expression
 MAX_TEXT = 40_000  # characters of the canonical text, so that what prints can be parsed again
+
+# The limits in force, as (depth, size, text).  Passes take expressions apart, so what they make may be larger than what users write.
+_limits = contextvars.ContextVar("limits", default=(MAX_DEPTH, MAX_SIZE, MAX_TEXT))
 
 _pool: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 _lock = threading.Lock()
@@ -55,9 +61,10 @@ class Node:
             depth = 1 + max((c.depth for c in children), default=0)
             size = 1 + sum(c.size for c in children)
             width = _WIDTH.get(op, 24) + sum(_width(a) for a in args)
-            if depth > MAX_DEPTH or size > MAX_SIZE or width > MAX_TEXT:
-                what = f"of {width} characters (limit {MAX_TEXT})" if width > MAX_TEXT else f"of {size} nodes (limit {MAX_SIZE})"
-                what = f"nested {depth} deep (limit {MAX_DEPTH})" if depth > MAX_DEPTH else what
+            deepest, largest, longest = _limits.get()
+            if depth > deepest or size > largest or width > longest:
+                what = f"of {width} characters (limit {longest})" if width > longest else f"of {size} nodes (limit {largest})"
+                what = f"nested {depth} deep (limit {deepest})" if depth > deepest else what
                 raise LimitError(f"expression {what}", fix="put the data of a large pattern into a table or a runtime arg")
             node = object.__new__(cls)
             setter = object.__setattr__
@@ -126,6 +133,20 @@ def postorder(*roots: Node) -> list[Node]:
     for root in roots:
         visit(root)
     return out
+
+
+def roomy(function):
+    """Decorate a function of the compiler that makes nodes no user will print: its limits are wider."""
+
+    @functools.wraps(function)
+    def wider(*args, **options):
+        token = _limits.set((2 * MAX_DEPTH, sys.maxsize, sys.maxsize))  # passes visit a shared node once, however large its tree
+        try:
+            return function(*args, **options)
+        finally:
+            _limits.reset(token)
+
+    return wider
 
 
 def fact(compute):

@@ -7,7 +7,7 @@ an equal one; `lower` checks the specification after each and calls `watch(name,
 from __future__ import annotations
 
 from patternc.errors import InternalError
-from patternc.expr.node import Node, postorder
+from patternc.expr.node import Node, postorder, roomy
 from patternc.expr.pattern import Pattern
 from patternc.passes.expand import expand, mixes_sides, variables
 from patternc.passes.guard import guard
@@ -28,6 +28,7 @@ PASSES = (
 )
 
 
+@roomy
 def lower(p: Pattern, watch=None) -> Pattern:
     """Run the pipeline.  Raises InternalError if a pass leaves what its specification forbids."""
     for name, apply, forbidden in PASSES:

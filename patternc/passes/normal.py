@@ -96,24 +96,45 @@ def literals(p: Pattern) -> list[Pattern]:
 
 
 def disjuncts(p: Pattern, limit: int = 64) -> list[Conjunct]:
-    """The disjunctive form of a pattern without `not`, pruned while it grows: contradictions and absorbed parts are dropped."""
+    """The disjunctive form of a pattern without `not`, pruned while it grows: contradictions and absorbed parts are dropped.
+
+    Raises:
+        TooManyConjuncts: some part needs more than `limit`.
+    """
+    known: dict[Pattern, list[Conjunct] | None] = {}
+    for part in postorder(p):
+        if isinstance(part, Pattern) and part.op != "in":
+            known[part] = _joined(part, known, limit)
+    found = _of(p, known)
+    if found is None:
+        raise TooManyConjuncts
+    return found
+
+
+def _of(p: Pattern, known: dict) -> list[Conjunct] | None:
+    """The conjuncts of a part; None where there are too many."""
+    if p.op != "in":
+        return known[p]
+    core, low, high = p.args
+    return [{core: (-INF if low is None else low, INF if high is None else high)}]
+
+
+def _joined(p: Pattern, known: dict, limit: int) -> list[Conjunct] | None:
     if p.op in ("true", "false"):
         return [{}] if p.op == "true" else []
-    if p.op == "in":
-        core, low, high = p.args
-        return [{core: (-INF if low is None else low, INF if high is None else high)}]
-    if p.op == "or":
-        out = absorb([c for part in p.args for c in disjuncts(part, limit)])
-    elif p.op == "and":
-        out = [{}]
-        for part in sorted((disjuncts(x, limit) for x in p.args), key=len):
-            out = absorb([m for c in out for d in part if (m := _meet(c, d)) is not None])
-            if len(out) > limit:
-                raise TooManyConjuncts
-    else:
+    if p.op not in ("and", "or"):
         raise InternalError(f"`{p.op}` reached the disjunctive form", typed=str(p))
-    if len(out) > limit:
-        raise TooManyConjuncts
+    parts = [_of(x, known) for x in p.args]
+    if any(part is None for part in parts):
+        return None
+    if p.op == "or":
+        out = absorb([c for part in parts for c in part])
+        return out if len(out) <= limit else None
+    out: list[Conjunct] = [{}]
+    for part in sorted(parts, key=len):
+        out = absorb([m for c in out for d in part if (m := _meet(c, d)) is not None])
+        if len(out) > limit:
+            return None
     return out
 
 
