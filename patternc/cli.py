@@ -39,7 +39,7 @@ Length = Annotated[int, typer.Option("-n", "--n", help="Queries; keys too, unles
 Keys = Annotated[Optional[int], typer.Option("--n-k", help="Keys.")]
 Args = Annotated[Optional[list[str]], typer.Option("--arg", "-a", metavar="NAME=VALUE", help="A runtime arg: 512, 0,17,42, true,false or @file.npy.")]
 Tile = Annotated[Optional[str], typer.Option("--tile", help="Rows and columns of a tile: 128 or 128x64.")]
-Heads = Annotated[int, typer.Option("--heads", help="Query heads.")]
+Heads = Annotated[int, typer.Option("--heads", min=1, help="Query heads.")]
 Start = Annotated[Optional[int], typer.Option("--q-start", help="Position of the first query; by default queries are the last positions.")]
 Backend = Annotated[str, typer.Option("--backend", help="auto, triton, cpu or reference.")]
 
@@ -51,12 +51,13 @@ def show(
     output: Annotated[Optional[Path], typer.Option("-o", "--output", help="Save a picture instead: .png, .svg or .pdf.")] = None,
 ):  # fmt: skip
     """The mask and its tiles, in the terminal or as a picture."""
-    from patternc.plotting import plot, text
+    from patternc.plotting import TEXT_TILES, plot, text
 
     options = {"head": head, "q_start": q_start, "tile": tile_of(tile), **values_of(arg)}
     spec = parsed(pattern)
     if output is None:
-        console().print(text(spec, n, n_k, **options))
+        screen = console()
+        screen.print(text(spec, n, n_k, tiles=min(TEXT_TILES, max(screen.width // 2, 1)), **options))
     else:
         plot(spec, n, n_k, path=output, **options)
         console().print(f"wrote {output}", markup=False, highlight=False)
@@ -65,7 +66,7 @@ def show(
 @app.command()
 def explain(
     pattern: PatternText, n: Length = 4096, n_k: Keys = None, arg: Args = None, tile: Tile = None, q_start: Start = None,
-    heads: Heads = 1, head_dim: Annotated[int, typer.Option("--head-dim", help="Width of a head.")] = 128, backend: Backend = "auto",
+    heads: Heads = 1, head_dim: Annotated[int, typer.Option("--head-dim", min=1, help="Width of a head.")] = 128, backend: Backend = "auto",
 ):  # fmt: skip
     """Runs, tiles, cost and kernels of a pattern at one length."""
     shape = tile_of(tile) or (128, 128)
@@ -99,11 +100,11 @@ def verify(
     pattern: PatternText, arg: Args = None, backend: Backend = "auto",
     n: Annotated[Optional[int], typer.Option("-n", "--n", help="One length; by default a few that reach beyond the pattern's numbers.")] = None,
     n_k: Keys = None,
-    heads: Annotated[Optional[int], typer.Option("--heads", help="Query heads.")] = None,
-    head_dim: Annotated[int, typer.Option("--head-dim", help="Width of a head.")] = 32,
+    heads: Annotated[Optional[int], typer.Option("--heads", min=1, help="Query heads.")] = None,
+    head_dim: Annotated[int, typer.Option("--head-dim", min=1, help="Width of a head.")] = 32,
     device: Annotated[Optional[str], typer.Option("--device", help="cpu or cuda.")] = None,
     dtype: Annotated[Optional[str], typer.Option("--dtype", help="float32, float16, bfloat16 or float64.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the random inputs.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random inputs.")] = 0,
 ):  # fmt: skip
     """Outputs and all gradients against the dense float64 reference."""
     import torch
@@ -130,7 +131,8 @@ def verify(
 
 @bench.command("layout")
 def bench_layout(
-    n: Length = 1 << 20, repeat: Annotated[int, typer.Option("--repeat", help="Runs; the best counts.")] = 7,
+    n: Annotated[int, typer.Option("-n", "--n", min=2, help="Tokens.")] = 1 << 20,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Runs; the best counts.")] = 7,
     peers: Annotated[bool, typer.Option(help="Also run torch's create_block_mask at the sizes that it can hold.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
@@ -166,9 +168,9 @@ def bench_attention(
 
 @app.command()
 def fuzz(
-    seconds: Annotated[Optional[float], typer.Option("--seconds", help="Stop after this long; by default when interrupted.")] = None,
-    seed: Annotated[Optional[int], typer.Option("--seed", help="Of the first example.")] = None,
-    replay: Annotated[Optional[int], typer.Option("--replay", metavar="SEED", help="Check the one example that has this seed.")] = None,
+    seconds: Annotated[Optional[float], typer.Option("--seconds", min=0, help="Stop after this long; by default when interrupted.")] = None,
+    seed: Annotated[Optional[int], typer.Option("--seed", min=0, help="Of the first example.")] = None,
+    replay: Annotated[Optional[int], typer.Option("--replay", min=0, metavar="SEED", help="Check the one example that has this seed.")] = None,
 ):
     """Random patterns against their dense meaning, until stopped."""
     import random
@@ -242,7 +244,7 @@ def tile_of(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
-RESERVED = ("n", "n_k", "tile", "head", "heads", "row", "batch", "q_start", "ax", "path", "head_dim", "value_dim", "kv_heads")
+RESERVED = ("n", "n_k", "tile", "tiles", "head", "heads", "row", "batch", "q_start", "ax", "path", "head_dim", "value_dim", "kv_heads")
 
 
 def values_of(given: list[str] | None) -> dict:
@@ -278,7 +280,10 @@ def _value(name: str, text: str):
             f"arg `{name}` must be integers or true and false, got `{text}`", fix=f"write `--arg {name}=512` or `--arg {name}=0,17,42`"
         ) from None
     if listed:
-        return np.array(values, bool if values and all(isinstance(v, bool) for v in values) else np.int64)
+        try:
+            return np.array(values, bool if values and all(isinstance(v, bool) for v in values) else np.int64)
+        except OverflowError:
+            raise ArgError(f"arg `{name}` has an integer beyond 64 bits", fix="positions and ids are smaller") from None
     if not values:
         raise ArgError(f"arg `{name}` has no value", fix=f"write `--arg {name}=512`")
     return values[0]

@@ -182,7 +182,11 @@ def plot(p, n: int, n_k: int | None = None, *, tile=None, head: int = 0, ax=None
         ax = figure.add_subplot()
     _draw(matplotlib, ax, shown, str(p))
     if path is not None:
-        ax.figure.savefig(path, dpi=150)
+        try:
+            ax.figure.savefig(path, dpi=150)
+        except OSError as error:
+            message = f"the picture cannot be written to `{path}`: {error.strerror or error}"
+            raise ParameterError(message, fix="give a path in a folder that exists") from None
     return ax
 
 
@@ -247,11 +251,14 @@ def _image(rgb, shown: Picture) -> np.ndarray:
     return image
 
 
-def text(p, n: int, n_k: int | None = None, *, tile=None, **options):
-    """The tiles as a `rich.text.Text`, two characters a tile: `··` empty, `▒▒` partial, `██` full.  Parameters as in `plot`."""
+def text(p, n: int, n_k: int | None = None, *, tile=None, tiles: int = TEXT_TILES, **options):
+    """The tiles as a `rich.text.Text`, two characters a tile: `··` empty, `▒▒` partial, `██` full.  Parameters as in `plot`.
+
+    Without `tile`, tiles are made large enough that at most `tiles` of them stand in a line.
+    """
     from rich.text import Text
 
-    shown = picture(p, n, n_k, tile=tile, tiles=TEXT_TILES, **options)
+    shown = picture(p, n, n_k, tile=tile, tiles=tiles, **options)
     rows, columns = shown.kinds.shape
     if max(rows, columns) > 2 * TEXT_TILES:
         raise ParameterError(f"{rows} x {columns} tiles are too many for a terminal", fix="leave `tile` out, use larger tiles, or save a picture")

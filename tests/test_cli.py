@@ -32,10 +32,13 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PATTERNC_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def test_show(tmp_path):
+def test_show(tmp_path, monkeypatch):
     out = run("show", "causal", "-n", 64, "--tile", 16)
     assert out.splitlines()[:2] == ["▒▒······", "██▒▒····"] and "6 full" in out
     assert "██" in run("show", P, "-n", 100000)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert max(len(line) for line in run("show", P, "-n", 100000).splitlines()) <= 40
+    monkeypatch.undo()
     assert run("show", "window(w) | global(tokens)", "-n", 64, "--arg", "w=9", "-a", "tokens=0,40")
     assert "████" in run("show", "per_head(causal, full)", "-n", 32, "--head", 1)
     for ending in ("png", "svg"):
@@ -148,6 +151,11 @@ def test_messages():
     assert "a tile is one or two positive integers" in fails("show", "causal", "--tile", "0x4")
     assert "too many for a terminal" in fails("show", "causal", "-n", 4096, "--tile", 16)
     assert "reads the future" in fails("explain", "(causal & window(9)) + linear_tail")
+    assert "cannot be written" in fails("show", "causal", "-n", 64, "-o", "/nowhere/mask.png")
+    assert "beyond 64 bits" in fails("show", "cols(t)", "--arg", "t=1,99999999999999999999")
+    assert "`n_q` must be at least 0" in fails("show", "causal", "-n", -3)
+    for wrong in (("fuzz", "--replay", -4), ("fuzz", "--seed", -1), ("explain", "causal", "--heads", 0), ("bench", "layout", "-n", 0), ("show",)):
+        assert fails(*wrong)
     assert "No such command" in fails("shw", "causal")
 
 
