@@ -44,7 +44,7 @@ def show(name: str, pattern: str, args: dict, out: Path, console: Console) -> bo
     """Compile, run forward and backward at full length, verify against dense float64, and save what can be looked at."""
     console.rule(name)
     spec = pc.parse(pattern)
-    attn = pc.compile(spec)
+    attn = pc.compile(spec, num_heads=HEADS, head_dim=HEAD_DIM)
     report = attn.explain(N, heads=HEADS, head_dim=HEAD_DIM, **args)
     console.print(str(report), markup=False, soft_wrap=True)
     console.print(text(spec, N, **args))

@@ -70,7 +70,7 @@ def explain(
 ):  # fmt: skip
     """Runs, tiles, cost and kernels of a pattern at one length."""
     shape = tile_of(tile) or (128, 128)
-    write(str(_compile(pattern, backend).explain(n, n_k, heads, head_dim, q_start=q_start, tile=shape, **values_of(arg))))
+    write(str(_compile(pattern, backend, heads, head_dim).explain(n, n_k, heads, head_dim, q_start=q_start, tile=shape, **values_of(arg))))
 
 
 @app.command()
@@ -228,10 +228,10 @@ def parsed(text: str):
     return parse(text)
 
 
-def _compile(text: str, backend: str):
+def _compile(text: str, backend: str, heads: int, head_dim: int):
     from patternc.compile import compile
 
-    return compile(text, backend)
+    return compile(text, backend, num_heads=heads, head_dim=head_dim)
 
 
 def tile_of(text: str | None) -> tuple[int, int] | None:

@@ -35,7 +35,7 @@ def test_kinds_of_runs():
 
 
 def test_attention_with_a_term():
-    report = pc.compile(TAIL).explain(1024, tokens=[0, 700])
+    report = pc.compile(TAIL, num_heads=1, head_dim=128).explain(1024, tokens=[0, 700])
     exact, domain, rest = report.parts
     assert [p.name for p in report.parts] == ["E", "D", "R"]
     assert exact.causal and domain.causal and rest.causal
@@ -48,7 +48,7 @@ def test_attention_with_a_term():
 
 
 def test_a_term_over_everything_is_not_causal():
-    report = pc.compile("window(64) + linear_tail").explain(256)
+    report = pc.compile("window(64) + linear_tail", num_heads=1, head_dim=128).explain(256)
     assert not any(part.causal for part in report.parts)
     assert "not provably causal; 0 empty, 0 partial, 4 full of 128 x 128 (exact)" in str(report)
 
