@@ -12,7 +12,7 @@ from patternc.analysis.runs import members
 from patternc.args import Bound
 from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, TileLists, attention_backward, attention_forward
-from patternc.errors import BackendError, DeviceError, DtypeError
+from patternc.errors import BackendError, DeviceError, DtypeError, InternalError
 from patternc.layout import layout
 from patternc.tables import run_table
 
@@ -38,8 +38,10 @@ def check(q: torch.Tensor, v: torch.Tensor) -> None:
             )
 
 
-def forward(compiled, q, k, v, scale: float, bound: Bound):
+def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
     check(q, v)
+    if wide:
+        raise InternalError("a term reached the triton backend")
     return attention_forward(call_of(compiled, q.device, scale, bound), q, k, v)
 
 

@@ -10,13 +10,11 @@ import functools
 
 import torch
 
-from patternc.args import ArgUse, Bound, bind
+from patternc.args import ArgUse, Bound
 from patternc.batches import pieces
-from patternc.expr.attention import Attention
-from patternc.expr.pattern import Pattern, all_of, negate
+from patternc.expr.pattern import Pattern
 from patternc.layout import Layout, layout
-from patternc.masks import Selection, refuse_second_derivatives
-from patternc.tail import rms_norm, tail
+from patternc.masks import Selection
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -96,27 +94,6 @@ def backward(d_out, d_lse, q, k, v, out, lse, tiles: Layout, scale: float):
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
-class TiledAttention(torch.autograd.Function):
-    """`forward` and `backward` for autograd; saves q, k, v, out and lse."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, tiles: Layout, scale: float, out_dtype=None):
-        out, lse = forward(q, k, v, tiles, scale, out_dtype)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.tiles, ctx.scale = tiles, scale
-        ctx.set_materialize_grads(False)
-        return out, lse
-
-    @staticmethod
-    def backward(ctx, d_out, d_lse):
-        refuse_second_derivatives()
-        q, k, v, out, lse = ctx.saved_tensors
-        if d_out is None and d_lse is None:
-            return (None,) * 6
-        d_out = torch.zeros_like(out) if d_out is None else d_out
-        return *backward(d_out, d_lse, q, k, v, out, lse, ctx.tiles, ctx.scale), None, None, None
-
-
 def tile_of(n_q: int, n_k: int) -> tuple[int, int]:
     """Tiles of 64 keep the scores of a window in the cache; short sequences take smaller ones."""
     return (64, 64) if max(n_q, n_k) > 256 else (16, 16)
@@ -139,26 +116,3 @@ def layout_of(pattern: Pattern, call: Bound, tile: tuple[int, int]) -> Layout:
     if not isinstance(call.q_start, int) or not all(isinstance(value, int) for value in call.values.values()):
         return layout(pattern, call, tile)
     return _layout_without_data(pattern, (call.n_q, call.n_k, call.heads, call.batch, call.q_start, tuple(call.values.items())), tile)
-
-
-def attention(
-    spec: Pattern | Attention, q, k, v, args: dict | None = None, *, scale: float | None = None, q_start=None, check: bool = False,
-    tail_q=None, tail_k=None, exact_scale=None, tail_scale=None, initial_state=None, projection=None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `patternc.reference.attention` computes, over the tiles of the layout; the arguments are described there.
-
-    Returns:
-        out [B, H, Nq, Dv] in q's dtype, and lse [B, H, Nq] of the exact part in float32 (float64 for float64).
-    """
-    call = bind(spec, args or {}, q.shape[2], k.shape[2], q.shape[1], q.shape[0], q_start, q.device, check)
-    exact, term = (spec.exact, spec.term) if isinstance(spec, Attention) else (spec, None)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    tiles = layout_of(exact, call, tile_of(call.n_q, call.n_k))
-    out, lse = TiledAttention.apply(q, k, v, tiles, scale, None if term is None else compute_dtype(q.dtype))
-    if term is None:
-        return out, lse
-    rest = layout_of(all_of(spec.domain, negate(exact)), call, tail_tile_of(call.n_q, call.n_k))
-    y = tail(term, q if tail_q is None else tail_q, k if tail_k is None else tail_k, v, rest, initial_state, projection)
-    if term.norm == "rms":
-        out, y = rms_norm(out, exact_scale), rms_norm(y, tail_scale)
-    return (out + y).to(q.dtype), lse

@@ -141,7 +141,8 @@ class Layout:
         return self._sum(lambda t: t.pairs)
 
     def __repr__(self):
-        return f"Layout(n_q={self.n_q}, n_k={self.n_k}, tile={self.tile}, full_tiles={self.full_tiles}, partial_tiles={self.partial_tiles}, exact={self.exact})"
+        tiles = f"full_tiles={self.full_tiles}, partial_tiles={self.partial_tiles}, exact={self.exact}"
+        return f"Layout(n_q={self.n_q}, n_k={self.n_k}, tile={self.tile}, {tiles})"
 
 
 @roomy

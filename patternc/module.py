@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from patternc import runtime
-from patternc.args import bind, signature
+from patternc import functional, runtime
+from patternc.args import bind
 from patternc.cost import Cost, cost
-from patternc.expr.attention import Attention
+from patternc.errors import ArgError, BackendError, ParameterError, ShapeError
+from patternc.expr.attention import Attention, Term
 from patternc.expr.pattern import Pattern
 from patternc.layout import Layout, layout
+from patternc.tail import favor_projection, feature_map
+
+META_TOKENS = 16  # random tokens whose state an initial state starts from
 
 
 class AttentionModule(nn.Module):
@@ -24,21 +28,55 @@ class AttentionModule(nn.Module):
     def __init__(self, spec: Pattern | Attention, backend: str = "auto", num_heads: int | None = None, head_dim: int | None = None):
         super().__init__()
         self.spec, self.backend, self.num_heads, self.head_dim = spec, backend, num_heads, head_dim
-        self._register()
+        functional.prepare(spec)
+        if isinstance(spec, Attention):
+            self._learn(spec.term)
 
-    def _register(self) -> None:
-        # What traced calls need is looked up here, so that tracing sees plain constants.
-        self._key, self._names = runtime.compiled(self.spec).key, tuple(signature(self.spec))
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        functional.prepare(self.spec)
 
-    def forward(self, q, k, v, scale: float | None = None, return_lse: bool = False, q_start=None, check: bool = False, **args):
+    def _learn(self, term: Term) -> None:
+        """Make what the term owns: RMSNorm scales of both branches, an initial state, random features."""
+        owns = term.norm == "rms" or term.initial_state or term.feature == "favor+"
+        if not owns:
+            return
+        if self.num_heads is None or self.head_dim is None:
+            raise ParameterError(f"`{term}` owns parameters for each head", fix="give compile `num_heads=` and `head_dim=`")
+        h, d = self.num_heads, self.head_dim
+        projection = None
+        if term.feature == "favor+":
+            projection = favor_projection(d, term.num_features, term.seed)
+            self.register_buffer("projection", projection)
+        if term.norm == "rms":
+            self.exact_scale, self.tail_scale = (nn.Parameter(torch.ones(h, d)) for _ in range(2))
+        if term.initial_state:
+            # States of a few random tokens: a zero state would have a gradient as large as RMSNorm's epsilon is small.
+            generator = torch.Generator().manual_seed(term.seed)
+            phi = feature_map(term.feature, projection)(torch.randn(h, META_TOKENS, d, generator=generator))
+            values = torch.randn(h, META_TOKENS, d, generator=generator)
+            if term.norm == "denominator":
+                values = torch.cat([values, torch.ones(h, META_TOKENS, 1)], -1)
+            self.initial_state = nn.Parameter(phi.mT @ values)
+
+    def redraw(self, seed: int) -> None:
+        """New random features for `favor+`, in place.  Raises BackendError for other features."""
+        if "projection" not in self._buffers:
+            raise BackendError("this attention has no random features to redraw", fix='they come with `linear_tail(feature="favor+")`')
+        self.projection.copy_(favor_projection(self.head_dim, self.projection.shape[0], seed))
+
+    def forward(
+        self, q, k, v, scale: float | None = None, return_lse: bool = False, q_start=None, check: bool = False, tail_q=None, tail_k=None, **args
+    ):
         """Attention of `q` to `k` and `v` within the pattern.
 
         Args:
             q: [B, H, N_q, D].  k: [B, H_kv, N_k, D].  v: [B, H_kv, N_k, D_v].  H is a multiple of H_kv; one dtype and device.
             scale: factor of the scores, 1/sqrt(D) by default.
-            return_lse: also return the log-sum-exp of each row.
+            return_lse: also return the log-sum-exp of each row of the exact part.
             q_start: position of the first query, an int or an int tensor of shape [] or [B]; default N_k - N_q.
             check: also check the values of args; this may wait for the device.
+            tail_q, tail_k: what a term uses instead of q and k (before rotary embedding, say), of any head_dim.
             args: the pattern's runtime args by name.
         Returns:
             out [B, H, N_q, D_v] in the dtype of q; with `return_lse` also lse [B, H, N_q], natural log, float32, -inf for rows
@@ -47,14 +85,21 @@ class AttentionModule(nn.Module):
             ShapeError, DtypeError, DeviceError, ArgError, OperandError: an input does not fit.
             BackendError: the backend cannot do this.
         """
-        if torch.is_autocast_enabled(q.device.type):
+        if isinstance(q, torch.Tensor) and torch.is_autocast_enabled(q.device.type):
             dtype = torch.get_autocast_dtype(q.device.type)
-            q, k, v = (x.to(dtype) if x.dtype == torch.float32 else x for x in (q, k, v))
-        backend = runtime.choose_backend(self.backend, q.device)
-        if torch.compiler.is_compiling():
-            out, lse = runtime.attend_traced(self._key, self._names, q, k, v, scale, q_start, check, args, backend)
-        else:
-            out, lse = runtime.attend(self.spec, q, k, v, scale, q_start, check, args, backend)
+            q, k, v, tail_q, tail_k = (
+                x.to(dtype) if isinstance(x, torch.Tensor) and x.dtype == torch.float32 else x for x in (q, k, v, tail_q, tail_k)
+            )
+        own = {name: x for name, x in (*self._parameters.items(), *self._buffers.items()) if x is not None}
+        if own and isinstance(q, torch.Tensor) and q.dim() == 4 and q.shape[1] != self.num_heads:
+            raise ShapeError(
+                f"the term's parameters are for {self.num_heads} query heads, got {q.shape[1]}", fix=f"compile it with num_heads={q.shape[1]}"
+            )
+        if isinstance(self.spec, Attention):
+            own.update(tail_q=tail_q, tail_k=tail_k)
+        elif tail_q is not None or tail_k is not None:
+            raise ArgError("`tail_q` and `tail_k` belong to a term, and this pattern has none", fix="add one: `pattern + linear_tail`")
+        out, lse = functional.attention(self.spec, q, k, v, args, backend=self.backend, scale=scale, q_start=q_start, check=check, **own)
         return (out, lse) if return_lse else out
 
     @property
@@ -83,11 +128,3 @@ class AttentionModule(nn.Module):
 
     def extra_repr(self) -> str:
         return f'"{self.spec}", backend="{self.backend}"'
-
-    def __getstate__(self):
-        state = self.__dict__.copy()
-        return {name: value for name, value in state.items() if name not in ("_key", "_names")}
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        self._register()

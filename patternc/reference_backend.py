@@ -12,9 +12,10 @@ from patternc import reference
 from patternc.args import Bound
 
 
-def forward(compiled, q, k, v, scale: float, bound: Bound):
+def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
     out, lse = reference.attention(compiled.exact, q, k, v, dict(bound.values), scale=scale, q_start=_start(bound))
-    return out.to(q.dtype), lse if q.dtype == torch.float64 else lse.float()
+    full = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return out.to(full if wide else q.dtype), lse.to(full)
 
 
 def _start(bound: Bound):

@@ -2,11 +2,11 @@
 
 A backend is a module with two functions:
 
-    forward(compiled, q, k, v, scale, bound) -> (out, lse)
+    forward(compiled, q, k, v, scale, bound, wide) -> (out, lse)
     backward(compiled, dout, dlse, q, k, v, out, lse, scale, bound) -> (dq, dk, dv)
 
 with q [B, H, N_q, D], k [B, H_kv, N_k, D], v [B, H_kv, N_k, D_v], out [B, H, N_q, D_v] in the inputs' dtype and lse
-[B, H, N_q] in float32 (float64 for float64 inputs).
+[B, H, N_q] in float32 (float64 for float64 inputs).  `wide` asks for out in the dtype of lse: a term is added to it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from functools import cached_property
 import torch
 
 from patternc.args import Bound, bind
-from patternc.errors import BackendError, DeviceError, DtypeError, OperandError, ShapeError, UnknownNameError, suggest
+from patternc.cpu import layout_of, tail_tile_of
+from patternc.errors import DeviceError, DtypeError, OperandError, ShapeError, UnknownNameError, suggest
 from patternc.expr.attention import Attention
-from patternc.expr.pattern import Pattern
+from patternc.expr.pattern import Pattern, all_of, negate
+from patternc.layout import Layout
 from patternc.masks import refuse_second_derivatives
 from patternc.passes import Conjunct, lower
 from patternc.plan import Plan, make_plan
@@ -123,8 +125,8 @@ class _Attention(torch.autograd.Function):
     """The exact part, for eager calls; the registered operators below do the same for traced ones."""
 
     @staticmethod
-    def forward(ctx, q, k, v, scale, bound, made, backend):
-        out, lse = backend.forward(made, q, k, v, scale, bound)
+    def forward(ctx, q, k, v, scale, bound, made, backend, wide):
+        out, lse = backend.forward(made, q, k, v, scale, bound, wide)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.call = scale, bound, made, backend
         return out, lse
@@ -133,130 +135,27 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, dout, dlse):
         refuse_second_derivatives()
         scale, bound, made, backend = ctx.call
-        return *backend.backward(made, dout, dlse, *ctx.saved_tensors, scale, bound), None, None, None, None
+        return *backend.backward(made, dout, dlse, *ctx.saved_tensors, scale, bound), None, None, None, None, None
 
 
 def bind_call(spec, q, k, args: dict, q_start, check: bool) -> Bound:
     return bind(spec, args, q.shape[2], k.shape[2], q.shape[1], q.shape[0], q_start, q.device if q.device.type != "cpu" else None, check)
 
 
-def attend(spec, q, k, v, scale, q_start, check: bool, args: dict, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
+def scale_of(scale: float | None, head_dim: int) -> float:
+    """The factor of the scores, 1/sqrt(head_dim) by default."""
+    if scale is None:
+        return 1 / math.sqrt(max(head_dim, 1))
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise OperandError(f"`scale` must be a number, got {type(scale).__name__}", fix="pass a float; a learned scale multiplies the query")
+    return float(scale)
+
+
+def attend(made: Compiled, q, k, v, scale, bound: Bound, backend: str, wide: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Exact attention: `(out, lse)`, differentiable in q, k and v."""
-    check_tensors(q, k, v)
-    scale = 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else float(scale)
-    bound = bind_call(spec, q, k, args, q_start, check)
-    return _Attention.apply(q, k, v, scale, bound, compiled(spec), backend_module(backend))
+    return _Attention.apply(q, k, v, scale, bound, made, backend_module(backend), wide)
 
 
-# ---- registered operators: what torch.compile and torch.export see
-
-
-def pack(names: tuple[str, ...], args: dict, q_start) -> tuple[list[torch.Tensor], list[int], str]:
-    """Args as the operators take them: tensors, numbers, and a string that says which is which; `names` are the pattern's."""
-    tensors, numbers, kinds = [], [], []
-    for name in (*names, "q_start"):
-        value = q_start if name == "q_start" else args.get(name)
-        if value is None:
-            continue
-        if isinstance(value, torch.Tensor):
-            tensors.append(value)
-        elif isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-            numbers.append(value)
-        else:
-            value = torch.as_tensor(value)
-            tensors.append(value)
-        kinds.append(f"{name}:{'t' if isinstance(value, torch.Tensor) else 'n'}")
-    for name in args:
-        if name not in names:
-            kinds.append(f"{name}:unknown")  # `bind` will say so
-    return tensors, numbers, ",".join(kinds)
-
-
-def unpack(tensors: list[torch.Tensor], numbers: list[int], kinds: str) -> tuple[dict, object]:
-    tensors, numbers, args = list(tensors), list(numbers), {}
-    for item in kinds.split(",") if kinds else ():
-        name, kind = item.split(":")
-        args[name] = tensors.pop(0) if kind == "t" else numbers.pop(0) if kind == "n" else 0
-    start = args.pop("q_start", None)
-    return args, start
-
-
-def _find(key: str) -> Compiled:
-    if key not in _registry:
-        raise BackendError("this traced attention belongs to another process", fix="compile the pattern in this process before running the trace")
-    return _registry[key]
-
-
-@torch.library.custom_op("patternc::attention", mutates_args=())
-def attention_op(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    tensors: list[torch.Tensor],
-    numbers: list[int],
-    kinds: str,
-    key: str,
-    backend: str,
-    scale: float,
-    check: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    made = _find(key)
-    args, start = unpack(tensors, numbers, kinds)
-    check_tensors(q, k, v)
-    return backend_module(backend).forward(made, q, k, v, scale, bind_call(made.spec, q, k, args, start, check))
-
-
-@attention_op.register_fake
-def _(q, k, v, tensors, numbers, kinds, key, backend, scale, check):
-    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=lse_dtype)
-
-
-@torch.library.custom_op("patternc::attention_backward", mutates_args=())
-def attention_backward_op(
-    dout: torch.Tensor,
-    dlse: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    tensors: list[torch.Tensor],
-    numbers: list[int],
-    kinds: str,
-    key: str,
-    backend: str,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    made = _find(key)
-    args, start = unpack(tensors, numbers, kinds)
-    bound = bind_call(made.spec, q, k, args, start, False)
-    return backend_module(backend).backward(made, dout, dlse, q, k, v, out, lse, scale, bound)
-
-
-@attention_backward_op.register_fake
-def _(dout, dlse, q, k, v, out, lse, tensors, numbers, kinds, key, backend, scale):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-
-def _setup(ctx, inputs, output):
-    q, k, v, tensors, numbers, kinds, key, backend, scale, _ = inputs
-    ctx.save_for_backward(q, k, v, *output, *tensors)
-    ctx.call = numbers, kinds, key, backend, scale
-
-
-def _backward(ctx, dout, dlse):
-    q, k, v, out, lse, *tensors = ctx.saved_tensors
-    numbers, kinds, key, backend, scale = ctx.call
-    dq, dk, dv = attention_backward_op(dout, dlse, q, k, v, out, lse, tensors, numbers, kinds, key, backend, scale)
-    return dq, dk, dv, [None] * len(tensors), [None] * len(numbers), None, None, None, None, None
-
-
-attention_op.register_autograd(_backward, setup_context=_setup)
-
-
-def attend_traced(key: str, names: tuple[str, ...], q, k, v, scale, q_start, check: bool, args: dict, backend: str):
-    """`attend` through the registered operator, for torch.compile and torch.export."""
-    tensors, numbers, kinds = pack(names, args, q_start)
-    scale = 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else scale
-    return attention_op(q, k, v, tensors, numbers, kinds, key, backend, scale, check)
+def rest_of(made: Compiled, bound: Bound) -> Layout:
+    """The tiles of what a term acts on: the domain without the exact part."""
+    return layout_of(all_of(made.spec.domain, negate(made.exact)), bound, tail_tile_of(bound.n_q, bound.n_k))

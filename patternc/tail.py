@@ -66,13 +66,13 @@ def rms_norm(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     return y if scale is None else y * scale.to(y.dtype)[:, None]
 
 
-def tail(term, q, k, v, layout: Layout, initial_state=None, projection=None) -> torch.Tensor:
+def tail(term, q, k, v, linear, initial_state=None, projection=None) -> torch.Tensor:
     """What a term adds, before its RMSNorm: [B, H, Nq, dv] in float32 (float64 for float64).
 
     Args:
         term: the linear tail; see `patternc.reference.attention` for what it means.
         q: [B, H, Nq, d].  k: [B, Hkv, Nk, d].  v: [B, Hkv, Nk, dv].
-        layout: the tiles of R, not transposed.
+        linear: `linear(phi_q, phi_k, v)` sums over the pairs of R, as `LinearAttention` does.
         initial_state: [H, F, dv], of `norm="denominator"` [H, F, dv + 1].
         projection: [m, d] of favor+.
     """
@@ -81,7 +81,7 @@ def tail(term, q, k, v, layout: Layout, initial_state=None, projection=None) -> 
     fq, fk = phi(q).to(v.dtype), phi(k).to(v.dtype)
     if term.norm == "denominator":
         v = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # the last column of the result is the sum of weights
-    y = LinearAttention.apply(fq, fk, v, layout)
+    y = linear(fq, fk, v)
     if initial_state is not None:
         y = y + fq @ initial_state.to(y.dtype)
     if term.norm != "denominator":
@@ -105,38 +105,49 @@ def _calls(layout: Layout, q, k, v, *more):
         yield part, qs, ks, vs, ((cell, TailTiles(plan, qs[cell], ks[cell], vs[cell]), [x[cell] for x in rest]) for cell in cells)
 
 
-class LinearAttention(torch.autograd.Function):
+def linear_forward(phi_q, phi_k, v, layout: Layout) -> torch.Tensor:
     """`out(q) = sum over the layout's pairs of (phi_q . phi_k) v`, exactly 0 without keys.
 
-    Args of `apply`: phi_q [B, H, Nq, F], phi_k [B, Hkv, Nk, F], v [B, Hkv, Nk, dv], all of one float dtype, and the layout.
-    Returns [B, H, Nq, dv].
+    Args:
+        phi_q: [B, H, Nq, F].  phi_k: [B, Hkv, Nk, F].  v: [B, Hkv, Nk, dv]; all of one float dtype.
+    Returns:
+        [B, H, Nq, dv].
     """
+    out = phi_q.new_zeros(*phi_q.shape[:3], v.shape[-1])
+    for part, qs, ks, _, calls in _calls(layout, phi_q, phi_k, v):
+        result = qs.new_zeros(*qs.shape[:-1], v.shape[-1])
+        for cell, call, _ in calls:
+            result[cell] = call.uncut_rows(call.forward(), ks[cell].shape[1])
+        part.put_queries(out, result)
+    return out
+
+
+def linear_backward(d_out, phi_q, phi_k, v, layout: Layout):
+    """Gradients of `linear_forward`: those of phi_q, phi_k and v."""
+    dq, dk, dv = (torch.zeros_like(x) for x in (phi_q, phi_k, v))
+    for part, qs, ks, vs, calls in _calls(layout, phi_q, phi_k, v, d_out):
+        gq, gk, gv = (torch.zeros_like(x) for x in (qs, ks, vs))
+        for cell, call, (d,) in calls:
+            heads = ks[cell].shape[1]
+            a, b, c = call.backward(call.rows(d))
+            gq[cell] = call.uncut_rows(a, heads)
+            gk[cell], gv[cell] = call.uncut_keys(b, heads), call.uncut_keys(c, heads)
+        part.put_queries(dq, gq)
+        part.add_keys(dk, gk)
+        part.add_keys(dv, gv)
+    return dq, dk, dv
+
+
+class LinearAttention(torch.autograd.Function):
+    """`linear_forward` and `linear_backward` for autograd."""
 
     @staticmethod
     def forward(ctx, phi_q, phi_k, v, layout: Layout):
         ctx.save_for_backward(phi_q, phi_k, v)
         ctx.layout = layout
-        out = phi_q.new_zeros(*phi_q.shape[:3], v.shape[-1])
-        for part, qs, ks, _, calls in _calls(layout, phi_q, phi_k, v):
-            result = qs.new_zeros(*qs.shape[:-1], v.shape[-1])
-            for cell, call, _ in calls:
-                result[cell] = call.uncut_rows(call.forward(), ks[cell].shape[1])
-            part.put_queries(out, result)
-        return out
+        return linear_forward(phi_q, phi_k, v, layout)
 
     @staticmethod
     def backward(ctx, d_out):
         refuse_second_derivatives()
-        phi_q, phi_k, v = ctx.saved_tensors
-        dq, dk, dv = (torch.zeros_like(x) for x in (phi_q, phi_k, v))
-        for part, qs, ks, vs, calls in _calls(ctx.layout, phi_q, phi_k, v, d_out):
-            gq, gk, gv = (torch.zeros_like(x) for x in (qs, ks, vs))
-            for cell, call, (d,) in calls:
-                heads = ks[cell].shape[1]
-                a, b, c = call.backward(call.rows(d))
-                gq[cell] = call.uncut_rows(a, heads)
-                gk[cell], gv[cell] = call.uncut_keys(b, heads), call.uncut_keys(c, heads)
-            part.put_queries(dq, gq)
-            part.add_keys(dk, gk)
-            part.add_keys(dv, gv)
-        return dq, dk, dv, None
+        return *linear_backward(d_out, *ctx.saved_tensors, ctx.layout), None

@@ -2,18 +2,20 @@
 
 The tolerance is not chosen by hand: it is a small multiple of the error that the dense reference itself makes when it runs in
 the tested dtype, plus as many units of roundoff of the largest value.  The multiple is 2 in half precision, where the
-reference rounds every intermediate result and a kernel only some, and 4 in float32 and float64, where both round alike and
-the largest of a few errors is noise.  Rows whose pattern allows nothing must be exactly 0.  Inputs hide nothing: v has a mean, q and k are peaked.
+reference rounds every intermediate result and a kernel only some, and 8 in float32 and float64, where both round alike, the
+largest of a few errors is noise, and kernels use the card's exp2, which is good to two units in the last place.  Rows whose pattern
+allows nothing must be exactly 0.  Inputs hide nothing: v has a mean, q and k are peaked.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass, field
 
 import torch
 
-from patternc import cpu, reference
+from patternc import cpu, functional, reference
 from patternc.args import bind
 from patternc.errors import ParameterError, ShapeError, VerificationError
 from patternc.expr.attention import Attention
@@ -186,25 +188,16 @@ def _cases(spec, sizes, args: dict, shape, generator, device) -> list:
 
 
 class _Runner:
-    """What is tested: a function, a module of a backend, or the cpu backend's operations."""
+    """What is tested, a function or a backend, and the term's parameters."""
 
     def __init__(self, spec, backend, run, heads, dims, generator, device):
-        self.spec, self.run, self.module = spec, run, None
-        head_dim, value_dim = dims
+        self.run = run or functools.partial(functional.attention, spec, backend=backend)
         self.parameters = {}
         if isinstance(spec, Attention):
-            self.parameters = {name: x.to(device) for name, x in random_parameters(spec.term, heads, head_dim, value_dim, generator).items()}
-        if run is None and not (self.parameters and backend in ("auto", "cpu")):
-            from patternc.compile import compile
-
-            self.module = compile(spec, backend=backend).to(device)
+            self.parameters = {name: x.to(device) for name, x in random_parameters(spec.term, heads, *dims, generator).items()}
 
     def __call__(self, q, k, v, args, **options):
-        if self.run is not None:
-            return self.run(q, k, v, args, **options)
-        if self.module is None:
-            return cpu.attention(self.spec, q, k, v, args, **options)
-        return self.module(q, k, v, return_lse=True, **options, **args)
+        return self.run(q, k, v, args, **options)
 
     def leaves(self, dtype) -> dict[str, torch.Tensor]:
         """The term's parameters as the tested call takes them: float32 or wider."""
@@ -275,7 +268,7 @@ def _largest_error(x, want) -> float:
 def _check(size: str, name: str, got, want, own: float, dtype, zero=None) -> Check:
     finite = torch.where(want.isfinite(), want, 0.0).abs()
     largest = float(finite.max()) if finite.numel() else 0.0
-    tolerance = (2 if dtype.itemsize == 2 else 4) * (own + torch.finfo(dtype).eps * largest)
+    tolerance = (2 if dtype.itemsize == 2 else 8) * (own + torch.finfo(dtype).eps * largest)
     note = ""
     if got.isnan().any():
         note = "NaN"

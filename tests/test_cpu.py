@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from strategies import HEADS, attentions, draw_args, patterns
 
 import patternc as pc
-from patternc import cpu, reference, tail_tiles
+from patternc import functional, reference, tail_tiles
 from patternc.args import bind
 from patternc.batches import batches_of
 from patternc.errors import BackendError
@@ -36,7 +36,7 @@ def agree(spec, n_q=70, n_k=None, args=None, tolerance=1e-10, options=None, leav
     leaves = [*x, *leaves]
     weight = torch.randn(x[0].shape[:3] + (1,), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = []
-    for run in (cpu.attention, reference.attention):
+    for run in (functional.attention, reference.attention):
         out, lse = run(spec, *x, args, **options)
         some = torch.where(lse > -torch.inf, lse, 0.0)
         gradients = torch.autograd.grad((out * weight * out.detach().cos()).sum() + (some * weight[..., 0]).sum(), leaves, allow_unused=True)
@@ -94,13 +94,13 @@ def test_shared_heads(heads, kv_heads):
 
 def test_strides_and_dtypes():
     x = [t.detach() for t in inputs(70, 70)]
-    want = cpu.attention(window, *x)[0]
+    want = functional.attention(window, *x)[0]
     strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in x]
-    torch.testing.assert_close(cpu.attention(window, *strided)[0], want)
+    torch.testing.assert_close(functional.attention(window, *strided)[0], want)
     apart = [torch.stack([t, t], -1)[..., 0] for t in x]
-    torch.testing.assert_close(cpu.attention(window, *apart)[0], want)
+    torch.testing.assert_close(functional.attention(window, *apart)[0], want)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        out, lse = cpu.attention(window, *(t.to(dtype) for t in x))
+        out, lse = functional.attention(window, *(t.to(dtype) for t in x))
         assert out.dtype == dtype and lse.dtype == torch.float32
         torch.testing.assert_close(out.double(), want, atol=64 * torch.finfo(dtype).eps, rtol=0)
 
@@ -190,7 +190,7 @@ def test_short_runs_late_in_a_long_sequence():
     x = [t[..., :16] for t in inputs(4096, 4096, 1, 1, 1, 16, 16, torch.float32)]
     x[2] = x[2] + 100
     spec = pc.documents(arg("d")) & pc.causal & (pc.window(10) + pc.linear_tail(norm="none"))
-    got, want = (run(spec, *x, dict(d=ids))[0].double() for run in (cpu.attention, reference.attention))
+    got, want = (run(spec, *x, dict(d=ids))[0].double() for run in (functional.attention, reference.attention))
     assert ((got - want).abs() / want.abs().clamp_min(1)).max() < 1e-5
 
 
@@ -218,14 +218,14 @@ def test_random_attentions(p, data):
 )
 def test_gradcheck(spec):
     x = [t.detach()[..., :3].clone().requires_grad_() for t in inputs(9, 9, 2, 1, 1)]
-    assert torch.autograd.gradcheck(lambda q, k, v: cpu.attention(spec, q, k, v), x)
+    assert torch.autograd.gradcheck(lambda q, k, v: functional.attention(spec, q, k, v), x)
 
 
 def test_no_double_backward():
     x = inputs(9, 9)
     for spec in (window, pc.empty + pc.linear_tail(norm="none")):
         with pytest.raises(BackendError, match="second derivatives are not supported\nfix: "):
-            torch.autograd.grad(cpu.attention(spec, *x)[0].sum(), x[2:], create_graph=True)
+            torch.autograd.grad(functional.attention(spec, *x)[0].sum(), x[2:], create_graph=True)
 
 
 def test_favor_projection():
@@ -237,12 +237,12 @@ def test_favor_projection():
 
 MEMORY = """
 import resource, torch, patternc as pc
-from patternc import cpu
+from patternc import functional
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def run(n):
     x = [torch.randn(1, 1, n, 16, requires_grad=True) for _ in range(3)]
     for spec in (pc.causal & pc.window(512), pc.causal & (pc.window(left=511, right=0) + pc.linear_tail)):
-        cpu.attention(spec, *x)[0].sum().backward()
+        functional.attention(spec, *x)[0].sum().backward()
 run(1024)
 before = peak()
 run(32768)

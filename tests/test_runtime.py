@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import patternc as pc
-from patternc.runtime import attention_op, compiled, pack
+from patternc.operators import attention, linear_attention, pack
+from patternc.runtime import compiled
 
 SLIDING = pc.causal & (pc.window(20) | pc.sink(3))
 
@@ -49,7 +50,45 @@ def test_opcheck():
     q, k, v = qkv(grad=True)
     spec = SLIDING & pc.valid(pc.arg("m"))
     tensors, numbers, kinds = pack(("m",), {"m": torch.tensor([50, 70])}, None)
-    torch.library.opcheck(attention_op, (q, k, v, tensors, numbers, kinds, compiled(spec).key, "cpu", 0.25, False))
+    torch.library.opcheck(attention, (q, k, v, tensors, numbers, kinds, compiled(spec).key, "cpu", 0.25, False, False))
+    spec = SLIDING + pc.linear_tail(norm="none", over=pc.causal)
+    torch.library.opcheck(linear_attention, (q, k, v, [], [], "", compiled(spec).key))
+
+
+TAILS = [
+    pc.causal & (pc.window(left=9, right=0) + pc.linear_tail),
+    pc.window(9) | pc.global_(pc.arg("tokens")) | pc.dilate(2) + pc.linear_tail,
+    pc.causal & (pc.empty + pc.linear_tail(feature="favor+", norm="denominator")),
+    pc.causal & (pc.window(5) + pc.linear_tail(feature="elu+1", norm="none", initial_state=True)),
+]
+
+
+@pytest.mark.parametrize("spec", TAILS, ids=str)
+def test_terms_traced_and_eager_agree(spec):
+    module = pc.compile(spec, num_heads=2, head_dim=16)
+    q, k, v = qkv(grad=True)
+    args = {"tokens": torch.tensor([3, 40])} if "tokens" in str(spec) else {}
+    leaves = [q, k, v, *module.parameters()]
+    out, lse = module(q, k, v, return_lse=True, **args)
+    want, want_lse = pc.compile(spec, "reference", num_heads=2, head_dim=16)(q, k, v, return_lse=True, **args)
+    torch.testing.assert_close((out, lse), (want, want_lse), atol=2e-4, rtol=2e-4)
+    traced = torch.compile(module, fullgraph=True, backend="aot_eager")(q, k, v, **args)
+    torch.testing.assert_close(traced, out)
+    grads = [torch.autograd.grad(o.square().sum(), leaves) for o in (out, traced)]
+    torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
+
+
+def test_terms_own_parameters():
+    with pytest.raises(pc.errors.ParameterError, match="owns parameters for each head"):
+        pc.compile(TAILS[0])
+    module = pc.compile(TAILS[2], num_heads=2, head_dim=16)
+    before = module.projection.clone()
+    module.redraw(7)
+    assert set(module.state_dict()) == {"projection"} and not torch.equal(before, module.projection)
+    with pytest.raises(pc.errors.ShapeError, match="for 4 query heads, got 2"):
+        pc.compile(TAILS[0], num_heads=4, head_dim=16)(*qkv())
+    with pytest.raises(pc.errors.BackendError, match="no kernels for `linear_tail` yet"):
+        pc.compile(TAILS[0], "triton", num_heads=2, head_dim=16)(*qkv())
 
 
 def test_gradcheck():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import patternc as pc
-from patternc import cpu
+from patternc import functional
 from patternc.errors import ParameterError, ShapeError, VerificationError
 from patternc.samples import default_sizes, random_args
 from patternc.verify import verify
@@ -27,14 +27,14 @@ def test_agrees(spec, dtype):
 
 
 def instead(spec):
-    return lambda q, k, v, args, **options: cpu.attention(spec, q, k, v, args, **options)
+    return lambda q, k, v, args, **options: functional.attention(spec, q, k, v, args, **options)
 
 
 WRONG = {
     "one key too many": (WINDOW, instead(pc.causal & pc.window(10))),
     "not causal": (WINDOW, instead(pc.window(9))),
-    "scale": (WINDOW, lambda q, k, v, args, **o: cpu.attention(WINDOW, q, k, v, args, scale=0.2, **o)),
-    "lse in bits": (WINDOW, lambda q, k, v, args, **o: (lambda out, lse: (out, lse * 1.4427))(*cpu.attention(WINDOW, q, k, v, args, **o))),
+    "scale": (WINDOW, lambda q, k, v, args, **o: functional.attention(WINDOW, q, k, v, args, scale=0.2, **o)),
+    "lse in bits": (WINDOW, lambda q, k, v, args, **o: (lambda out, lse: (out, lse * 1.4427))(*functional.attention(WINDOW, q, k, v, args, **o))),
     "tail off by one": (WINDOW + pc.linear_tail(over=pc.causal), instead(WINDOW + pc.linear_tail(over=pc.causal & (pc.k != pc.q - 9)))),
 }
 
@@ -48,14 +48,14 @@ def test_finds(case, dtype):
 
 def test_finds_wrong_gradients_and_noise_in_empty_rows():
     def detached(q, k, v, args, **options):
-        return cpu.attention(WINDOW, q, k.detach() + 0 * k, v, args, **options)
+        return functional.attention(WINDOW, q, k.detach() + 0 * k, v, args, **options)
 
     wrong = [c.tensor for c in verify(WINDOW, run=detached, device="cpu", sizes=[37], quiet=True).checks if not c.ok]
     assert wrong == ["dk"]
     late = WINDOW & (pc.q >= 5)
 
     def noise(q, k, v, args, **options):
-        out, lse = cpu.attention(late, q, k, v, args, **options)
+        out, lse = functional.attention(late, q, k, v, args, **options)
         return out + 1e-30, lse
 
     (check,) = [c for c in verify(late, run=noise, device="cpu", sizes=[37], quiet=True).checks if not c.ok]

@@ -1,0 +1,87 @@
+"""One call of an attention, without a module: exact part, term, and their combination, on any backend."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+
+from patternc import operators, reference, runtime
+from patternc.errors import BackendError, ShapeError
+from patternc.expr.attention import Attention
+from patternc.expr.pattern import Pattern
+from patternc.signature import signature
+from patternc.tail import LinearAttention, rms_norm, tail
+
+
+def attention(
+    spec: Pattern | Attention, q, k, v, args: dict | None = None, *, backend: str = "cpu", scale: float | None = None, q_start=None,
+    check: bool = False, tail_q=None, tail_k=None, exact_scale=None, tail_scale=None, initial_state=None, projection=None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """What `patternc.reference.attention` computes, by a backend; the arguments are described there.
+
+    Returns:
+        out [B, H, Nq, Dv] in q's dtype, and lse [B, H, Nq] of the exact part in float32 (float64 for float64).
+    """
+    term = spec.term if isinstance(spec, Attention) else None
+    name = choose(backend, term, q.device)
+    made, args = runtime.compiled(spec), args or {}
+    runtime.check_tensors(q, k, v)
+    scale = runtime.scale_of(scale, q.shape[3])
+    if torch.compiler.is_compiling():
+        call = *operators.pack(spec.facts["arg_names"], args, q_start), made.key
+        out, lse = operators.attention(q, k, v, *call, name, scale, check, term is not None)
+
+        def linear(phi_q, phi_k, values):
+            return operators.linear_attention(phi_q, phi_k, values, *call)
+    else:
+        bound = runtime.bind_call(spec, q, k, args, q_start, check)
+        if term is not None and name == "reference":
+            learned = dict(exact_scale=exact_scale, tail_scale=tail_scale, initial_state=initial_state, projection=projection)
+            out, lse = reference.attention(spec, q, k, v, args, scale=scale, q_start=q_start, tail_q=tail_q, tail_k=tail_k, **learned)
+            return out.to(q.dtype), lse if q.dtype == torch.float64 else lse.float()
+        out, lse = runtime.attend(made, q, k, v, scale, bound, name, term is not None)
+
+        def linear(phi_q, phi_k, values):
+            return LinearAttention.apply(phi_q, phi_k, values, runtime.rest_of(made, bound))
+    if term is None:
+        return out, lse
+    tail_q, tail_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
+    check_tail(q, k, tail_q, tail_k)
+    y = tail(term, tail_q, tail_k, v, linear, initial_state, projection)
+    if term.norm == "rms":
+        out, y = rms_norm(out, exact_scale), rms_norm(y, tail_scale)
+    return (out + y).to(q.dtype), lse
+
+
+def prepare(spec: Pattern | Attention) -> None:
+    """Compute what tracing must find ready, since it cannot run the compiler."""
+    runtime.compiled(spec)
+    spec.facts["arg_names"] = tuple(signature(spec))
+
+
+def choose(backend: str, term, device: torch.device) -> str:
+    """The backend of a call.  Raises BackendError where the one that was asked for by name cannot do it."""
+    if term is None:
+        return runtime.choose_backend(backend, device)
+    if backend == "triton":
+        raise BackendError("the triton backend has no kernels for `linear_tail` yet", fix='use backend="auto" or "cpu"')
+    if backend == "auto" and device.type == "cuda":
+        _warn_no_kernels()
+    return "cpu" if backend == "auto" else backend
+
+
+@functools.cache
+def _warn_no_kernels() -> None:
+    warnings.warn("`linear_tail` has no Triton kernels yet: it runs as torch operations on the GPU", stacklevel=4)
+
+
+def check_tail(q, k, tail_q, tail_k) -> None:
+    """The term's own query and key have the shapes of the exact part's, up to head_dim.  Raises ShapeError."""
+    for name, x, like in (("tail_q", tail_q, q), ("tail_k", tail_k, k)):
+        if x.dim() != 4 or x.shape[:3] != like.shape[:3]:
+            wanted = (*like.shape[:3], "any")
+            raise ShapeError(f"`{name}` must have shape {wanted}, got {tuple(x.shape)}", fix=f"it stands for `{name[-1]}` in the term")
+    if tail_q.shape[3] != tail_k.shape[3]:
+        raise ShapeError(f"tail_q has head_dim {tail_q.shape[3]}, tail_k has {tail_k.shape[3]}", fix="project both to one head_dim")
