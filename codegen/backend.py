@@ -18,6 +18,7 @@ from patternc.tables import run_table
 
 MOST_HEAD_DIM = 256
 MOST_LENGTHS = 64  # lengths whose tile lists are kept
+MOST_TABLES = 8  # tables of runtime data that are kept: two directions for a few sets of args
 
 
 def check(q: torch.Tensor, v: torch.Tensor) -> None:
@@ -54,29 +55,56 @@ def source(compiled) -> str:
     return generate(compiled.plan).text
 
 
-# What a forward prepares for its backward: both get the same `Bound`, and only tensors that were not changed in between.
+# The normal form of a call's args on the device: a forward and its backward get the same `Bound`.
 _prepared: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def call_of(compiled, device: torch.device, scale: float, bound: Bound) -> Call:
-    on_device, tables = _prepared.get(bound) or _prepared.setdefault(bound, (bound.torch(device), {}))
+    on_device = _prepared.get(bound) or _prepared.setdefault(bound, bound.torch(device))
     return Call(
         plan=compiled.plan,
         scale=scale,
         q_start=on_device.q_start,
         args=on_device.values,
-        bounds=lambda direction, rows, cols: _bounds(compiled, on_device, tables, device, direction, rows, cols),
+        bounds=lambda direction, rows, cols: _bounds(compiled, bound, on_device, device, direction, rows, cols),
     )
 
 
-def _bounds(compiled, bound: Bound, tables: dict, device: torch.device, direction: str, rows: int, cols: int):
+def _bounds(compiled, bound: Bound, on_device: Bound, device: torch.device, direction: str, rows: int, cols: int):
     """The table or the lists that a plan without formulas reads."""
     axis = compiled.plan.forward if direction == "forward" else compiled.plan.transposed
     if axis.kind == "list":
-        return _lists(compiled, bound, device, direction, rows, cols)
-    if (direction, rows) not in tables:
-        tables[direction, rows] = run_table(compiled.conjuncts, "k" if direction == "forward" else "q", bound, rows)
-    return tables[direction, rows]
+        return _lists(compiled, on_device, device, direction, rows, cols)
+    key = _unchanged(bound)
+    if key is None:
+        return run_table(compiled.conjuncts, "k" if direction == "forward" else "q", on_device, rows)
+    kept = compiled.state.setdefault("tables", {})
+    key = device, direction, rows, *key
+    if key not in kept:
+        if len(kept) >= MOST_TABLES:
+            kept.pop(next(iter(kept)))
+        # The values are kept beside their table, so that their memory, whose address is in the key, is not given to others.
+        kept[key] = run_table(compiled.conjuncts, "k" if direction == "forward" else "q", on_device, rows), bound
+    return kept[key][0]
+
+
+def _unchanged(bound: Bound) -> tuple | None:
+    """What names the data of a call as long as nothing writes to them; None where that cannot be told.
+
+    Layers of a model are called with the same document ids, and a backward with those of its forward.  Tensors count their
+    own writes (`_version`); what writes behind torch's back (raw pointers) is not seen.  Under capture nothing is kept: a
+    replay must compute its tables from what the tensors hold then.
+    """
+    values = [x for x in (bound.q_start, *bound.values.values()) if not isinstance(x, int)]
+    if not all(isinstance(x, torch.Tensor) and not x.is_inference() for x in values):
+        return None
+    if any(x.is_cuda for x in values) and torch.cuda.is_current_stream_capturing():
+        return None
+
+    def name(x):
+        return (x.data_ptr(), x._version, x.shape, x.stride(), x.dtype) if isinstance(x, torch.Tensor) else x
+
+    return bound.n_q, bound.n_k, bound.heads, bound.batch, name(bound.q_start), *map(name, bound.values.values())
 
 
 def _lists(compiled, bound: Bound, device: torch.device, direction: str, rows: int, cols: int) -> TileLists:

@@ -92,17 +92,21 @@ class Frame:
             if loop is None:
                 continue
             out.append(f"for i in tl.range(0, {loop.count}, num_stages=STAGES):  # {'partial tiles, masked' if partial else 'full tiles'}")
-            body = [*loop.tile, f"start = col_tile * {self.block_n}", *load(partial)]
+            body = [*loop.tile, f"start = col_tile * {self.block_n}", *(self._columns() if partial else ()), *load(partial)]
             if partial:
                 body += self._mask()
             out += ["    " + line for line in [*body, *(masked_step if partial else full_step)]]
         return out
 
+    def _columns(self) -> list[str]:
+        """The columns' positions and what the pattern reads for them: early, so that the product hides the reads' latency."""
+        name = "k_col = (start" if self.rows == "q" else "q_col = (q_start + start"
+        return [f"{name} + tl.arange(0, {self.block_n}))[None, :]", *(s.text for s in self.printed if s.level & COL and not s.level & ROW)]
+
     def _mask(self) -> list[str]:
         """Statements that set scores outside the pattern, and outside the columns there are, to -inf."""
         k_rows = self.rows == "q"
-        name = "k_col = (start" if k_rows else "q_col = (q_start + start"
-        lines = [f"{name} + tl.arange(0, {self.block_n}))[None, :]", *(s.text for s in self.printed if s.level & COL)]
+        lines = [s.text for s in self.printed if s.level & COL and s.level & ROW]
         # Queries that do not exist have lse = +inf, so that their weights vanish; keys must be masked.
         conditions = (["k_col < n_k"] if k_rows else []) + (["allowed"] if self.masked else [])
         if not conditions:

@@ -31,6 +31,7 @@ from patternc.plan import Plan, make_plan
 from patternc.tables import runtime_conjuncts
 
 BACKENDS = {"triton": "patternc.codegen.backend", "cpu": "patternc.cpu_backend", "reference": "patternc.reference_backend"}
+MOST_SIZES = 256  # sizes of calls whose checks are remembered
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -139,7 +140,19 @@ class _Attention(torch.autograd.Function):
 
 
 def bind_call(spec, q, k, args: dict, q_start, check: bool) -> Bound:
-    return bind(spec, args, q.shape[2], k.shape[2], q.shape[1], q.shape[0], q_start, q.device if q.device.type != "cpu" else None, check)
+    """Bind a call's args; calls without tensors among them are bound once for each size."""
+    sizes = q.shape[2], k.shape[2], q.shape[1], q.shape[0]
+    device = q.device if q.device.type != "cpu" else None
+    plain = all(type(x) is int for x in args.values()) and (q_start is None or type(q_start) is int)
+    if not plain:
+        return bind(spec, args, *sizes, q_start, device, check)
+    bound_once = compiled(spec).state.setdefault("bound", {})
+    key = *sizes, q_start, check, *args.items()
+    if key not in bound_once:
+        if len(bound_once) >= MOST_SIZES:
+            bound_once.pop(next(iter(bound_once)))
+        bound_once[key] = bind(spec, args, *sizes, q_start, device, check)
+    return bound_once[key]
 
 
 def scale_of(scale: float | None, head_dim: int) -> float:

@@ -1,34 +1,12 @@
 """On a GPU: every primitive and twenty random compositions, outputs and all gradients, in three dtypes (`pytest -m gpu`)."""
 
-import random
-
 import pytest
 import torch
+from patterns import PRIMITIVES, composition, ids
 
 import patternc as pc
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
-ids, tokens, mask, width, place = pc.arg("ids"), pc.arg("tokens"), pc.arg("mask"), pc.arg("width"), pc.arg("place")
-PRIMITIVES = [
-    pc.causal, pc.full, pc.empty, pc.window(37), pc.window(left=50, right=3), pc.window(width), pc.dilate(3), pc.dilate(150), pc.block(48),
-    pc.block(32, back=2, ahead=1), pc.rows(5), pc.rows([3, 77, 140]), pc.rows(tokens), pc.cols(range(10, 90, 7)), pc.cols(tokens), pc.global_(9),
-    pc.global_(tokens), pc.sink(4), pc.prefix(60), pc.prefix(pc.arg("p")), pc.same(lambda i: i // 40), pc.same(ids), pc.documents(ids), pc.valid(mask),
-    pc.window(9).at(pc.i // 3), pc.causal.at(place), pc.window(20).shift(11), pc.block(64).roll(17), pc.heads([0, 3]) & pc.causal,
-    pc.per_head(pc.causal, pc.window(30), pc.sink(3), pc.empty), (pc.q - pc.k) % 3 == 1, (pc.q - 5) // 7 - (pc.k - 5) // 7 == -1,
-    pc.where(pc.q < 50, pc.k, pc.q) < 60, pc.table([0, 2, 1, 2])[pc.q % 4] == pc.table([0, 2, 1, 2])[pc.k % 4],
-]  # fmt: skip
-
-
-def composition(seed: int) -> pc.Pattern:
-    draw = random.Random(seed)
-    pool = [p for p in PRIMITIVES if p.op not in ("true", "false")]
-    out = draw.choice(pool)
-    for _ in range(draw.randint(2, 4)):
-        other, operator = draw.choice(pool), draw.choice("&&|||-^")
-        out = {"&": out & other, "|": out | other, "-": out - other, "^": out ^ other}[operator]
-    return pc.causal & out if draw.random() < 0.5 else out
-
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("spec", PRIMITIVES, ids=str)

@@ -1,0 +1,43 @@
+"""The Triton backend through modules, interpreted: real plans of every kind, and what is kept between calls."""
+
+import pytest
+import torch
+from patterns import PRIMITIVES, composition
+
+import patternc as pc
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_gpu.py runs the same on the card")
+
+
+def check(spec, dtype=torch.float32, sizes=((70, 70), (33, 90))):
+    options = dict(heads=4, kv_heads=2, head_dim=16, batch=2, quiet=True, raise_error=True)
+    pc.verify(spec, backend="triton", device="cpu", dtype=dtype, sizes=[tuple(s) for s in sizes], **options)
+
+
+@pytest.mark.parametrize("spec", PRIMITIVES[::2], ids=str)
+def test_primitive(spec):
+    check(spec)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_composition(seed):
+    check(composition(seed), sizes=[(65, 80)])
+
+
+@pytest.mark.parametrize("spec", [pc.dilate(40), pc.block(16).roll(5), pc.causal & pc.documents(pc.arg("ids"))], ids=str)
+def test_one_query_and_half_precision(spec):
+    check(spec, torch.float16, sizes=[(1, 65), (129, 129)])
+
+
+def test_written_args_make_new_tables():
+    module, reference = (pc.compile(pc.causal & pc.documents(pc.arg("ids")), b) for b in ("triton", "reference"))
+    q, k, v = torch.randn(3, 1, 1, 150, 16)
+    doc = torch.arange(150) // 70
+    for _ in range(2):
+        torch.testing.assert_close(module(q, k, v, ids=doc), reference(q, k, v, ids=doc))
+    doc.copy_(torch.arange(150) // 33)
+    torch.testing.assert_close(module(q, k, v, ids=doc), reference(q, k, v, ids=doc))
+    torch.testing.assert_close(module(q, k, v, ids=doc.tolist()), reference(q, k, v, ids=doc))
+    with torch.inference_mode():
+        doc = torch.arange(150) // 20
+        torch.testing.assert_close(module(q, k, v, ids=doc), reference(q, k, v, ids=doc))
