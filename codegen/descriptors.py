@@ -24,3 +24,11 @@ def describe(x: torch.Tensor, rows: int, width: int, variant: str) -> TensorDesc
     unit = d  # strides of axes of one entry are never used, but must be valid
     strides = [x.stride(axis) if x.shape[axis] > 1 else unit for axis in range(3)]
     return TensorDescriptor(x, [b, heads, count, d], [*strides, 1], [1, 1, rows, width])
+
+
+def moved(pattern: TensorDescriptor, x: torch.Tensor) -> TensorDescriptor:
+    """The descriptor of another tensor of the same layout, without checking it again."""
+    out = object.__new__(TensorDescriptor)
+    out.__dict__.update(pattern.__dict__)
+    out.base = x
+    return out

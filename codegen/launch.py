@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import math
 import warnings
-import weakref
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
 from triton.runtime.errors import OutOfResources
 
 from patternc.codegen import cache, configs
-from patternc.codegen.bounds import LIST_PARAMETERS
 from patternc.codegen.configs import Config
-from patternc.codegen.descriptors import describe, reachable
+from patternc.codegen.descriptors import describe, moved, reachable
 from patternc.codegen.kernels import VECTOR, Kernel, Source, generate
-from patternc.codegen.uses import Array
+from patternc.codegen.parameters import runtime_values
 from patternc.errors import BackendError
 from patternc.plan import Plan
 
@@ -134,52 +132,119 @@ def _empty(like: torch.Tensor, count: int, width: int) -> torch.Tensor:
 # Launching one kernel
 
 
+@dataclass
+class Launch:
+    """What is decided once for inputs of one layout: everything but addresses and runtime values.
+
+    Attributes:
+        function: the compiled kernel's launcher.
+        values: parameters that the layout fixes, constexprs among them.
+        pointers, descriptors: names of matrices that are passed as they are, and a descriptor for each of the others.
+    """
+
+    kernel: Kernel
+    function: object
+    config: Config
+    grid: int
+    values: dict
+    pointers: list[str]
+    descriptors: dict
+
+
 _chosen: dict[tuple, Config] = {}  # configurations in use; one that does not fit is replaced by a smaller one
+_launches: dict[tuple, Launch] = {}
+MOST_LAUNCHES = 4096
 
 
 def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict) -> None:
+    any_v = matrices.get("v", matrices.get("do"))
+    device, dtype = any_v.device, any_v.dtype
+    layouts = [(x.shape, x.stride(), x.data_ptr() % 16) for x in matrices.values()]
+    key = (call.plan, name, call.variant, device, dtype, _precision(dtype), *layouts)
+    while True:
+        launch = None if call.configs else _launches.get(key)
+        if launch is None:
+            if len(_launches) >= MOST_LAUNCHES:
+                _launches.clear()
+            launch = _launches[key] = _prepare(call, name, matrices)
+        if launch.grid == 0:
+            return
+        values = {**launch.values, **extra, **runtime_values(call, launch.kernel, launch.config, device)}
+        for matrix in launch.pointers:
+            values[f"{matrix}_ptr"] = matrices[matrix]
+        for matrix, pattern in launch.descriptors.items():
+            values[f"{matrix}_desc"] = moved(pattern, matrices[matrix])
+        try:
+            with _on(device):
+                launch.function[(launch.grid,)](**values, num_warps=launch.config.warps, num_stages=launch.config.stages)
+            return
+        except OutOfResources as error:
+            _step_down(call, name, launch, key, error)
+
+
+def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor]) -> Launch:
+    """Decide variant, configuration, grid and constants for inputs of one layout."""
     variant = call.variant or _variant(matrices.values())
     source = generate(call.plan, variant)
     kernel = source.kernels[name]
     any_q, any_v = matrices.get("q"), matrices.get("v", matrices.get("do"))
-    device, dtype = any_v.device, any_v.dtype
+    dtype = any_v.dtype
     d, dv = (any_q if any_q is not None else any_v).shape[3], any_v.shape[3]
-    heads = matrices["q" if "q" in matrices else "o"].shape[1]
+    queries = matrices["q" if "q" in matrices else "o"]
+    heads = queries.shape[1]
     kv_heads = matrices["k"].shape[1] if "k" in matrices else heads
-    rows = matrices["k" if name == "backward_dkdv" else "q" if "q" in matrices else "o"]
-    programs_per_tile = rows.shape[0] * rows.shape[1]
-    key = (source.text, name, d, dv, dtype, _precision(dtype), device)
+    rows = matrices["k"] if name == "backward_dkdv" else queries
+    config = call.configs.get(name) or _config(source, name, d, dv, dtype, any_v.device)
+    count = _whole(rows.shape[2]) if name == "backward_rows" else rows.shape[2]
+    block = config.block_n if name == "backward_dkdv" else config.block_m
+    align = math.gcd(16, d, dv, *(s for m in matrices.values() for s in _strides(m)))
+    constants = {
+        "HEADS": heads, "GROUP": heads // kv_heads, "D": d, "DV": dv, "BLOCK_D": configs.padded(d), "BLOCK_DV": configs.padded(dv),
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": _precision(dtype), "ALIGN": align,
+    }  # fmt: skip
+    values = {"n_q": queries.shape[2], **{c: constants[c] for c in kernel.constants}}
+    if kernel.axis is not None:
+        values["n_k"] = matrices["k"].shape[2]
+    pointers, descriptors = [], {}
+    for matrix, x in matrices.items():
+        if source.variant == "pointers" or kernel.axis is None:
+            pointers.append(matrix)
+            values |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in _strides(x))))
+        else:
+            tall = config.block_n if matrix in ("k", "v", "dk", "dv") else config.block_m
+            descriptors[matrix] = describe(x, tall, configs.padded(x.shape[3]), source.variant)
+            descriptors[matrix].base = None  # only its layout is kept, not the tensor
+    grid = -(-count // block) * rows.shape[0] * rows.shape[1]
+    return Launch(kernel, getattr(cache.load(source.text), name), config, grid, values, pointers, descriptors)
+
+
+def _step_down(call: Call, name: str, launch: Launch, key: tuple, error: OutOfResources) -> None:
+    """Choose a smaller configuration for what did not fit.  Raises BackendError if there is none."""
+    config = configs.smaller(launch.config)
+    d, dv = launch.values.get("D", launch.values["DV"]), launch.values["DV"]
+    if config is None:
+        raise BackendError(f"no tile of `{name}` fits this device at head_dim {d}, {dv}: {error}", fix="use a smaller head_dim") from error
+    if call.configs:
+        call.configs[name] = config
+    _, _, _, device, dtype, *_ = key
+    _chosen[launch.kernel.text, d, dv, dtype, _precision(dtype), device] = config
+    _launches.pop(key, None)
+
+
+def _config(source: Source, name: str, d: int, dv: int, dtype: torch.dtype, device: torch.device) -> Config:
+    """The configuration of a kernel, from the table at first."""
+    key = source.kernels[name].text, d, dv, dtype, _precision(dtype), device
     if key not in _chosen:
         _chosen[key] = _first(source, name, d, dv, dtype.itemsize, device)
-    config = call.configs.get(name) or _chosen[key]
-    align = math.gcd(16, d, dv, *(s for m in matrices.values() for s in _strides(m)))
-    while True:
-        block = config.block_n if name == "backward_dkdv" else config.block_m
-        count = _whole(rows.shape[2]) if name == "backward_rows" else rows.shape[2]
-        grid = -(-count // block) * programs_per_tile
-        if grid == 0:
-            return
-        values = _arguments(call, source, kernel, matrices, extra, config, align)
-        constants = {
-            "HEADS": heads, "GROUP": heads // kv_heads, "D": d, "DV": dv, "BLOCK_D": configs.padded(d), "BLOCK_DV": configs.padded(dv),
-            "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": _precision(dtype),
-            "ALIGN": align,
-        }  # fmt: skip
-        values |= {c: constants[c] for c in kernel.constants}
-        try:
-            with _on(device):
-                getattr(cache.load(source.text), name)[(grid,)](**values, num_warps=config.warps, num_stages=config.stages)
-            return
-        except OutOfResources as error:
-            config = configs.smaller(config)
-            if config is None:
-                raise BackendError(f"no tile of `{name}` fits this device at head_dim {d}, {dv}: {error}", fix="use a smaller head_dim") from error
-            _chosen[key] = config
+    return _chosen[key]
 
 
 def _first(source: Source, name: str, d: int, dv: int, itemsize: int, device: torch.device) -> Config:
     tf32 = _precision(torch.float32) == "tf32"
     config = configs.choose(name, source.variant, d, dv, itemsize, configs.is_short(source.plan.forward), tf32)
+    if source.kernels[name].arrays:
+        # What a mask reads is pipelined too, and its share of a third stage would cost a program on each processor.
+        config = replace(config, stages=min(config.stages, 2))
     return configs.fit(name, config, d, dv, itemsize, _shared_memory(device)) if device.type == "cuda" else config
 
 
@@ -219,75 +284,3 @@ def _precision(dtype: torch.dtype) -> str:
 def _strides(x: torch.Tensor) -> list[int]:
     """Strides of the three outer axes; axes of one entry count as 0."""
     return [0 if x.shape[axis] == 1 else x.stride(axis) for axis in range(3)]
-
-
-def _arguments(call: Call, source: Source, kernel: Kernel, matrices: dict[str, torch.Tensor], extra: dict, config: Config, align: int) -> dict:
-    """The runtime parameters of a kernel by name."""
-    first = matrices["q" if "q" in matrices else "o"]
-    values = {"n_q": first.shape[2], **extra}
-    pointers = source.variant == "pointers" or kernel.axis is None
-    for name, x in matrices.items():
-        if pointers:
-            values[f"{name}_ptr"] = x
-            units = (s // align for s in _strides(x))
-            values |= dict(zip((f"{name}_stride_b", f"{name}_stride_h", f"{name}_stride_n"), units))
-        else:
-            rows = config.block_n if name in ("k", "v", "dk", "dv") else config.block_m
-            values[f"{name}_desc"] = describe(x, rows, configs.padded(x.shape[3]), source.variant)
-    if kernel.axis is not None:
-        values["n_k"] = matrices["k"].shape[2]
-        values |= _value("q_start_value", "q_start_stride", call.q_start)
-        values |= _bounds(call, kernel, config)
-        for name in kernel.scalars:
-            values |= _value(f"value_of_{name}", f"stride_of_{name}", call.args[name])
-        for array in kernel.arrays:
-            values |= _array(array, call, first.device)
-    return values
-
-
-def _value(parameter: str, stride: str, value) -> dict:
-    """A scalar parameter: a number, or a tensor and its batch stride."""
-    if isinstance(value, torch.Tensor):
-        return {parameter: value.contiguous(), stride: 0 if value.shape[0] == 1 else 1}
-    return {parameter: max(-(2**30), min(2**30, int(value))), stride: 0}
-
-
-def _array(array: Array, call: Call, device: torch.device) -> dict:
-    if array.static:
-        return {array.parameter: _table(array.source, array.kind, device)}
-    x = call.args[array.source]
-    x = x.contiguous().view(torch.uint8) if x.dtype == torch.bool else x.contiguous()
-    stride = 0 if x.shape[0] == 1 else x.stride(0)
-    return {array.parameter: x, f"stride_of_{array.source}": stride, **dict(zip(array.sizes, x.shape[1:]))}
-
-
-_tables: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-def _table(table, kind: str, device: torch.device) -> torch.Tensor:
-    """A static table, or the mask of its positions, on a device; made once."""
-    made = _tables.setdefault(table, {})
-    if (kind, device) not in made:
-        data = torch.from_numpy(table.data.copy())
-        if kind == "member":
-            mask = torch.zeros(max(0, int(data.max())) + 1, dtype=torch.uint8)
-            mask[data[data >= 0]] = 1
-            made[kind, device] = mask.to(device)
-        else:
-            made[kind, device] = data.to(torch.int32).to(device)
-    return made[kind, device]
-
-
-def _bounds(call: Call, kernel: Kernel, config: Config) -> dict:
-    axis = kernel.axis
-    if axis.kind == "formula":
-        return {}
-    direction = "transposed" if kernel.name == "backward_dkdv" else "forward"
-    rows, cols = (config.block_n, config.block_m) if direction == "transposed" else (config.block_m, config.block_n)
-    made = call.bounds(direction, rows, cols)
-    if axis.kind == "list":
-        fields = ("group", "partial_ptr", "partial", "full_ptr", "full")
-        return {parameter: getattr(made, field) for parameter, field in zip(LIST_PARAMETERS, fields)}
-    made = made.contiguous()
-    strides = [0 if made.shape[i] == 1 else made.stride(i) for i in (0, 1)]
-    return {"bounds_ptr": made, "bounds_stride_b": strides[0], "bounds_stride_h": strides[1]}

@@ -47,7 +47,7 @@ class AxisPlan:
     ascending: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What the kernels of one pattern are generated from.
 

@@ -55,5 +55,13 @@ def test_offsets_beyond_32_bits():
     torch.testing.assert_close(out, want)
 
 
-def test_auto_takes_triton_and_runs_the_tail_with_torch():
-    assert pc.compile(pc.causal)(*torch.randn(3, 1, 1, 40, 16, device="cuda")).is_cuda
+def test_auto_runs_a_term_with_torch_operations_on_the_card():
+    spec = pc.window(20) | pc.global_(pc.arg("tokens")) | pc.dilate(2) + pc.linear_tail
+    module = pc.compile(spec, num_heads=4, head_dim=32).cuda()
+    q, k, v = (torch.randn(2, h, 150, 32, device="cuda").requires_grad_() for h in (4, 2, 2))
+    tokens = torch.tensor([3, 70], device="cuda")
+    out = module(q, k, v, tokens=tokens)
+    want = pc.compile(spec, "reference", num_heads=4, head_dim=32).cuda()(q, k, v, tokens=tokens)
+    torch.testing.assert_close(out, want, atol=1e-4, rtol=1e-4)
+    grads = [torch.autograd.grad(o.square().sum(), (q, k, v)) for o in (out, want)]
+    torch.testing.assert_close(*grads, atol=1e-3, rtol=1e-3)

@@ -1,0 +1,73 @@
+"""The runtime parameters of a kernel that a call decides: where queries start, bounds, args and tables."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+
+from patternc.codegen.bounds import LIST_PARAMETERS
+from patternc.codegen.configs import Config
+from patternc.codegen.kernels import Kernel
+from patternc.codegen.uses import Array
+
+
+def runtime_values(call, kernel: Kernel, config: Config, device: torch.device) -> dict:
+    """Parameters by name, for a `launch.Call` and the configuration in use."""
+    if kernel.axis is None:
+        return {}
+    values = _value("q_start_value", "q_start_stride", call.q_start)
+    values |= _bounds(call, kernel, config)
+    for name in kernel.scalars:
+        values |= _value(f"value_of_{name}", f"stride_of_{name}", call.args[name])
+    for array in kernel.arrays:
+        values |= _array(array, call, device)
+    return values
+
+
+def _value(parameter: str, stride: str, value) -> dict:
+    """A scalar parameter: a number, or a tensor and its batch stride."""
+    if isinstance(value, torch.Tensor):
+        return {parameter: value.contiguous(), stride: 0 if value.shape[0] == 1 else 1}
+    return {parameter: max(-(2**30), min(2**30, int(value))), stride: 0}
+
+
+def _array(array: Array, call, device: torch.device) -> dict:
+    if array.static:
+        return {array.parameter: _table(array.source, array.kind, device)}
+    x = call.args[array.source]
+    x = x.contiguous().view(torch.uint8) if x.dtype == torch.bool else x.contiguous()
+    stride = 0 if x.shape[0] == 1 else x.stride(0)
+    return {array.parameter: x, f"stride_of_{array.source}": stride, **dict(zip(array.sizes, x.shape[1:]))}
+
+
+_tables: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _table(table, kind: str, device: torch.device) -> torch.Tensor:
+    """A static table, or the mask of its positions, on a device; made once."""
+    made = _tables.setdefault(table, {})
+    if (kind, device) not in made:
+        data = torch.from_numpy(table.data.copy())
+        if kind == "member":
+            mask = torch.zeros(max(0, int(data.max())) + 1, dtype=torch.uint8)
+            mask[data[data >= 0]] = 1
+            made[kind, device] = mask.to(device)
+        else:
+            made[kind, device] = data.to(torch.int32).to(device)
+    return made[kind, device]
+
+
+def _bounds(call, kernel: Kernel, config: Config) -> dict:
+    axis = kernel.axis
+    if axis.kind == "formula":
+        return {}
+    direction = "transposed" if kernel.name == "backward_dkdv" else "forward"
+    rows, cols = (config.block_n, config.block_m) if direction == "transposed" else (config.block_m, config.block_n)
+    made = call.bounds(direction, rows, cols)
+    if axis.kind == "list":
+        fields = ("group", "partial_ptr", "partial", "full_ptr", "full")
+        return {parameter: getattr(made, field) for parameter, field in zip(LIST_PARAMETERS, fields)}
+    made = made.contiguous()
+    strides = [0 if made.shape[i] == 1 else made.stride(i) for i in (0, 1)]
+    return {"bounds_ptr": made, "bounds_stride_b": strides[0], "bounds_stride_h": strides[1]}
