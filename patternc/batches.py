@@ -151,7 +151,11 @@ def pieces(group: Group, z: int, heads: int, share: int, device):
     masks = TileMasks.of_group(group)
     for batch in batches_of(group):
         cell = share * batch.height * batch.width
-        if cell * z * heads <= BUDGET:
+        if 2 * cell * batch.count >= BUDGET > cell:
+            # One head fills a piece: its keys then stay a view, where several heads would be copied into one batch.
+            parts = [(slice(i, i + 1), slice(j, j + 1)) for i in range(z) for j in range(heads)]
+            rows, count = batch.height, BUDGET // cell
+        elif cell * z * heads <= BUDGET:
             parts, rows, count = [(slice(0, z), slice(0, heads))], batch.height, max(1, BUDGET // (cell * z * heads))
         else:
             some = max(1, BUDGET // cell)

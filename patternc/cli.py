@@ -153,9 +153,22 @@ def bench_layout(
     console().print(table)
 
 
+@bench.command("cpu")
+def bench_cpu(
+    flex: Annotated[bool, typer.Option(help="Also compile FlexAttention.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """The cpu backend beside dense masked attention and compiled FlexAttention."""
+    from patternc.bench import cpu
+
+    rows = cpu.run(flex, progress=(lambda line: print(line, file=sys.stderr)) if json else print)
+    if json:
+        write(cpu.as_json(rows))
+
+
 @bench.command("attention")
 def bench_attention(
-    cases: Annotated[Optional[str], typer.Option("--cases", help="Comma-separated names of cases; all by default.")] = None,
+    cases: Annotated[Optional[str], typer.Option("--case", help="Comma-separated names of cases; all by default.")] = None,
     against: Annotated[str, typer.Option("--against", help="Comma-separated peers.")] = "flex,cudnn,fa2",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):

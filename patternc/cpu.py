@@ -39,7 +39,9 @@ def forward(q, k, v, tiles: Layout, scale: float, out_dtype: torch.dtype | None 
     for group in tiles.groups:
         part = Selection(group, q.shape[1], k.shape[1], q.shape[0])
         qs, ks, vs = part.queries(q), part.keys(k), part.keys(v)
-        o, L = qs.new_zeros(*qs.shape[:-1], v.shape[-1], dtype=out_dtype), qs.new_full(qs.shape[:-1], -torch.inf, dtype=dtype)
+        o, L = part.queries(out), part.queries(lse)  # the results themselves if the group is whole
+        if not part.whole:
+            o, L = torch.zeros_like(o), torch.full_like(L, -torch.inf)
         for z, h, piece in pieces(group, *qs.shape[:3], q.device):
             kk, vv = (piece.of_keys(x[z, h]).to(dtype) for x in (ks, vs))
             s = piece.scores(piece.of_queries(qs[z, h]).to(dtype), kk, scale)
@@ -50,8 +52,9 @@ def forward(q, k, v, tiles: Layout, scale: float, out_dtype: torch.dtype | None 
             y = torch.bmm(weights.flatten(3, 4).flatten(0, 2), vv.reshape(-1, *vv.shape[-2:])).view(*s.shape[:-1], -1)
             piece.of_queries(o[z, h]).copy_(y.div_(total.clamp_min(torch.finfo(dtype).tiny)))
             piece.of_queries(L[z, h]).copy_(total.log_().add_(top).squeeze(-1))
-        part.put_queries(out, o)
-        part.put_queries(lse, L)
+        if not part.whole:
+            part.put_queries(out, o)
+            part.put_queries(lse, L)
     return out, lse
 
 

@@ -82,6 +82,11 @@ class Selection:
         self.heads = None if len(group.heads) == heads else group.heads
         self.kv_heads = None if self.heads is None else tuple(h // (heads // kv_heads) for h in group.heads)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the group has every head and batch row: `queries` and `keys` are then views that may be written."""
+        return self.rows is None and self.heads is None
+
     def queries(self, x: torch.Tensor) -> torch.Tensor:
         """[B, H, n, ..] to [B', K, share, n, ..]."""
         return self._take(x, self.heads).unflatten(1, (-1, self.share))

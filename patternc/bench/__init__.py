@@ -1,1 +1,1 @@
-"""Benchmarks: `patternc bench layout|attention`."""
+"""Benchmarks: `patternc bench layout|cpu|attention`."""
