@@ -45,3 +45,16 @@ def session(code, names, page, line):
     runner.run(test, out=failures.write, clear_globs=False)
     names.update(test.globs)
     assert not runner.failures, failures.getvalue()
+
+
+def test_the_annotated_kernel_is_what_is_generated():
+    import textwrap
+
+    import patternc as pc
+
+    source = pc.compile(pc.causal & (pc.window(512) | pc.sink(4))).source()
+    flat = "\n".join(line.strip() for line in source.splitlines())
+    quoted = [m.group(2) for m in BLOCK.finditer((ROOT / "docs" / "kernel.md").read_text(encoding="utf-8")) if m.group(1) == "triton"]
+    assert len(quoted) >= 6
+    for block in quoted:
+        assert "\n".join(line.strip() for line in textwrap.dedent(block).splitlines()) in flat, block
