@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from patternc.expr.index import add, scale, terms
+from patternc.expr.arithmetic import add, scale, terms
 from patternc.plan import R0, R1, AxisPlan
 
 

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from patternc.codegen.code import ADD, AND, ATOM, COL, COMPARE, MUL, ROW, SHIFT, UNARY, XOR, Code, Writer
 from patternc.codegen.uses import Uses
 from patternc.errors import InternalError
-from patternc.expr.index import Index, interval, linear, mod, terms
+from patternc.expr.arithmetic import linear, mod, terms
+from patternc.expr.bounds import interval
+from patternc.expr.index import Index
 from patternc.expr.node import Node
 from patternc.expr.pattern import Pattern
 

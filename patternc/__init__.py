@@ -3,8 +3,9 @@
 from patternc import nn
 from patternc.compile import compile
 from patternc.equivalence import equivalent
+from patternc.expr.arithmetic import clamp, maximum as max, minimum as min
 from patternc.expr.attention import Attention, Term, linear_tail
-from patternc.expr.index import Index, arg, clamp, maximum as max, minimum as min, table, where
+from patternc.expr.index import Index, arg, table, where
 from patternc.expr.pattern import Pattern
 from patternc.parsing import parse
 from patternc.plotting import plot

@@ -9,7 +9,7 @@ import inspect
 import operator
 
 from patternc.errors import LimitError, OperandError, ParameterError, PatterncError, PatternSyntaxError, UnknownNameError, suggest
-from patternc.expr import index as ix
+from patternc.expr import arithmetic as ar, index as ix
 from patternc.expr.attention import Term
 from patternc.expr.node import Node
 from patternc.expr.pattern import Pattern, all_of, any_of
@@ -133,11 +133,11 @@ class Builder:
         constant, parts = 0, {}  # one pass, because a sum of n terms built pair by pair costs n*n
         for n, x in enumerate(operands):
             sign = -1 if n and inputs[2 * n - 1] == "-" else 1
-            c, atoms = ix.terms(ix.as_index(x))
+            c, atoms = ar.terms(ix.as_index(x))
             constant += sign * c
             for atom, weight in atoms.items():
                 parts[atom] = parts.get(atom, 0) + sign * weight
-        return ix.linear(constant, parts)
+        return ar.linear(constant, parts)
 
     def chain(self, inputs, symbol, tree):
         """Operators from left to right; `symbol` is that of chains whose operators were dropped by the grammar."""

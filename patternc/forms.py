@@ -6,9 +6,9 @@ import operator
 
 import numpy as np
 
-from patternc.bounds import bounds
 from patternc.errors import ArgError, DeviceError, DtypeError, LimitError, ParameterError, ShapeError, suggest
-from patternc.expr.index import INF, MAX_INT, Index
+from patternc.expr.bounds import INF, bounds
+from patternc.expr.index import MAX_INT, Index
 from patternc.expr.node import Node, postorder
 from patternc.signature import ArgUse, names_of
 

@@ -16,8 +16,9 @@ import numpy as np
 from patternc import primitives as pc
 from patternc.args import signature
 from patternc.errors import InternalError, LimitError
+from patternc.expr.arithmetic import clamp, maximum, minimum
 from patternc.expr.attention import Attention
-from patternc.expr.index import Index, arg, clamp, maximum, minimum, table, where
+from patternc.expr.index import Index, arg, table, where
 from patternc.expr.node import postorder
 from patternc.expr.pattern import EMPTY, FULL, Pattern
 from patternc.passes import variables

@@ -19,7 +19,7 @@ from patternc.analysis.runs import NOTHING, Runs, from_members, intersect, membe
 from patternc.analysis.specialise import relabel, specialise
 from patternc.analysis.tiles import live_runs
 from patternc.args import Bound
-from patternc.bounds import bounds
+from patternc.expr.bounds import bounds
 from patternc.expr.node import Node, roomy
 from patternc.expr.pattern import Pattern, negate
 from patternc.passes import decide, lower, negation_normal, unwrap, variables

@@ -12,7 +12,7 @@ import numpy as np
 import sympy as sp
 
 from patternc.errors import AttentionError, OperandError
-from patternc.expr import index as ix
+from patternc.expr import arithmetic as ar, bounds as bd, index as ix
 from patternc.expr.index import Index
 from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import Pattern
@@ -75,7 +75,7 @@ def _relation(p: Pattern, core):
     """`low <= core <= high`: an equation where that says the same."""
     x, low, high = p.args
     if low is None or high is None:
-        a, b = ix.interval(x)
+        a, b = bd.interval(x)
         if a == high:
             return sp.Eq(core, high)
         if b == low:
@@ -146,9 +146,9 @@ def _literal(core: Index, low, high) -> tuple[int, int] | None:
     size = max(abs(x) for x in (low, high) if x is not None) + 2
     if core.op == "mod" and core.args[1].op == "const" and _linear(core.args[0]):
         return core.args[1].args[0], 0
-    if _linear(core) and set(ix.terms(core)[1].values()) <= {1, -1} and (len(ix.terms(core)[1]) == 1 or core is _DIFFERENCE or core is _TOTAL):
+    if _linear(core) and set(ar.terms(core)[1].values()) <= {1, -1} and (len(ar.terms(core)[1]) == 1 or core is _DIFFERENCE or core is _TOTAL):
         return 1, size
-    parts = ix.terms(core)[1]
+    parts = ar.terms(core)[1]
     divisors = [a.args[1].args[0] for a in parts if a.op == "div" and a.args[1].op == "const" and _linear(a.args[0])]
     if len(divisors) == len(parts) and len(set(divisors)) == 1 and (len(parts) == 1 or sorted(parts.values()) == [-1, 1]):
         return divisors[0], divisors[0] * size
@@ -156,11 +156,11 @@ def _literal(core: Index, low, high) -> tuple[int, int] | None:
 
 
 def _linear(x: Index) -> bool:
-    return all(a.op == "var" and a.args[0] in ("q", "k") for a in ix.terms(x)[1])
+    return all(a.op == "var" and a.args[0] in ("q", "k") for a in ar.terms(x)[1])
 
 
-_DIFFERENCE = ix.add(ix.var("q"), ix.scale(ix.var("k"), -1))
-_TOTAL = ix.add(ix.var("q"), ix.var("k"))
+_DIFFERENCE = ar.add(ix.var("q"), ar.scale(ix.var("k"), -1))
+_TOTAL = ar.add(ix.var("q"), ix.var("k"))
 
 
 def _counts(p: Pattern, n: int) -> list[int]:

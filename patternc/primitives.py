@@ -10,7 +10,8 @@ import operator
 import numpy as np
 
 from patternc.errors import OperandError, ParameterError
-from patternc.expr.index import Index, absolute, as_index, floordiv, member, mod, table
+from patternc.expr.arithmetic import absolute, floordiv, mod
+from patternc.expr.index import Index, as_index, member, table
 from patternc.expr.node import Node
 from patternc.expr.pattern import EMPTY, FULL, PLACE, H, K, Pattern, Q, all_of, as_pattern, between, per_head_of
 from patternc.expr.transform import apply_index

@@ -8,7 +8,7 @@ doubt, so a wrong guess costs nothing but a longer text.
 from __future__ import annotations
 
 from patternc.errors import PatterncError
-from patternc.expr import index as ix
+from patternc.expr import arithmetic as ar, index as ix
 from patternc.expr.attention import Attention, Term, TermOver, linear_tail
 from patternc.expr.index import Index
 from patternc.expr.node import Node, postorder
@@ -88,7 +88,7 @@ class Printer:
         return (f'table("{data.name}")' if data.name else f"table({data.data.tolist()})"), ATOM
 
     def _sum(self, x, bare):
-        constant, parts = ix.terms(x)
+        constant, parts = ar.terms(x)
         return self.linear([(c, a) for a, c in parts.items()], constant, bare)
 
     def linear(self, parts, constant: int, bare: bool) -> tuple[str, int]:
@@ -266,9 +266,9 @@ def same_node(node: Node, build) -> bool:
 
 def _readings(core: Index, low: int | None, high: int | None):
     """Ways to write `low <= core <= high` as one comparison, best first, as (relation, left, right)."""
-    _, parts = ix.terms(core)
-    more = ix.linear(0, {a: c for a, c in parts.items() if c > 0})
-    less = ix.linear(0, {a: -c for a, c in parts.items() if c < 0})
+    _, parts = ar.terms(core)
+    more = ar.linear(0, {a: c for a, c in parts.items() if c > 0})
+    less = ar.linear(0, {a: -c for a, c in parts.items() if c < 0})
     both_sides = less.op != "const" and more.op != "const"
     candidates = []
     if low == high or None in (low, high):
@@ -293,7 +293,7 @@ def _readings(core: Index, low: int | None, high: int | None):
         for factor in (1, 2):
             try:
                 if total * factor % 2 == 0:
-                    left = ix.absolute(ix.add(ix.scale(core, factor), ix.const(-total * factor // 2)))
+                    left = ar.absolute(ar.add(ar.scale(core, factor), ix.const(-total * factor // 2)))
                     yield "<=", left, ix.const(spread * factor // 2)
             except PatterncError:
                 continue

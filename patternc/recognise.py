@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from patternc import primitives as pr
 from patternc.errors import PatterncError
-from patternc.expr import index as ix
+from patternc.expr import arithmetic as ar, index as ix
 from patternc.expr.index import Index
 from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import PLACE, H, K, Pattern, Q, all_of, any_of, compare
@@ -97,7 +97,7 @@ def _window(core, low, high):
     if core is Q_K and low is not None and high is not None:
         yield Call("window", (high + 1,))
         yield Call("window", named={"left": high, "right": -low})
-    for atom, c in ix.terms(core)[1].items():
+    for atom, c in ar.terms(core)[1].items():
         if atom.op == "abs" and (size := _solve(core, low, high, atom, c)) is not None:
             yield Call("window", (size,))
 
@@ -123,7 +123,7 @@ def _zero(value) -> bool:
 
 
 def _block_size(core: Index) -> Index | None:
-    sizes = [a.args[1] for a in ix.terms(core)[1] if a.op == "div" and a.args[0] is Q]
+    sizes = [a.args[1] for a in ar.terms(core)[1] if a.op == "div" and a.args[0] is Q]
     return sizes[0] if sizes else None
 
 
@@ -164,7 +164,7 @@ def _member(core, low, high):
 
 
 def _prefix(core, low, high):
-    c = ix.terms(core)[1].get(K)
+    c = ar.terms(core)[1].get(K)
     if c in (1, -1) and (size := _solve(core, low, high, K, c)) is not None and has_arg(size):
         yield Call("prefix", (size,))
 
@@ -172,8 +172,8 @@ def _prefix(core, low, high):
 def _same(core, low, high):
     if low == high == 0:
         for sign in (1, -1):
-            parts = {a: sign * c for a, c in ix.terms(core)[1].items() if "q" in variables(a)}
-            f = substitute(ix.linear(0, parts), {Q: PLACE}) if parts else None
+            parts = {a: sign * c for a, c in ar.terms(core)[1].items() if "q" in variables(a)}
+            f = substitute(ar.linear(0, parts), {Q: PLACE}) if parts else None
             if f is not None and f is not PLACE:
                 yield Call("same", (_function(f),))
 
@@ -187,9 +187,9 @@ def _solve(core, low, high, atom, c) -> Index | None:
     """`size` with `atom < size` equivalent to the comparison, if the other terms are a size."""
     if c not in (1, -1) or (high if c == 1 else low) is None or (low if c == 1 else high) is not None:
         return None
-    rest = ix.add(core, ix.scale(atom, -c))
+    rest = ar.add(core, ar.scale(atom, -c))
     try:
-        size = ix.add(ix.const(high + 1), ix.scale(rest, -1)) if c == 1 else ix.add(rest, ix.const(1 - low))
+        size = ar.add(ix.const(high + 1), ar.scale(rest, -1)) if c == 1 else ar.add(rest, ix.const(1 - low))
     except PatterncError:
         return None
     return size if fixed(size) else None
@@ -204,7 +204,7 @@ def _at_least_zero(p: Pattern) -> Index | None:
         return None
     core, low, high = p.args
     try:
-        return ix.add(core, ix.const(-low)) if high is None else ix.add(ix.const(high), ix.scale(core, -1))
+        return ar.add(core, ix.const(-low)) if high is None else ar.add(ix.const(high), ar.scale(core, -1))
     except PatterncError:
         return None
 
@@ -214,13 +214,13 @@ def _between_sizes(a, b):
     x, y = _at_least_zero(a), _at_least_zero(b)
     if x is None or y is None:
         return
-    right, left = ix.add(x, ix.scale(Q_K, -1)), ix.add(y, Q_K)
+    right, left = ar.add(x, ar.scale(Q_K, -1)), ar.add(y, Q_K)
     if fixed(right) and fixed(left):
         yield Call("window", named={"left": left, "right": right})
     size = _block_size(x)
     if size is not None:
-        d = ix.add(ix.floordiv(Q, size), ix.scale(ix.floordiv(K, size), -1))
-        ahead, back = ix.add(x, ix.scale(d, -1)), ix.add(y, d)
+        d = ar.add(ar.floordiv(Q, size), ar.scale(ar.floordiv(K, size), -1))
+        ahead, back = ar.add(x, ar.scale(d, -1)), ar.add(y, d)
         if fixed(ahead) and fixed(back):
             yield _block_call(size, back, ahead)
 
@@ -267,10 +267,10 @@ def _outside(a, b):
 
 
 def _unequal(x: Index, value: int):
-    parts = ix.terms(x)[1]
-    less = ix.linear(0, {a: -c for a, c in parts.items() if c < 0})
+    parts = ar.terms(x)[1]
+    less = ar.linear(0, {a: -c for a, c in parts.items() if c < 0})
     if value == 0 and less.op != "const":
-        yield ix.add(x, less), "!=", less
+        yield ar.add(x, less), "!=", less
     if abs(value) <= ix.MAX_INT:
         yield x, "!=", ix.const(value)
 
@@ -278,11 +278,11 @@ def _unequal(x: Index, value: int):
 def _away(x: Index, centre: int, relation: str, distance: int):
     if abs(centre) <= ix.MAX_INT and abs(distance) <= ix.MAX_INT:
         try:
-            yield ix.absolute(ix.add(x, ix.const(-centre))), relation, ix.const(distance)
+            yield ar.absolute(ar.add(x, ix.const(-centre))), relation, ix.const(distance)
         except PatterncError:
             return
 
 
-Q_K = ix.add(Q, ix.scale(K, -1))
+Q_K = ar.add(Q, ar.scale(K, -1))
 LITERALS = (_causal, _window, _block, _dilate, _member, _sets, _prefix, _same)
 GROUPS = {"and": (_between_sizes, _stepped, _documents), "or": (_global,)}

@@ -6,9 +6,8 @@ import torch
 
 from patternc import reference
 from patternc.args import bind, signature
-from patternc.bounds import bounds
 from patternc.expr.attention import Attention
-from patternc.expr.index import INF
+from patternc.expr.bounds import INF, bounds
 from patternc.expr.node import Node, postorder
 from patternc.tail import favor_projection, feature_map
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from patternc.errors import OperandError
 from patternc.explain import describe_plan
 from patternc.expr.attention import Attention
-from patternc.expr.index import INF
+from patternc.expr.bounds import INF
 from patternc.expr.pattern import Pattern
 from patternc.passes import PASSES, Conjunct, TooManyConjuncts, disjuncts, lower
 from patternc.plan import make_plan

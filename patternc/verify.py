@@ -19,7 +19,7 @@ from patternc import cpu, functional, reference
 from patternc.args import bind
 from patternc.errors import ParameterError, ShapeError, VerificationError
 from patternc.expr.attention import Attention
-from patternc.expr.index import INF
+from patternc.expr.bounds import INF
 from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import Pattern
 from patternc.samples import default_sizes, random_args, random_parameters, structural_zeros

@@ -6,7 +6,7 @@ import builtins
 import keyword
 
 from patternc import primitives
-from patternc.expr import index
+from patternc.expr import arithmetic as ar, index
 from patternc.expr.attention import linear_tail
 
 VALUES = {
@@ -24,9 +24,9 @@ INDEX_FUNCTIONS = {
     "arg": index.arg,
     "table": index.table,
     "where": index.where,
-    "min": index.minimum,
-    "max": index.maximum,
-    "clamp": index.clamp,
+    "min": ar.minimum,
+    "max": ar.maximum,
+    "clamp": ar.clamp,
     "abs": builtins.abs,
     "range": builtins.range,
 }

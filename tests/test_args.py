@@ -6,8 +6,8 @@ import torch
 
 import patternc as pc
 from patternc.args import bind, signature
-from patternc.bounds import bounds
 from patternc.errors import ArgError, DeviceError, DtypeError, LimitError, ParameterError, ShapeError
+from patternc.expr.bounds import bounds
 
 arg, q, k, h, b = pc.arg, pc.q, pc.k, pc.h, pc.b
 

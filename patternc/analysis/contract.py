@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from patternc.errors import InternalError
-from patternc.expr.index import Index, terms
+from patternc.expr.arithmetic import terms
+from patternc.expr.index import Index
 from patternc.expr.node import postorder
 from patternc.passes.normal import INF, Conjunct
 

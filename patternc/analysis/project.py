@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from patternc.analysis.tiles import always_met
-from patternc.expr.index import INF, Index, add, interval, linear, maximum, minimum, scale, terms, where
+from patternc.expr.arithmetic import add, linear, maximum, minimum, scale, terms
+from patternc.expr.bounds import INF, interval
+from patternc.expr.index import Index, where
 from patternc.expr.pattern import all_of
 from patternc.passes import Conjunct, variables
 

@@ -13,7 +13,8 @@ from patternc.analysis.contract import contract
 from patternc.analysis.evaluate import evaluate
 from patternc.analysis.grid import Grid
 from patternc.analysis.runs import NOTHING, Runs, from_members, intersect, union
-from patternc.expr.index import Index, terms
+from patternc.expr.arithmetic import terms
+from patternc.expr.index import Index
 from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern
 from patternc.passes import Conjunct, TooManyConjuncts, disjuncts, variables

@@ -192,7 +192,8 @@ def run(names: str | None = None, against: str = "flex,cudnn,fa2", progress=prin
         UnknownNameError: a case or peer is not known.
     """
     import torch
-    import triton
+
+    from patternc.codegen import timing
 
     if not torch.cuda.is_available():
         raise BackendError(
@@ -201,7 +202,7 @@ def run(names: str | None = None, against: str = "flex,cudnn,fa2", progress=prin
     for name in filter(None, against.split(",")):
         if name not in PEERS:
             raise UnknownNameError(f"unknown peer `{name}`", fix=f"one of {', '.join(PEERS)}")
-    report = Report(torch.cuda.get_device_name(), {"torch": torch.__version__, "triton": triton.__version__}, select(names))
+    report = Report(torch.cuda.get_device_name(), {"torch": torch.__version__, "triton": timing.version()}, select(names))
     for case in report.cases:
         for name, make in {"patternc": _patternc, **{n: PEERS[n] for n in against.split(",") if n}}.items():
             row = _measure(case, name, make)
@@ -223,8 +224,8 @@ def _inputs(case: Case):
 
 def _measure(case: Case, name: str, make) -> Row | None:
     import torch
-    import triton
 
+    from patternc.codegen import timing
     from patternc.parsing import parse
 
     pattern = parse(case.text)
@@ -241,10 +242,8 @@ def _measure(case: Case, name: str, make) -> Row | None:
         pairs = _pairs(case, pattern, args)
         flops = 4 * case.head_dim * pairs * case.batch * case.heads
         with torch.no_grad():
-            row.forward_ms = triton.testing.do_bench(lambda: attend(q, k, v), warmup=50, rep=200, return_mode="median")
-        row.backward_ms = triton.testing.do_bench(
-            lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True), warmup=50, rep=200, return_mode="median"
-        )
+            row.forward_ms = timing.median_ms(lambda: attend(q, k, v))
+        row.backward_ms = timing.median_ms(lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True))
         row.forward_tflops, row.backward_tflops = flops / row.forward_ms / 1e9, 2.5 * flops / row.backward_ms / 1e9
     except Exception as error:  # a peer's failure is a result of the benchmark, whatever its kind
         if name == "patternc":

@@ -48,7 +48,8 @@ def run(flex: bool = True, repeats: int = 5, progress=print) -> list[Row]:
     for row in rows:
         row.forward_ratio = row.forward_s and row.forward_s / rows[0].forward_s
         row.backward_ratio = row.backward_s and row.backward_s / rows[0].backward_s
-        progress(f"{row.implementation:24s} forward {_show(row.forward_s, row.forward_ratio)}  backward {_show(row.backward_s, row.backward_ratio)} {row.note}")
+        figures = _show(row.forward_s, row.forward_ratio), _show(row.backward_s, row.backward_ratio)
+        progress(f"{row.implementation:24s} forward {figures[0]}  backward {figures[1]} {row.note}")
     return rows
 
 

@@ -8,7 +8,9 @@ the user wrote is otherwise kept, so that a pattern prints as it was thought.
 from __future__ import annotations
 
 from patternc.errors import OperandError, TruthValueError
-from patternc.expr.index import Index, add, affine, as_index, interval, mod, scale
+from patternc.expr.arithmetic import add, affine, mod, scale
+from patternc.expr.bounds import interval
+from patternc.expr.index import Index, as_index
 from patternc.expr.node import Node
 from patternc.expr.refuse import refuse
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from patternc.errors import OperandError
-from patternc.expr import index as ix, pattern as pt
+from patternc.expr import arithmetic as ar, index as ix, pattern as pt
 from patternc.expr.index import Index
 from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import PLACE, Pattern
@@ -19,7 +19,7 @@ def rebuild(node: Node, children: tuple[Node, ...]) -> Node:
     if op == "sum":
         total = ix.const(node.args[0])
         for atom, weight in zip(c, node.args[2::2]):
-            total = ix.add(total, ix.scale(atom, weight))
+            total = ar.add(total, ar.scale(atom, weight))
         return total
     if op == "in":
         return pt.between(c[0], *node.args[1:])
@@ -32,12 +32,12 @@ def rebuild(node: Node, children: tuple[Node, ...]) -> Node:
 
 _BUILD = {
     "inside": lambda *c: Index("inside", *c),
-    "mul": ix.multiply,
-    "div": ix.floordiv,
-    "mod": ix.mod,
-    "min": ix.minimum,
-    "max": ix.maximum,
-    "abs": ix.absolute,
+    "mul": ar.multiply,
+    "div": ar.floordiv,
+    "mod": ar.mod,
+    "min": ar.minimum,
+    "max": ar.maximum,
+    "abs": ar.absolute,
     "where": ix.where,
     "and": pt.all_of,
     "or": pt.any_of,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patternc.expr.index import add, scale, terms
+from patternc.expr.arithmetic import add, scale, terms
 from patternc.expr.node import Node, fact, postorder
 from patternc.expr.pattern import H, Pattern, all_of, any_of, between, negate
 from patternc.expr.transform import substitute

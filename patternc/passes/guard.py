@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from patternc.expr.index import Index, interval
+from patternc.expr.bounds import interval
+from patternc.expr.index import Index
 from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import Pattern, all_of, any_of, between, negate
 from patternc.expr.transform import rewrite

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from patternc.expr.index import INF, Index
+from patternc.expr.bounds import INF
+from patternc.expr.index import Index
 from patternc.expr.pattern import EMPTY, FULL, Pattern, all_of, any_of
 
 Known = dict[Index, tuple[float, float]]

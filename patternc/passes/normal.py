@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from patternc.errors import InternalError
-from patternc.expr.index import INF, Index, const, interval, linear, terms
+from patternc.expr.arithmetic import linear, terms
+from patternc.expr.bounds import INF, interval
+from patternc.expr.index import Index, const
 from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import EMPTY, FULL, Pattern, all_of, any_of, between, negate
 from patternc.expr.transform import substitute

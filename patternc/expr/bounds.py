@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from patternc.expr.index import INF, Index, terms
+import math
 
+from patternc.expr.node import Node, fact
+
+INF = math.inf
 Interval = tuple[float, float]
 
+# What holds in every call: positions and numbers of heads and rows are not negative, sequences are not empty.
+ALWAYS: dict[str, Interval] = {"q": (0, INF), "k": (0, INF), "h": (0, INF), "b": (0, INF), "n_q": (1, INF), "n_k": (1, INF)}
 
-def bounds(x: Index, env: dict[str, Interval]) -> Interval:
+
+def bounds(x: Node, env: dict[str, Interval]) -> Interval:
     """An interval that holds `x`; infinite ends where nothing is known.
 
     Args:
@@ -21,7 +27,7 @@ def bounds(x: Index, env: dict[str, Interval]) -> Interval:
         return env.get(args[0], (-INF, INF))
     if op == "sum":
         low = high = args[0]
-        for atom, w in terms(x)[1].items():
+        for atom, w in zip(args[1::2], args[2::2]):
             a, b = bounds(atom, env)
             low, high = (low + w * a, high + w * b) if w > 0 else (low + w * b, high + w * a)
         return low, high
@@ -65,3 +71,9 @@ def _quotient(a: float, b: float) -> float:
     if b == INF:
         return 0 if a >= 0 else -1
     return a // b
+
+
+@fact
+def interval(x: Node) -> Interval:
+    """Bounds that hold in every call, whatever the args are."""
+    return bounds(x, ALWAYS)
