@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 
@@ -13,6 +14,9 @@ from patternc.args import Bound
 from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, TileLists, attention_backward, attention_forward
 from patternc.errors import BackendError, DeviceError, DtypeError, InternalError
+from patternc.expr.bounds import INF, bounds
+from patternc.expr.index import MAX_INT
+from patternc.expr.node import postorder
 from patternc.layout import layout
 from patternc.tables import run_table
 
@@ -41,6 +45,7 @@ def check(q: torch.Tensor, v: torch.Tensor) -> None:
 
 def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
     check(q, v)
+    check_width(compiled, bound)
     if wide:
         raise InternalError("a term reached the triton backend")
     return attention_forward(call_of(compiled, q.device, scale, bound), q, k, v)
@@ -48,6 +53,32 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
 
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound):
     return attention_backward(call_of(compiled, q.device, scale, bound), q, k, v, out, lse, dout, dlse)
+
+
+def check_width(compiled, bound: Bound) -> None:
+    """Kernels compute positions in 32 bits.  Raises BackendError where an expression of the pattern may not fit at this length."""
+    kept = compiled.state.setdefault("fits", set())
+    start = bound.q_start if isinstance(bound.q_start, int) else 0
+    scalars = {name: value for name, value in bound.values.items() if isinstance(value, int)}
+    key = bound.n_q, bound.n_k, start, *scalars.items()
+    if key in kept:
+        return
+    env = {"q": (start, start + bound.n_q - 1), "k": (0, bound.n_k - 1), "h": (0, bound.heads - 1), "b": (0, bound.batch - 1)}
+    env |= {"n_q": (bound.n_q,) * 2, "n_k": (bound.n_k,) * 2, **{name: (value, value) for name, value in scalars.items()}}
+    for x in postorder(compiled.plan.mask):
+        if x.op not in ("sum", "mul"):
+            continue
+        parts = [max(map(abs, bounds(c, env))) for c in x.children]
+        most = math.prod(parts) if x.op == "mul" else abs(x.args[0]) + sum(abs(w) * p for w, p in zip(x.args[2::2], parts))
+        if MAX_INT < most < INF:
+            raise BackendError(
+                f"`{x}` may reach {int(most)} at this length, and kernels compute in 32 bits",
+                typed=str(compiled.spec),
+                fix='divide before multiplying, or use backend="cpu"',
+            )
+    if len(kept) >= MOST_LENGTHS:
+        kept.clear()
+    kept.add(key)
 
 
 def source(compiled) -> str:

@@ -41,3 +41,10 @@ def test_written_args_make_new_tables():
     with torch.inference_mode():
         doc = torch.arange(150) // 20
         torch.testing.assert_close(module(q, k, v, ids=doc), reference(q, k, v, ids=doc))
+
+
+def test_positions_that_leave_32_bits_are_refused():
+    module = pc.compile((pc.q * 100_000_000) // 7 <= pc.k, "triton")
+    with pytest.raises(pc.errors.BackendError, match="kernels compute in 32 bits"):
+        module(*torch.randn(3, 1, 1, 64, 16))
+    torch.testing.assert_close(*(pc.compile((pc.q * 1_000) // 7 <= pc.k * 99, b)(*torch.ones(3, 1, 1, 64, 16)) for b in ("triton", "reference")))
