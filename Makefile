@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TRITON := triton==3.6.0
+NEWEST := triton==3.9.0
 NUMPY  := numpy<2.4
 
 .DEFAULT_GOAL := help
@@ -17,7 +18,9 @@ help:
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP)
+# The kernels are tested a second time with the newest Triton, which lies beside the environment's own.
+test: $(STAMP) $(VENV)/newest/.installed
+	PYTHONPATH=$(CURDIR)/$(VENV)/newest $(BIN)/python -m pytest -p no:cacheprovider tests/test_kernels.py tests/test_triton.py
 	$(BIN)/python -m pytest -p no:cacheprovider --durations=15 tests
 
 lint: $(STAMP)
@@ -35,4 +38,9 @@ $(STAMP): pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet --no-deps "$(TRITON)"
 	$(BIN)/python -m pip install --quiet "$(NUMPY)" -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps "$(TRITON)"
+	touch $@
+
+$(VENV)/newest/.installed: $(STAMP)
+	rm -rf $(VENV)/newest
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/newest "$(NEWEST)"
 	touch $@
