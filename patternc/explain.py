@@ -164,7 +164,7 @@ def describe_axis(title: str, axis: AxisPlan, columns: str) -> list[str]:
     if axis.kind == "list":
         return [f"{title}: lists of tiles, made for each length on the host"]
     if axis.kind == "table":
-        return [f"{title}: a table, {_plural(axis.count, 'run')} a row tile, made on the tensors' device for each call"]
+        return [f"{title}: a table, {_plural(axis.count, 'run')} a row tile, made on the tensors' device"]
     order = "" if axis.count < 2 else ", in order" if axis.ascending else ", sorted in the kernel"
     lines = [f"{title}: formulas, {_plural(axis.count, 'run')} a row tile{order}"]
     for run in axis.runs:

@@ -6,6 +6,8 @@ entry does.  For data that rise or fall (documents, padding) that is exact; for 
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 
 from patternc.analysis.project import Interval, Projector
@@ -13,6 +15,7 @@ from patternc.args import Bound
 from patternc.expr.index import Index
 from patternc.expr.node import roomy
 from patternc.expr.pattern import Pattern
+from patternc.expr.table import Table
 from patternc.passes import Conjunct
 from patternc.plan import conjuncts_of, ranked
 
@@ -166,7 +169,7 @@ class Tensors:
         if source.op == "table":
             key = source.order + x.op
             if key not in self.arrays:
-                data = torch.from_numpy(source.args[0].data.copy()).to(self.device)
+                data = _on_device(source.args[0], self.device)
                 if x.op == "member":
                     size = max(int(source.args[0].extremes[1]) + 1, self.bound.n_k, self.bound.n_q)
                     data = torch.zeros(size, dtype=torch.long, device=self.device).index_fill_(0, data, 1)
@@ -224,6 +227,17 @@ class Tensors:
         start = 0 if subscript.args[0] == "k" else self.bound.q_start
         count = self.bound.n_k if subscript.args[0] == "k" else self.bound.n_q
         return not isinstance(start, int) or start + count > data.values.shape[-1]
+
+
+_static: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _on_device(table: Table, device: torch.device) -> torch.Tensor:
+    """A static table's entries; copied to a device once, so that captured calls need no copy from the host."""
+    copies = _static.setdefault(table, {})
+    if device not in copies:
+        copies[device] = torch.from_numpy(table.data.copy()).to(device)
+    return copies[device]
 
 
 def ranks(ids: torch.Tensor) -> torch.Tensor:
