@@ -283,6 +283,8 @@ def run_table(conjuncts: list[Conjunct] | None, column: str, bound: Bound, tile:
         column_first, column_last = start, start + bound.n_q - 1
     algebra = Tensors(row, bound, first, last, tile)
     projector = Projector(column, algebra)
+    # Where the device alone knows the first position, queries may lie beyond the tensors that are read there: no tile of theirs is full.
+    sure = None if isinstance(start, int) else (last < bound.n_k if column == "k" else start + bound.n_q <= bound.n_k)
     columns = []
     for projection in [projector.project(c) for c in conjuncts] if conjuncts else [None]:
         if projection is None:  # nothing is allowed, or there are too many conjuncts to tell
@@ -290,7 +292,8 @@ def run_table(conjuncts: list[Conjunct] | None, column: str, bound: Bound, tile:
             bounds = [column_first, column_last if conjuncts is None else nothing, column_first, nothing]
         else:
             bounds = []
-            for interval, condition in ((projection.outer, projection.some), (projection.inner, projection.every)):
+            every = sure if projection.every is None else projection.every if sure is None else algebra.both(projection.every, sure)
+            for interval, condition in ((projection.outer, projection.some), (projection.inner, every)):
                 low = column_first if interval.low is None else algebra.maximum(interval.low, column_first)
                 high = column_last if interval.high is None else algebra.minimum(interval.high, column_last)
                 if interval.empty:

@@ -1,14 +1,19 @@
 """Plans: which kind each direction gets, what its formulas visit, and that no length appears in them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 import patternc as pc
 from patternc.analysis.runs import members
 from patternc.args import bind, signature
 from patternc.layout import layout
+from patternc.passes import lower
 from patternc.plan import make_plan
 from patternc.soundness import Example, check, check_visits
+from patternc.tables import run_table, runtime_conjuncts
 from patternc.visits import visits
 
 KINDS = {
@@ -126,3 +131,16 @@ def test_the_checks_can_fail():
     example = Example(narrow, 100, 100, 1, 1, (16, 16))
     with pytest.raises(pc.errors.InternalError, match="leaves out the mask"):
         check_visits(example, example.bind(), make_plan(wide).forward, example.dense(), False, "plan")
+
+
+def test_queries_beyond_the_tensors_they_read_make_no_full_tile():
+    """A first position that only a device knows is not checked against tensors; a read outside makes a comparison false."""
+    spec = pc.arg("t")[pc.q] == pc.arg("t")[pc.k]
+    bound = bind(spec, {"t": torch.zeros(64, dtype=torch.int32)}, 40, 64, batch=2, q_start=torch.tensor([10, 24])).torch()
+    bound = replace(bound, q_start=torch.tensor([10, 50]))
+    conjuncts = runtime_conjuncts(lower(spec))
+    inner = run_table(conjuncts, "k", bound, 20)[:, 0, :, 0, 2:]
+    assert (inner[0, :, 0] <= inner[0, :, 1]).all()  # 10..49 lie within the 64 entries
+    assert (inner[1, :, 0] > inner[1, :, 1]).all()  # 50..69 and 70..89 do not
+    inner = run_table(conjuncts, "q", bound, 32)[:, 0, :, 0, 2:]
+    assert (inner[0, :, 0] <= inner[0, :, 1]).all() and (inner[1, :, 0] > inner[1, :, 1]).all()
