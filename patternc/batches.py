@@ -148,6 +148,8 @@ class Piece:
 
 def pieces(group: Group, z: int, heads: int, share: int, device):
     """Yield `(slice of batch rows, slice of kv heads, piece)`, each with at most about `BUDGET` scores."""
+    if not z:
+        return
     masks = TileMasks.of_group(group)
     for batch in batches_of(group):
         cell = share * batch.height * batch.width

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from patternc.errors import ArgError, ParameterError, PatterncError, UnknownNameError, suggest
+from patternc.expr.index import RESERVED
 
 
 class Commands(TyperGroup):
@@ -255,9 +256,6 @@ def tile_of(text: str | None) -> tuple[int, int] | None:
     if len(parts) > 2 or not all(p.isascii() and p.isdigit() and 0 < int(p) < 1 << 31 for p in parts):
         raise ParameterError(f"a tile is one or two positive integers, got `{text}`", fix="write `--tile 128` or `--tile 128x64`")
     return int(parts[0]), int(parts[-1])
-
-
-RESERVED = ("n", "n_k", "tile", "tiles", "head", "heads", "row", "batch", "q_start", "ax", "path", "head_dim", "value_dim", "kv_heads")
 
 
 def values_of(given: list[str] | None) -> dict:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from patternc.args import Bound, bind
 from patternc.expr.pattern import Pattern
+from patternc.forms import count
 from patternc.layout import layout
 from patternc.plan import Plan
 from patternc.visits import visits
@@ -40,6 +41,7 @@ def cost(
     p: Pattern,
     plan: Plan,
     n_q: int,
+    /,
     n_k: int | None = None,
     heads: int = 1,
     head_dim: int = 128,
@@ -60,7 +62,9 @@ def cost(
         tile: rows and columns of the kernels' tiles.
     """
     bound = first_row(bind(p, args, n_q, n_k, heads, batch, q_start))
-    value_dim, kv_heads = value_dim or head_dim, kv_heads or heads
+    head_dim = count("head_dim", head_dim)
+    value_dim = head_dim if value_dim is None else count("value_dim", value_dim)
+    kv_heads = bound.heads if kv_heads is None else count("kv_heads", kv_heads)
     allowed = layout(p, bound, tile, count=True).allowed_pairs
     seen = visits(p, plan.forward, bound, tile)
     traffic = 2 * (bound.n_q * heads + bound.n_k * kv_heads) * (head_dim + value_dim)

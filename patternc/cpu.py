@@ -14,7 +14,7 @@ from patternc.args import ArgUse, Bound
 from patternc.batches import pieces
 from patternc.expr.pattern import Pattern
 from patternc.layout import Layout, layout
-from patternc.masks import Selection
+from patternc.masks import Selection, without_autocast
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -22,6 +22,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
+@without_autocast
 def forward(q, k, v, tiles: Layout, scale: float, out_dtype: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention over the layout's pairs.
 
@@ -58,6 +59,7 @@ def forward(q, k, v, tiles: Layout, scale: float, out_dtype: torch.dtype | None 
     return out, lse
 
 
+@without_autocast
 def backward(d_out, d_lse, q, k, v, out, lse, tiles: Layout, scale: float):
     """Gradients of `forward`.
 

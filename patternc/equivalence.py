@@ -48,7 +48,7 @@ class Equivalence:
     __repr__ = __str__
 
 
-def equivalent(p: Pattern, r: Pattern, n: int, n_k: int | None = None, heads: int = 1, batch: int = 1, *, q_start=None, **args) -> Equivalence:
+def equivalent(p: Pattern, r: Pattern, n: int, /, n_k: int | None = None, heads: int = 1, batch: int = 1, *, q_start=None, **args) -> Equivalence:
     """Whether two patterns allow the same pairs at one length; no n x n mask is built.
 
     Args:

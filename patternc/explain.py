@@ -87,6 +87,7 @@ def explain(
     spec,
     backend: str,
     n_q: int,
+    /,
     n_k: int | None = None,
     heads: int = 1,
     head_dim: int = 128,

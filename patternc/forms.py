@@ -28,17 +28,28 @@ def on_host(x) -> bool:
 
 
 def to_numpy(value):
+    if is_tensor(value) and value.device.type == "meta":
+        raise DeviceError("an arg is on the meta device and holds no data", fix='move it to "cpu" or "cuda"')
     return value.detach().cpu().numpy() if is_tensor(value) else value
 
 
-def count(name: str, value) -> int:
+def count(name: str, value, least: int = 0) -> int:
     try:
         number = operator.index(value)
     except TypeError:
         raise ParameterError(f"`{name}` must be an integer, got {value!r}", fix=f"write `{name}=128`") from None
-    if number < 0:
-        raise ParameterError(f"`{name}` must be at least 0, got {number}", fix=f"use {name} >= 0")
+    if number < least:
+        raise ParameterError(f"`{name}` must be at least {least}, got {number}", fix=f"use {name} >= {least}")
+    if number > MAX_INT:
+        raise LimitError(f"`{name}` is too large: {number}", fix=f"keep integers within {MAX_INT} in magnitude")
     return number
+
+
+def tile_shape(tile) -> tuple[int, int]:
+    """Rows and columns of a tile.  Raises ParameterError."""
+    if not isinstance(tile, (tuple, list)) or len(tile) != 2:
+        raise ParameterError(f"`tile` is rows and columns, got {tile!r}", fix="write `tile=(128, 128)`")
+    return count("tile", tile[0], 1), count("tile", tile[1], 1)
 
 
 def check_names(uses: dict[str, ArgUse], args: dict) -> None:
@@ -72,9 +83,13 @@ def as_array(what: str, value):
             kind = type(value.item() if value.ndim == 0 else value).__name__
             raise ArgError(f"{what} must be a number or a tensor, got {kind}", fix="give integers or bools")
         value = value.astype(np.int64) if value.size == 0 and value.dtype.kind == "f" else value  # an empty list
+    elif value.is_sparse or value.is_sparse_csr or value.is_nested:
+        raise ArgError(f"{what} must be a dense tensor", fix="call `.to_dense()`, or pad it")
     name = str(value.dtype).removeprefix("torch.")
     if not name.startswith(("int", "uint", "bool")):
         raise DtypeError(f"{what} must hold integers or bools, got {name}", fix="convert it, as in `x.long()`")
+    if name.startswith("uint"):  # the analysis computes with -1, which unsigned integers do not hold
+        value = value.long() if is_tensor(value) else value.astype(np.int64)
     return int(value) if value.ndim == 0 and name != "bool" and on_host(value) else value
 
 

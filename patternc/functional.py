@@ -8,7 +8,7 @@ import warnings
 import torch
 
 from patternc import operators, reference, runtime
-from patternc.errors import BackendError, ShapeError
+from patternc.errors import BackendError, DeviceError, DtypeError, OperandError, ShapeError
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
 from patternc.signature import signature
@@ -25,11 +25,12 @@ def attention(
         out [B, H, Nq, Dv] in q's dtype, and lse [B, H, Nq] of the exact part in float32 (float64 for float64).
     """
     term = spec.term if isinstance(spec, Attention) else None
+    made, args, tracing = runtime.compiled(spec), args or {}, torch.compiler.is_compiling()
+    if not tracing:  # the operator checks when it runs: tracing cannot raise these errors
+        runtime.check_tensors(q, k, v)
     name = choose(backend, term, q.device)
-    made, args = runtime.compiled(spec), args or {}
-    runtime.check_tensors(q, k, v)
-    scale = runtime.scale_of(scale, q.shape[3])
-    if torch.compiler.is_compiling():
+    scale = runtime.scale_of(scale, q.shape[-1])
+    if tracing:
         call = *operators.pack(spec.facts["arg_names"], args, q_start), made.key
         out, lse = operators.attention(q, k, v, *call, name, scale, check, term is not None)
 
@@ -78,8 +79,18 @@ def _warn_no_kernels() -> None:
 
 
 def check_tail(q, k, tail_q, tail_k) -> None:
-    """The term's own query and key have the shapes of the exact part's, up to head_dim.  Raises ShapeError."""
+    """The term's own query and key have the shapes of the exact part's, up to head_dim.
+
+    Raises:
+        OperandError, DtypeError, DeviceError, ShapeError: they do not fit.
+    """
     for name, x, like in (("tail_q", tail_q, q), ("tail_k", tail_k, k)):
+        if not isinstance(x, torch.Tensor):
+            raise OperandError(f"`{name}` must be a torch tensor, got {type(x).__name__}", fix=f"it stands for `{name[-1]}` in the term")
+        if x.dtype not in runtime.DTYPES:
+            raise DtypeError(f"`{name}` has dtype {x.dtype}, which is not supported", fix="use float16, bfloat16, float32 or float64")
+        if x.device != like.device:
+            raise DeviceError(f"`{name}` is on {x.device}, and `{name[-1]}` is on {like.device}", fix=f'move it: `.to("{like.device}")`')
         if x.dim() != 4 or x.shape[:3] != like.shape[:3]:
             wanted = (*like.shape[:3], "any")
             raise ShapeError(f"`{name}` must have shape {wanted}, got {tuple(x.shape)}", fix=f"it stands for `{name[-1]}` in the term")

@@ -22,6 +22,7 @@ from patternc.args import Bound
 from patternc.expr.bounds import bounds
 from patternc.expr.node import Node, roomy
 from patternc.expr.pattern import Pattern, negate
+from patternc.forms import tile_shape
 from patternc.passes import decide, lower, negation_normal, unwrap, variables
 
 FEW_CLASSES = 256  # up to here partial tiles are always decided by their pairs
@@ -156,7 +157,7 @@ def layout(p: Pattern, bound: Bound, tile: tuple[int, int] = (128, 128), transpo
         transposed: rows are k tiles and columns q tiles.
         count: also count the allowed pairs exactly, whatever the number of classes.
     """
-    bound = bound.numpy()
+    bound, tile = bound.numpy(), tile_shape(tile)
     lowered = lower(p)
     groups: dict[tuple, list] = {}
     for start, heads, rows, pattern in specialisations(lowered, bound):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 
 import numpy as np
@@ -127,6 +128,19 @@ class Selection:
 
 def _consecutive(numbers) -> bool:
     return all(b - a == 1 for a, b in zip(numbers, numbers[1:]))
+
+
+def without_autocast(function):
+    """`function`, whose first argument is a tensor, computes in the dtypes that it chooses: a backward may run under autocast."""
+
+    @functools.wraps(function)
+    def run(first, *rest, **options):
+        if not torch.is_autocast_enabled(first.device.type):
+            return function(first, *rest, **options)
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *rest, **options)
+
+    return run
 
 
 def refuse_second_derivatives() -> None:

@@ -11,6 +11,7 @@ from patternc.cost import Cost, cost
 from patternc.errors import ArgError, BackendError, ParameterError, ShapeError
 from patternc.expr.attention import Attention, Term
 from patternc.expr.pattern import Pattern
+from patternc.forms import count
 from patternc.layout import Layout, layout
 from patternc.tail import favor_projection, feature_map
 
@@ -63,6 +64,7 @@ class AttentionModule(nn.Module):
         """New random features for `favor+`, in place.  Raises BackendError for other features."""
         if "projection" not in self._buffers:
             raise BackendError("this attention has no random features to redraw", fix='they come with `linear_tail(feature="favor+")`')
+        count("seed", seed)
         self.projection.copy_(favor_projection(self.head_dim, self.projection.shape[0], seed))
 
     def forward(
@@ -85,22 +87,32 @@ class AttentionModule(nn.Module):
             ShapeError, DtypeError, DeviceError, ArgError, OperandError: an input does not fit.
             BackendError: the backend cannot do this.
         """
-        if isinstance(q, torch.Tensor) and torch.is_autocast_enabled(q.device.type):
+        if isinstance(q, torch.Tensor) and q.device.type != "meta" and torch.is_autocast_enabled(q.device.type):
             dtype = torch.get_autocast_dtype(q.device.type)
             q, k, v, tail_q, tail_k = (
                 x.to(dtype) if isinstance(x, torch.Tensor) and x.dtype == torch.float32 else x for x in (q, k, v, tail_q, tail_k)
             )
+            with torch.autocast(q.device.type, enabled=False):  # what is computed in float32 from here on, has to stay so
+                return self.forward(q, k, v, scale, return_lse, q_start, check, tail_q, tail_k, **args)
         own = {name: x for name, x in (*self._parameters.items(), *self._buffers.items()) if x is not None}
-        if own and isinstance(q, torch.Tensor) and q.dim() == 4 and q.shape[1] != self.num_heads:
-            raise ShapeError(
-                f"the term's parameters are for {self.num_heads} query heads, got {q.shape[1]}", fix=f"compile it with num_heads={q.shape[1]}"
-            )
+        if own:
+            self._check_own(own, q, v, q if tail_q is None else tail_q)
         if isinstance(self.spec, Attention):
             own.update(tail_q=tail_q, tail_k=tail_k)
         elif tail_q is not None or tail_k is not None:
             raise ArgError("`tail_q` and `tail_k` belong to a term, and this pattern has none", fix="add one: `pattern + linear_tail`")
         out, lse = functional.attention(self.spec, q, k, v, args, backend=self.backend, scale=scale, q_start=q_start, check=check, **own)
         return (out, lse) if return_lse else out
+
+    def _check_own(self, own: dict, q, v, tail_q) -> None:
+        """Whether the term's parameters fit the call.  Raises ShapeError."""
+        needs = [("{} query heads", "num_heads", q, 1, True)]
+        needs.append(("the value's head_dim {}", "head_dim", v, 3, "tail_scale" in own or "initial_state" in own))
+        needs.append(("head_dim {} in the term", "head_dim", tail_q, 3, "projection" in own or "initial_state" in own))
+        for what, name, x, axis, matters in needs:
+            if matters and isinstance(x, torch.Tensor) and x.dim() == 4 and x.shape[axis] != getattr(self, name):
+                message = f"the term's parameters are for {what.format(getattr(self, name))}, got {x.shape[axis]}"
+                raise ShapeError(message, fix=f"compile it with {name}={x.shape[axis]}")
 
     @property
     def compiled(self) -> runtime.Compiled:

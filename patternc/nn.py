@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from patternc.compile import compile
-from patternc.errors import ParameterError, ShapeError
+from patternc.errors import ArgError, OperandError, ParameterError, ShapeError
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
 
@@ -33,7 +33,8 @@ class PatternAttention(nn.Module):
     ):  # fmt: skip
         super().__init__()
         for name, value in (("embed_dim", embed_dim), ("num_heads", num_heads), ("num_kv_heads", num_kv_heads), ("head_dim", head_dim)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            missing = value is None and name in ("embed_dim", "num_heads")
+            if missing or value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ParameterError(f"`{name}` is a positive integer, got {value!r}", fix=f"write `{name}=8`")
         if head_dim is None and embed_dim % num_heads:
             raise ParameterError(f"{num_heads} heads do not divide embed_dim {embed_dim}", fix="change one of them, or give head_dim")
@@ -57,8 +58,12 @@ class PatternAttention(nn.Module):
         Returns:
             [B, N_q, embed_dim].
         """
+        if "return_lse" in call:
+            raise ArgError("a layer returns its output alone", fix="project yourself, and call its `.attention` with `return_lse=True`")
         context = x if context is None else context
         for name, tensor in (("x", x), ("context", context)):
+            if not isinstance(tensor, torch.Tensor):
+                raise OperandError(f"`{name}` must be a torch tensor, got {type(tensor).__name__}", fix="pass [batch, length, embed_dim]")
             if tensor.dim() != 3 or tensor.shape[2] != self.embed_dim:
                 raise ShapeError(
                     f"`{name}` must have shape [batch, length, {self.embed_dim}], got {tuple(tensor.shape)}", fix="project it to embed_dim"

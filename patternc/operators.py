@@ -61,7 +61,7 @@ def attention(
 @attention.register_fake
 def _(q, k, v, tensors, numbers, kinds, key, backend, scale, check, wide):
     full = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(*q.shape[:3], v.shape[3], dtype=full if wide else q.dtype), q.new_empty(q.shape[:3], dtype=full)
+    return q.new_empty(*q.shape[:3], v.shape[-1], dtype=full if wide else q.dtype), q.new_empty(q.shape[:3], dtype=full)
 
 
 @torch.library.custom_op("patternc::attention_backward", mutates_args=())

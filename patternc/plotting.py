@@ -12,8 +12,10 @@ from patternc.analysis.runs import ragged_arange
 from patternc.args import bind, signature
 from patternc.errors import MissingExtraError, OperandError, ParameterError
 from patternc.expr.attention import Attention
+from patternc.expr.index import MAX_INT
 from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern, all_of, negate
+from patternc.forms import count
 from patternc.layout import Group, TileRuns, layout
 
 MOST_PAIRS_SHOWN = 512  # up to this length single pairs are drawn; beyond it only tiles
@@ -52,6 +54,7 @@ class Picture:
 def picture(
     p,
     n: int,
+    /,
     n_k: int | None = None,
     *,
     tile=None,
@@ -74,11 +77,12 @@ def picture(
         p = parse(p)
     if not isinstance(p, (Pattern, Attention)):
         raise OperandError(f"plot draws a pattern or an attention, got {p!r}", fix='write `pc.plot(pc.causal, 64, path="causal.png")`')
-    heads = max(_heads(p), head + 1) if heads is None else heads
+    head, row, batch, tiles = count("head", head), count("row", row), count("batch", batch, 1), count("tiles", tiles, 1)
+    heads = max(_heads(p), head + 1) if heads is None else count("heads", heads, 1)
     for name, value, size in (("head", head, heads), ("row", row, batch)):
-        if not isinstance(value, int) or not 0 <= value < size:
-            raise ParameterError(f"`{name}` is {value!r}, and there are {size}", fix=f"use 0 to {size - 1}")
-    longest = max(int(n), int(n if n_k is None else n_k), 1)
+        if value >= size:
+            raise ParameterError(f"`{name}` is {value}, and there are {size}", fix=f"use 0 to {size - 1}")
+    longest = max(count("n_q", n), count("n_k", n if n_k is None else n_k), 1)
     shape = _tile(tile, longest, tiles)
     exact = p.exact if isinstance(p, Attention) else p
 
@@ -107,7 +111,7 @@ def _tile(tile, longest: int, tiles: int) -> tuple[int, int]:
             size *= 2
         return size, size
     shape = (tile, tile) if isinstance(tile, int) else tuple(tile) if isinstance(tile, (tuple, list)) else ()
-    if len(shape) != 2 or not all(isinstance(x, int) and x >= 1 for x in shape):
+    if len(shape) != 2 or not all(isinstance(x, int) and 1 <= x <= MAX_INT for x in shape):
         raise ParameterError(f"`tile` is a positive integer or two of them, got {tile!r}", fix="write `tile=128` or `tile=(128, 64)`")
     if -(-longest // min(shape)) > MOST_TILES:
         raise ParameterError(
@@ -150,7 +154,7 @@ def _pairs(group: Group) -> np.ndarray:
     return np.broadcast_to(evaluate(group.pattern, {"q": q, "k": k}), (grid.row.count, grid.column.count))
 
 
-def plot(p, n: int, n_k: int | None = None, *, tile=None, head: int = 0, ax=None, path=None, **options):
+def plot(p, n: int, /, n_k: int | None = None, *, tile=None, head: int = 0, ax=None, path=None, **options):
     """Draw a mask with its tiles coloured empty, partial or full; queries go down, keys to the right.
 
     Up to 512 positions the allowed pairs are drawn too; beyond, the picture is of tiles only, and no n x n mask exists.
@@ -171,6 +175,10 @@ def plot(p, n: int, n_k: int | None = None, *, tile=None, head: int = 0, ax=None
         ParameterError: the tiles are too many for a picture, or `head` or `path` do not fit.
     """
     shown = picture(p, n, n_k, tile=tile, head=head, **options)
+    if not shown.n_q or not shown.n_k:
+        raise ParameterError(f"a mask of {shown.n_q} queries and {shown.n_k} keys has nothing to draw", fix="use a length of at least 1")
+    if path is not None and not isinstance(path, (str, Path)):
+        raise ParameterError(f"`path` is the name of a file, got {path!r}", fix='write `path="mask.png"`')
     if path is not None and Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ParameterError(f"a picture is saved as .png, .svg or .pdf, got `{path}`", fix='write `path="mask.png"`')
     matplotlib = _matplotlib()
@@ -251,7 +259,7 @@ def _image(rgb, shown: Picture) -> np.ndarray:
     return image
 
 
-def text(p, n: int, n_k: int | None = None, *, tile=None, tiles: int = TEXT_TILES, **options):
+def text(p, n: int, /, n_k: int | None = None, *, tile=None, tiles: int = TEXT_TILES, **options):
     """The tiles as a `rich.text.Text`, two characters a tile: `··` empty, `▒▒` partial, `██` full.  Parameters as in `plot`.
 
     Without `tile`, tiles are made large enough that at most `tiles` of them stand in a line.

@@ -21,7 +21,7 @@ import torch
 
 from patternc.args import Bound, bind
 from patternc.cpu import layout_of, tail_tile_of
-from patternc.errors import DeviceError, DtypeError, OperandError, ShapeError, UnknownNameError, suggest
+from patternc.errors import DeviceError, DtypeError, OperandError, ParameterError, ShapeError, UnknownNameError, suggest
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.layout import Layout
@@ -93,6 +93,9 @@ def check_tensors(q, k, v) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor):
             raise OperandError(f"`{name}` must be a torch tensor, got {type(x).__name__}", fix="pass query, key and value as tensors")
+        if x.is_nested or x.layout != torch.strided:
+            kind = "nested" if x.is_nested else "sparse"
+            raise OperandError(f"`{name}` must be a dense tensor, got a {kind} one", fix="pad it, or call `.to_dense()`")
         if x.dim() != 4:
             raise ShapeError(
                 f"`{name}` must have shape [batch, heads, length, head_dim], got {tuple(x.shape)}", fix="add the missing axes, as in `x[None]`"
@@ -103,6 +106,8 @@ def check_tensors(q, k, v) -> None:
         raise DtypeError(f"dtype {q.dtype} is not supported", fix="use float16, bfloat16, float32 or float64")
     if q.device != k.device or q.device != v.device:
         raise DeviceError(f"query, key and value are on different devices: {q.device}, {k.device}, {v.device}", fix="move them to one device")
+    if q.device.type == "meta":
+        raise DeviceError("query, key and value are on the meta device and hold no data", fix='move them to "cpu" or "cuda"')
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if k.shape[:3] != v.shape[:3]:
         raise ShapeError("key and value differ in batch, heads or length", typed=shapes, fix="give one value for each key")
@@ -110,7 +115,7 @@ def check_tensors(q, k, v) -> None:
         raise ShapeError(f"query has batch {q.shape[0]}, key has batch {k.shape[0]}", typed=shapes, fix="expand one of them")
     if q.shape[3] != k.shape[3]:
         raise ShapeError(f"query has head_dim {q.shape[3]}, key has head_dim {k.shape[3]}", typed=shapes, fix="project both to one head_dim")
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+    if not q.shape[1] or not k.shape[1] or q.shape[1] % k.shape[1]:
         raise ShapeError(
             f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads", typed=shapes, fix="query heads must be a multiple of key heads"
         )
@@ -143,6 +148,8 @@ def bind_call(spec, q, k, args: dict, q_start, check: bool) -> Bound:
     """Bind a call's args; calls without tensors among them are bound once for each size."""
     sizes = q.shape[2], k.shape[2], q.shape[1], q.shape[0]
     device = q.device if q.device.type != "cpu" else None
+    if not isinstance(check, bool):
+        raise OperandError(f"`check` must be True or False, got {type(check).__name__}", fix="write `check=True`")
     plain = all(type(x) is int for x in args.values()) and (q_start is None or type(q_start) is int)
     if not plain:
         return bind(spec, args, *sizes, q_start, device, check)
@@ -161,6 +168,8 @@ def scale_of(scale: float | None, head_dim: int) -> float:
         return 1 / math.sqrt(max(head_dim, 1))
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise OperandError(f"`scale` must be a number, got {type(scale).__name__}", fix="pass a float; a learned scale multiplies the query")
+    if not -math.inf < scale < math.inf:
+        raise ParameterError(f"`scale` must be finite, got {scale}", fix="leave it out for 1/sqrt(head_dim)")
     return float(scale)
 
 

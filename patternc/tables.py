@@ -103,6 +103,8 @@ class Ordered:
     def span(self, low, high):
         """Bounds of the entries whose subscripts lie in `low .. high`, from the running extremes."""
         size = self.values.shape[-1]
+        if not size:  # every read is outside, and counts as 0
+            return torch.zeros_like(low), torch.zeros_like(high)
         low, high = (x.clamp(0, size - 1) // BLOCK for x in (low, high))
 
         def at(name, index):

@@ -12,8 +12,9 @@ import math
 
 import torch
 
+from patternc.errors import ShapeError
 from patternc.layout import Layout
-from patternc.masks import Selection, refuse_second_derivatives
+from patternc.masks import Selection, refuse_second_derivatives, without_autocast
 from patternc.tail_tiles import TailPlan, TailTiles
 
 RMS_EPS = 1e-8  # axlearn's RATTENTION
@@ -41,8 +42,15 @@ def feature_map(feature, projection: torch.Tensor | None = None):
         w = projection.to(x)
         return (torch.exp(x @ w.mT - 0.5 * (x * x).sum(-1, keepdim=True)) + FAVOR_EPS) / math.sqrt(w.shape[0])
 
+    def own(x):
+        y = feature(x)
+        if not isinstance(y, torch.Tensor) or y.shape[:-1] != x.shape[:-1]:
+            got = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
+            raise ShapeError(f"the feature of a term maps {tuple(x.shape)} to {got}", fix="it may change the last axis only")
+        return y
+
     maps = {"softmax": softmax, "elu+1": lambda x: torch.nn.functional.elu(x) + 1, "relu": torch.relu, "identity": lambda x: x, "favor+": favor}
-    phi = feature if callable(feature) else maps[feature]
+    phi = own if callable(feature) else maps[feature]
     return lambda x: at_least_float32(phi(at_least_float32(x)))
 
 
@@ -93,6 +101,8 @@ def tail(term, q, k, v, linear, initial_state=None, projection=None) -> torch.Te
 
 def _calls(layout: Layout, q, k, v, *more):
     """Yield the parts of every group that are treated at a time: group selection, slices, and its tiles."""
+    if not (q.shape[0] and q.shape[2] and k.shape[2]):
+        return
     for group in layout.groups:
         plan, part = TailPlan.of_group(group), Selection(group, q.shape[1], k.shape[1], q.shape[0])
         qs, ks, vs, rest = part.queries(q), part.keys(k), part.keys(v), [part.queries(x) for x in more]
@@ -105,6 +115,7 @@ def _calls(layout: Layout, q, k, v, *more):
         yield part, qs, ks, vs, ((cell, TailTiles(plan, qs[cell], ks[cell], vs[cell]), [x[cell] for x in rest]) for cell in cells)
 
 
+@without_autocast
 def linear_forward(phi_q, phi_k, v, layout: Layout) -> torch.Tensor:
     """`out(q) = sum over the layout's pairs of (phi_q . phi_k) v`, exactly 0 without keys.
 
@@ -122,6 +133,7 @@ def linear_forward(phi_q, phi_k, v, layout: Layout) -> torch.Tensor:
     return out
 
 
+@without_autocast
 def linear_backward(d_out, phi_q, phi_k, v, layout: Layout):
     """Gradients of `linear_forward`: those of phi_q, phi_k and v."""
     dq, dk, dv = (torch.zeros_like(x) for x in (phi_q, phi_k, v))

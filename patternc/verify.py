@@ -17,11 +17,13 @@ import torch
 
 from patternc import cpu, functional, reference
 from patternc.args import bind
-from patternc.errors import ParameterError, ShapeError, VerificationError
+from patternc.errors import DeviceError, DtypeError, OperandError, ParameterError, ShapeError, VerificationError
 from patternc.expr.attention import Attention
 from patternc.expr.bounds import INF
 from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import Pattern
+from patternc.forms import count
+from patternc.runtime import DTYPES, check_backend
 from patternc.samples import default_sizes, random_args, random_parameters, structural_zeros
 
 SLOW = 2.0  # seconds after which a progress bar appears
@@ -116,8 +118,16 @@ def verify(
     Raises:
         VerificationError: on a difference, if asked for; ShapeError and others where `args` do not fit the sizes.
     """
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+    if not isinstance(spec, (Pattern, Attention)):
+        raise OperandError(f"verify takes a pattern or an attention, got {spec!r}", fix="write `pc.verify(pc.causal & pc.window(512))`")
+    check_backend(backend)
+    device = _device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    if dtype not in DTYPES:
+        raise DtypeError(f"dtype {dtype!r} is not supported", fix="use torch.float16, bfloat16, float32 or float64")
+    for name, value in (("heads", heads or 1), ("kv_heads", kv_heads or 1), ("head_dim", head_dim), ("value_dim", value_dim or 1), ("batch", batch)):
+        count(name, value, 1)
+    count("seed", seed)
     heads = heads or next((len(n.args) for n in postorder(spec) if n.op == "per_head"), 4)
     kv_heads = kv_heads or (heads // 2 if heads % 2 == 0 else heads)
     if heads % kv_heads:
@@ -138,6 +148,16 @@ def verify(
     if raise_error:
         report.raise_if_different()
     return report
+
+
+def _device(device) -> torch.device:
+    """The device to test on.  Raises DeviceError where torch has no such device."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise DeviceError(f"this machine has no device {device!r}: {str(error).splitlines()[0]}", fix='use device="cpu"') from None
+    return device
 
 
 def _text(spec: Node) -> str:
@@ -170,9 +190,13 @@ def _progress(cases: list, quiet: bool):
 def _cases(spec, sizes, args: dict, shape, generator, device) -> list:
     """`(n_q, n_k, args)` of every size; default sizes that a static table does not reach are left out."""
     batch, heads = shape[:2]
-    chosen = [(n, n) if isinstance(n, int) else tuple(n) for n in (sizes or default_sizes(spec))]
+    chosen = sizes or default_sizes(spec)
+    chosen = [n if isinstance(n, (tuple, list)) else (n, n) for n in chosen] if isinstance(chosen, (tuple, list)) else [()]
+    if any(len(n) != 2 for n in chosen):
+        raise ParameterError(f"`sizes` are lengths or pairs (n_q, n_k), got {sizes!r}", fix="write `sizes=[128, (64, 203)]`")
     out, last = [], None
     for n_q, n_k in chosen:
+        n_q, n_k = count("n_q", n_q), count("n_k", n_k)
         given = {**random_args(spec, n_q, n_k, heads, batch, generator, device, known=args), **args}
         try:
             bind(spec, given, n_q, n_k, heads, batch, device=device)

@@ -115,6 +115,21 @@ def test_autocast_takes_half_precision():
     torch.testing.assert_close(out.float(), module(q, k, v), atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("spec", [SLIDING, *TAILS], ids=str)
+def test_autocast_changes_inputs_only(spec):
+    module = pc.compile(spec, "cpu", num_heads=2, head_dim=16)
+    args = {"tokens": [1, 5]} if "tokens" in str(spec) else {}
+    low = [x.bfloat16().requires_grad_() for x in qkv()]
+    results = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out, lse = module(*low, return_lse=True, **args)
+            total = out.float().square().sum() + lse.sum()
+            torch.autograd.grad(total, low, retain_graph=True)  # torch's own backwards round more here, but ours must run
+        results.append((out, lse, torch.autograd.grad(total, low)))
+    torch.testing.assert_close(*results, atol=0, rtol=0)
+
+
 def test_pickle_copy_and_state():
     module = pc.compile(SLIDING, "cpu")
     q, k, v = qkv()

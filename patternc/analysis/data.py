@@ -35,17 +35,21 @@ class Data:
 
     @cached_property
     def extremes(self) -> tuple[int, int]:
+        if not self.values.size:  # every read is outside, and counts as 0
+            return 0, 0
         if self.rising:
             return int(self.values[0]), int(self.values[-1])
         return int(self.values.min()), int(self.values.max())
 
     def at(self, *subscripts):
         """The entries at the subscripts, clipped into the array (whether one was inside is a comparison of its own)."""
+        if not self.values.size:
+            return np.zeros(np.broadcast_shapes(*(np.shape(s) for s in subscripts)), np.int64)
         return self.values[tuple(np.clip(s, 0, size - 1) for s, size in zip(subscripts, self.values.shape))]
 
     def range(self, *intervals):
         """Bounds of the entries whose subscripts lie in the intervals (arrays of low and high)."""
-        if self.values.ndim > 1:
+        if self.values.ndim > 1 or not self.values.size:
             return self._range_of_boxes(intervals)
         low, high = intervals[0]
         low = np.clip(low, 0, len(self.values) - 1)

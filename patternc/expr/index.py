@@ -160,7 +160,10 @@ def arg(name: str) -> Index:
     return Index("arg", name)
 
 
-RESERVED = frozenset("query key value scale return_lse q_start check tail_q tail_k n_k heads batch head_dim backend self out state i name".split())
+RESERVED = frozenset(
+    "query key value scale return_lse q_start check tail_q tail_k n_k heads batch head_dim backend self out state i name "
+    "device tile tiles transposed value_dim kv_heads head row ax path".split()
+)
 
 
 def where(condition, x, y) -> Index:
