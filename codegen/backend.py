@@ -12,13 +12,15 @@ import torch
 from patternc.analysis.runs import members
 from patternc.args import Bound
 from patternc.codegen.kernels import generate
-from patternc.codegen.launch import Call, TileLists, attention_backward, attention_forward
+from patternc.codegen.launch import Call, ChoiceTables, TileLists, attention_backward, attention_forward
 from patternc.errors import BackendError, DeviceError, DtypeError, InternalError
 from patternc.expr.bounds import INF, bounds
 from patternc.expr.index import MAX_INT
 from patternc.expr.node import postorder
 from patternc.layout import layout
+from patternc.plan import AxisPlan
 from patternc.tables import run_table
+from patternc.visits import choice_tables
 
 MOST_HEAD_DIM = 256
 MOST_LENGTHS = 64  # lengths whose tile lists are kept
@@ -102,10 +104,10 @@ def call_of(compiled, device: torch.device, scale: float, bound: Bound) -> Call:
 
 
 def _bounds(compiled, bound: Bound, on_device: Bound, device: torch.device, direction: str, rows: int, cols: int):
-    """The table or the lists that a plan without formulas reads."""
+    """The table or the lists that a plan reads beside its formulas."""
     axis = compiled.plan.forward if direction == "forward" else compiled.plan.transposed
-    if axis.kind == "list":
-        return _lists(compiled, on_device, device, direction, rows, cols)
+    if axis.kind != "table":
+        return _static(compiled, axis, on_device, device, direction, rows, cols)
     key = _unchanged(bound)
     if key is None:
         return run_table(compiled.conjuncts, "k" if direction == "forward" else "q", on_device, rows)
@@ -138,17 +140,19 @@ def _unchanged(bound: Bound) -> tuple | None:
     return bound.n_q, bound.n_k, bound.heads, bound.batch, name(bound.q_start), *map(name, bound.values.values())
 
 
-def _lists(compiled, bound: Bound, device: torch.device, direction: str, rows: int, cols: int) -> TileLists:
-    """Exact tile lists at one length; kept, since a static pattern's tiles depend on nothing else."""
+def _static(compiled, axis: AxisPlan, bound: Bound, device: torch.device, direction: str, rows: int, cols: int) -> TileLists | ChoiceTables:
+    """The lists of one length; kept, since a static pattern's tiles depend on nothing else."""
     kept = compiled.state.setdefault("lists", {})
     start = bound.q_start
     if not isinstance(start, int):
         raise BackendError("this pattern's tiles are lists, and lists need `q_start` as an int", fix="give q_start as an int")
-    scalars = tuple(sorted(bound.values.items())) if all(isinstance(v, int) for v in bound.values.values()) else None
+    # Only lists of all tiles depend on args, and those that are tensors are not kept.
+    scalars = tuple(sorted(bound.values.items())) if axis.kind == "list" else ()
     key = (device, direction, rows, cols, bound.n_q, bound.n_k, bound.heads, start, scalars)
-    if scalars is None or key not in kept:
-        made = _make_lists(compiled, bound, device, direction, rows, cols)
-        if scalars is None:
+    known = all(isinstance(value, int) for _, value in scalars)
+    if not known or key not in kept:
+        made = (_make_lists if axis.kind == "list" else _make_choices)(compiled, axis, bound, device, rows, cols)
+        if not known:
             return made
         if len(kept) >= MOST_LENGTHS:
             kept.pop(next(iter(kept)))
@@ -156,8 +160,14 @@ def _lists(compiled, bound: Bound, device: torch.device, direction: str, rows: i
     return kept[key]
 
 
-def _make_lists(compiled, bound: Bound, device: torch.device, direction: str, rows: int, cols: int) -> TileLists:
-    transposed = direction == "transposed"
+def _make_choices(compiled, axis: AxisPlan, bound: Bound, device: torch.device, rows: int, cols: int) -> ChoiceTables:
+    made = choice_tables(axis, bound, rows, cols, transposed=axis is compiled.plan.transposed)
+    return ChoiceTables(*(None if x is None else torch.from_numpy(x).to(device) for x in made))
+
+
+def _make_lists(compiled, axis: AxisPlan, bound: Bound, device: torch.device, rows: int, cols: int) -> TileLists:
+    """The exact layout, tile by tile."""
+    transposed = axis is compiled.plan.transposed
     exact = layout(compiled.exact, bound, (cols, rows) if transposed else (rows, cols), transposed=transposed)
     group = np.zeros(bound.heads, np.int32)
     parts = {"full": ([], []), "partial": ([], [])}

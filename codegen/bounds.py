@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from patternc.choices import SORTS, Stepped
 from patternc.codegen.code import Code
 from patternc.errors import InternalError
 from patternc.expr.index import Index
-from patternc.plan import AxisPlan
+from patternc.plan import AxisPlan, Run
 
 FIELDS = ("lo", "hi", "inner_lo", "inner_hi")
 RUN = ("start", "stop", "full_start", "full_stop")
+STEP = ("step_lo", "step_hi")
 TABLE_PARAMETERS = ("bounds_ptr", "bounds_stride_b", "bounds_stride_h")
 LIST_PARAMETERS = ("group_ptr", "partial_ptr", "partial_tiles_ptr", "full_ptr", "full_tiles_ptr")
+FLAG_PARAMETERS = ("flags_ptr", "flags_stride_h")  # int32 [heads or 1, flagged runs, row tiles]
+SHARED_PARAMETERS = ("shared_ptr", "shared_stride_h")  # `choices.tile_lists` of the filler's columns
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,21 @@ class Tiles:
     full: Loop | None
 
 
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive places `start .. stop - 1` of loop counters; `chosen` ones are places in the filler's choice, others tiles."""
+
+    start: str
+    stop: str
+    chosen: bool = False
+
+
 def roots(axis: AxisPlan, index: Callable[[Index], Code]) -> dict[str, Code]:
     """The formulas of a plan's runs by the names that `tiles` reads."""
-    return {f"{name}_{i}": index(getattr(run, name)) for i, run in enumerate(axis.runs) for name in FIELDS}
+    found = {f"{name}_{i}": index(getattr(run, name)) for i, run in enumerate(axis.all_runs) for name in FIELDS}
+    if axis.filler is not None and isinstance(axis.filler.columns, Stepped):
+        found |= {"step_lo": index(axis.filler.columns.low), "step_hi": index(axis.filler.columns.high)}
+    return found
 
 
 def tiles(axis: AxisPlan, block: str) -> Tiles:
@@ -59,31 +75,89 @@ def tiles(axis: AxisPlan, block: str) -> Tiles:
     if axis.kind not in ("formula", "table"):
         raise InternalError(f"no kernel for a plan of kind `{axis.kind}`")
     count = axis.count
-    if count == 0:
+    if not count and axis.filler is None:
         return Tiles((), (), None, None)
-    lines = _table(count) if axis.kind == "table" else []
+    parameters = TABLE_PARAMETERS if axis.kind == "table" else FLAG_PARAMETERS if axis.flagged else ()
+    lines = _table(count) if axis.kind == "table" else _flags(axis)
     for i in range(count):
         lines.append(f"{_names(RUN, i)} = _tiles({_names(FIELDS, i)}, first_col, last_col, {block})")
     if not axis.ascending:
         lines += _sort(count)
     for i in range(count):
         lines.append(f"{_names(RUN, i)} = _clip({_names(RUN, i)}, {f'stop_{i - 1}' if i else 0})")
-    partial = [segment for i in range(count) for segment in ((f"start_{i}", f"full_start_{i}"), (f"full_stop_{i}", f"stop_{i}"))]
-    full = [(f"full_start_{i}", f"full_stop_{i}") for i in range(count)]
-    if axis.kind == "formula" and all(_never(run.inner_lo, run.inner_hi) for run in axis.runs):  # then full_start is full_stop or stop
-        partial, full = [(f"start_{i}", f"stop_{i}") for i in range(count)], []
-    more, partial_loop = _loop("partial", partial)
+    never = axis.kind == "formula" and all(run.never_full for run in axis.runs)
+    partial, full = _segments(range(count), never)
+    if axis.filler is not None:
+        parameters += () if axis.filler.columns is None or isinstance(axis.filler.columns, Stepped) else SHARED_PARAMETERS
+        more, more_partial, more_full = _filler(axis.filler, count, block)
+        lines, partial, full = lines + more, partial + more_partial, full + more_full
+    more, partial_loop = _loop("partial", partial, axis.filler)
     lines += more
-    more, full_loop = _loop("full", full)
-    return Tiles(TABLE_PARAMETERS if axis.kind == "table" else (), (*lines, *more), partial_loop, full_loop)
+    more, full_loop = _loop("full", full, axis.filler)
+    return Tiles(parameters, (*lines, *more), partial_loop, full_loop)
+
+
+def _segments(runs, never_full: bool) -> tuple[list[Segment], list[Segment]]:
+    """Partial and full tiles of runs; where nothing is full, full_start is full_stop or stop."""
+    if never_full:
+        return [Segment(f"start_{i}", f"stop_{i}") for i in runs], []
+    partial = [s for i in runs for s in (Segment(f"start_{i}", f"full_start_{i}"), Segment(f"full_stop_{i}", f"stop_{i}"))]
+    return partial, [Segment(f"full_start_{i}", f"full_stop_{i}") for i in runs]
+
+
+def _filler(filler: Run, count: int, block: str) -> tuple[list[str], list[Segment], list[Segment]]:
+    """Run number `count` in the gaps that the `count` runs before it leave, and what it chooses there."""
+    f = count
+    lines = [f"# Run {f}{' in the gaps that the others leave' if count else ''}."]
+    lines.append(f"{_names(RUN, f)} = _tiles({_names(FIELDS, f)}, first_col, last_col, {block})")
+    pieces = range(f + 1, f + count + 2) if count else [f]
+    for gap, piece in enumerate(pieces):
+        stop = f"tl.minimum(stop_{f}, start_{gap})" if gap < count else f"stop_{f}"
+        after = f"stop_{gap - 1}" if gap else 0
+        lines.append(f"{_names(RUN, piece)} = _clip(start_{f}, {stop}, full_start_{f}, full_stop_{f}, {after})")
+    if filler.columns is None:
+        return lines, *_segments(pieces, filler.never_full)
+    if isinstance(filler.columns, Stepped):
+        lines += [
+            f"# Tiles step_first + step_stride * j, and step_wide - 1 after each: {filler.columns.period} columns from one to the next.",
+            f"step_stride = {filler.columns.period} // {block}",
+            f"step_first, step_wide = _steps(step_lo - first_col, step_hi - first_col, step_stride, {block})",
+        ]
+        partial = []
+        for piece in pieces:
+            names = f"place_{piece}, place_stop_{piece}"
+            lines.append(f"{names} = {', '.join(f'_step_place({x}_{piece}, step_first, step_wide, step_stride)' for x in ('start', 'stop'))}")
+            partial.append(Segment(f"place_{piece}", f"place_stop_{piece}", True))
+        return lines, partial, []
+    lines += [f"shared = shared_ptr + h * shared_stride_h  # tiles that hold columns where {_comment(filler)}", f"wide = tl.cdiv(last_col - first_col + 1, {block}) + 1"]
+    partial, full = [], []
+    for piece in pieces:
+        parts = [("live", "start", "full_start"), ("ragged", "full_start", "full_stop"), ("live", "full_stop", "stop"), ("full", "full_start", "full_stop")]
+        for part, (sort, start, stop) in enumerate([("live", "start", "stop")] if filler.never_full else parts):
+            name = f"{sort}_{piece}_{part}"
+            lines.append(f"{name}, {name}_stop = _places(shared, {SORTS.index(sort)}, wide, {start}_{piece}, {stop}_{piece})")
+            (full if sort == "full" else partial).append(Segment(name, f"{name}_stop", True))
+    return lines, partial, full
+
+
+def _comment(filler: Run) -> str:
+    text = str(filler.columns.condition)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _flags(axis: AxisPlan) -> list[str]:
+    """Runs with a condition on the row: empty where no row of the tile meets it, without full tiles where not all do."""
+    lines = []
+    for slot, i in enumerate(i for i, run in enumerate(axis.all_runs) if run.rows is not None):
+        at = f"flags_ptr + h * flags_stride_h + {f'{slot} * row_tiles + ' if slot else ''}tile"
+        lines.append(f"flag = tl.load({at})  # 0, 1, 2: no row, some rows, all rows of the tile")
+        lines.append(f"hi_{i} = tl.where(flag > 0, hi_{i}, lo_{i} - 1)")
+        lines.append(f"inner_hi_{i} = tl.where(flag > 1, inner_hi_{i}, inner_lo_{i} - 1)")
+    return lines
 
 
 def _names(names: tuple[str, ...], i: int) -> str:
     return ", ".join(f"{name}_{i}" for name in names)
-
-
-def _never(low: Index, high: Index) -> bool:
-    return low.op == high.op == "const" and low.args[0] > high.args[0]
 
 
 def _table(count: int) -> list[str]:
@@ -102,17 +176,24 @@ def _sort(count: int) -> list[str]:
     return lines
 
 
-def _loop(kind: str, segments: list[tuple[str, str]]) -> tuple[list[str], Loop | None]:
-    """Statements that count the segments' tiles, and the loop over them."""
+def _loop(kind: str, segments: list[Segment], filler: Run | None) -> tuple[list[str], Loop | None]:
+    """Statements that count the segments' tiles, and the loop over them; segments of chosen tiles come last."""
     if not segments:
         return [], None
-    lines, tile = [], [f"col_tile = i + {segments[0][0]}"]
+    lines, tile = [], [f"col_tile = i + {segments[0].start}"]
     total = ""
-    for number, (start, stop) in enumerate(segments, 1):
-        lines.append(f"{kind}_{number} = {f'{total} + ' if total else ''}{stop} - {start}")
+    for number, segment in enumerate(segments, 1):
+        lines.append(f"{kind}_{number} = {f'{total} + ' if total else ''}{segment.stop} - {segment.start}")
+        if total:
+            tile.append(f"col_tile = tl.where(i >= {total}, i - {total} + {segment.start}, col_tile)")
         total = f"{kind}_{number}"
-        if number < len(segments):
-            tile.append(f"col_tile = tl.where(i >= {total}, i - {total} + {segments[number][0]}, col_tile)")
+    plain = sum(not s.chosen for s in segments)
+    if plain < len(segments):
+        chosen = "_step_tile(col_tile, step_first, step_wide, step_stride)" if isinstance(filler.columns, Stepped) else None
+        if chosen is None:
+            tile.append(f"col_tile = tl.load(shared + col_tile{f', mask=i >= {kind}_{plain}, other=col_tile' if plain else ''})")
+        else:
+            tile.append(f"col_tile = {f'tl.where(i >= {kind}_{plain}, {chosen}, col_tile)' if plain else chosen}")
     return lines, Loop(total, tuple(tile))
 
 

@@ -68,7 +68,7 @@ def is_short(axis: AxisPlan) -> bool:
     """Whether every run is provably a few columns wider than its row tile, as in a window: then start-up counts."""
     if axis.kind != "formula":
         return False
-    for run in axis.runs:
+    for run in axis.all_runs:
         width, parts = terms(add(run.hi, scale(run.lo, -1)))
         if width > SHORT or parts not in ({}, {R1: 1, R0: -1}):
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 from patternc.codegen import bounds
@@ -13,7 +14,7 @@ from patternc.plan import AxisPlan, Plan
 # Names in kernels that an arg's statements must not take.
 TAKEN = (
     "b h g kv_h n_q n_k i r0 r1 tile row_tiles program first first_col last_col rows cols start whole at vectors col_tile s "
-    "allowed acc total peak lse delta o dq dk dv swap q_start q_row q_col k_row k_col q_tile k_tile v_tile do_tile bounds list_row triton tl"
+    "allowed acc total peak lse delta o dq dk dv swap q_start q_row q_col k_row k_col q_tile k_tile v_tile do_tile bounds triton tl"
 ).split()
 
 
@@ -51,14 +52,15 @@ class Frame:
         scalars = {v: (v, 0) for v in ("b", "n_q", "n_k", "r0", "r1", "q_start")}
         variables = {row: (f"{row}_row", ROW), col: (f"{col}_col", COL), "h": ("h", head), **scalars}
         self.rows, self.uses, self.block_n = rows, Uses(), block_n
-        numbered = (f"{name}_{i}" for i in range(axis.count) for name in (*bounds.FIELDS, *bounds.RUN))
-        printer = Printer(variables, self.uses, (*TAKEN, *numbered))
         self.tiles = bounds.tiles(axis, block_n)
+        numbered = (f"{name}_{i}" for i in range(axis.count + 1) for name in bounds.FIELDS)
+        assigned = re.findall(r"\w+", " ".join(line.partition(" = ")[0] for line in self.tiles.before))
+        printer = Printer(variables, self.uses, (*TAKEN, *numbered, *bounds.STEP, *assigned))
         roots = bounds.roots(axis, printer.index) if axis.kind == "formula" else {}
         mask = printer.pattern(plan.mask)
         if mask is not None:
             roots["allowed"] = mask
-        self.masked, self.bounded = mask is not None, axis.kind == "formula" and axis.count > 0
+        self.masked, self.bounded = mask is not None, axis.kind == "formula" and bool(axis.all_runs)
         self.printed = printer.statements(roots)
         self.parameters = [*self.tiles.parameters, *self.uses.parameters()]
 

@@ -56,6 +56,34 @@ def _clip(start, stop, full_start, full_stop, done):
 ''',
     '''
 @triton.jit
+def _places(shared, sort: tl.constexpr, wide, start, stop):
+    """Where in `shared` the tiles of a sort between two tiles are: first the sorts' counts of tiles before a tile, then their tiles."""
+    ranks = shared + sort * wide
+    tiles = (3 + sort) * wide
+    return tiles + tl.load(ranks + start), tiles + tl.load(ranks + stop)
+''',
+    '''
+@triton.jit
+def _steps(lo, hi, stride, BLOCK: tl.constexpr):
+    """The first tile, in 0 .. stride - 1, and the number of tiles that hold columns lo..hi, repeated every `stride` tiles."""
+    first = _floordiv(lo, BLOCK)
+    return _floormod(first, stride), tl.minimum(_floordiv(hi, BLOCK) - first + 1, stride)
+''',
+    '''
+@triton.jit
+def _step_place(tile, first, wide, stride):
+    """How many chosen tiles lie before a tile, those of the step before tile 0 included."""
+    past = tile - first + stride
+    return past // stride * wide + tl.minimum(past % stride, wide)
+''',
+    '''
+@triton.jit
+def _step_tile(place, first, wide, stride):
+    """The inverse of `_step_place`."""
+    return first - stride + place // wide * stride + place % wide
+''',
+    '''
+@triton.jit
 def _load_rows(base, first, stride, count, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, CHECK: tl.constexpr):
     """Rows first .. first + BLOCK - 1 of a [count, D] matrix as [BLOCK, BLOCK_D]; what is outside is 0.  CHECK: rows may be outside."""
     row = tl.arange(0, BLOCK)[:, None]
@@ -113,6 +141,11 @@ def _dkdv_step(dk, dv, s, q_tile, do_tile, v_tile, lse, delta, score_scale, PREC
 
 
 def used_by(text: str) -> str:
-    """The helpers that `text` calls, in the order of `SOURCES`."""
+    """The helpers that `text` and they themselves call, in the order of `SOURCES`."""
     names = [re.search(r"def (\w+)", source)[1] for source in SOURCES]
-    return "\n".join(source for name, source in zip(names, SOURCES) if f"{name}(" in text)
+    used: list[str] = []
+    for name, source in reversed(list(zip(names, SOURCES))):  # a helper calls only those before it
+        if f"{name}(" in text:
+            used.insert(0, source)
+            text += source
+    return "\n".join(used)

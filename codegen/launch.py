@@ -44,6 +44,19 @@ class TileLists:
     full: torch.Tensor
 
 
+@dataclass(frozen=True)
+class ChoiceTables:
+    """What the runs of a "formula" plan choose by: int32 tensors on the kernels' device, None where nothing needs them.
+
+    Attributes:
+        flags: [heads or 1, flagged runs, row tiles], `choices.kinds` of their conditions on the row.
+        shared: [heads or 1, 6, column tiles + 1], `choices.tile_lists` of the filler's columns.
+    """
+
+    flags: torch.Tensor | None
+    shared: torch.Tensor | None
+
+
 @dataclass
 class Call:
     """What is the same for all kernels of one call.
@@ -54,7 +67,7 @@ class Call:
         q_start: position of query 0, an int or an int tensor [1] or [B].
         args: runtime args in normal form: ints, or tensors with a leading batch axis of 1 or B on the inputs' device.
         bounds: `bounds(direction, rows, cols)` for plans of kind "table" (an int32 tensor [B', H', row tiles, count, 4]) and
-            "list" (`TileLists`); direction is "forward" or "transposed", rows and cols the size of its tiles.
+            "list" (`TileLists`), and formulas whose runs choose (`ChoiceTables`); direction is "forward" or "transposed", rows and cols the size of its tiles.
         variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.
     """

@@ -6,7 +6,8 @@ import weakref
 
 import torch
 
-from patternc.codegen.bounds import LIST_PARAMETERS
+from patternc.choices import Listed
+from patternc.codegen.bounds import FLAG_PARAMETERS, LIST_PARAMETERS, SHARED_PARAMETERS, TABLE_PARAMETERS
 from patternc.codegen.configs import Config
 from patternc.codegen.kernels import Kernel
 from patternc.codegen.uses import Array
@@ -60,7 +61,8 @@ def _table(table, kind: str, device: torch.device) -> torch.Tensor:
 
 def _bounds(call, kernel: Kernel, config: Config) -> dict:
     axis = kernel.axis
-    if axis.kind == "formula":
+    listed = axis.filler is not None and isinstance(axis.filler.columns, Listed)
+    if axis.kind == "formula" and not axis.flagged and not listed:
         return {}
     direction = "transposed" if kernel.name == "backward_dkdv" else "forward"
     rows, cols = (config.block_n, config.block_m) if direction == "transposed" else (config.block_m, config.block_n)
@@ -68,6 +70,12 @@ def _bounds(call, kernel: Kernel, config: Config) -> dict:
     if axis.kind == "list":
         fields = ("group", "partial_ptr", "partial", "full_ptr", "full")
         return {parameter: getattr(made, field) for parameter, field in zip(LIST_PARAMETERS, fields)}
-    made = made.contiguous()
-    strides = [0 if made.shape[i] == 1 else made.stride(i) for i in (0, 1)]
-    return {"bounds_ptr": made, "bounds_stride_b": strides[0], "bounds_stride_h": strides[1]}
+    if axis.kind == "table":
+        made = made.contiguous()
+        return dict(zip(TABLE_PARAMETERS, (made, *(0 if made.shape[i] == 1 else made.stride(i) for i in (0, 1)))))
+    values = _per_head(FLAG_PARAMETERS, made.flags) if axis.flagged else {}
+    return values | (_per_head(SHARED_PARAMETERS, made.shared) if listed else {})
+
+
+def _per_head(parameters: tuple[str, str], x: torch.Tensor) -> dict:
+    return dict(zip(parameters, (x, 0 if x.shape[0] == 1 else x.stride(0))))

@@ -10,7 +10,8 @@ from patternc.cost import Cost, cost, first_row
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.layout import Layout, layout
-from patternc.plan import AxisPlan, Plan, make_plan
+from patternc.choices import Listed, Stepped
+from patternc.plan import AxisPlan, Plan, Run, make_plan
 
 DIRECTIONS = {"forward": ("q tiles over keys", "forward, dq"), "transposed": ("k tiles over queries", "dk, dv")}
 
@@ -167,10 +168,21 @@ def describe_axis(title: str, axis: AxisPlan, columns: str) -> list[str]:
     if axis.kind == "table":
         return [f"{title}: a table, {_plural(axis.count, 'run')} a row tile, made on the tensors' device"]
     order = "" if axis.count < 2 else ", in order" if axis.ascending else ", sorted in the kernel"
-    lines = [f"{title}: formulas, {_plural(axis.count, 'run')} a row tile{order}"]
-    for run in axis.runs:
-        lines.append(f"    {columns} {run.lo} .. {run.hi}, every pair in {run.inner_lo} .. {run.inner_hi}")
+    lines = [f"{title}: formulas, {_plural(len(axis.all_runs), 'run')} a row tile{order}"]
+    for run in axis.all_runs:
+        gaps = "in the gaps: " if run is axis.filler and axis.count else ""
+        lines.append(f"    {gaps}{columns} {run.lo} .. {run.hi}, every pair in {run.inner_lo} .. {run.inner_hi}{_choice(run)}")
     return lines
+
+
+def _choice(run: Run) -> str:
+    """What a run takes of the tiles between its bounds."""
+    rows = f", for rows where {run.rows}" if run.rows is not None else ""
+    if isinstance(run.columns, Listed):
+        return f"{rows}, in the tiles of a shared list: {run.columns.condition}"
+    if isinstance(run.columns, Stepped):
+        return f"{rows}, in steps of {run.columns.period} from {run.columns.low} .. {run.columns.high}"
+    return rows
 
 
 def tiles_line(found: Layout) -> str:

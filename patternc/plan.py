@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from patternc.analysis.project import R0, R1, NeedsTable, Projection, Projector, Symbols, ordered
+from patternc.analysis.project import R0, R1, Interval, NeedsTable, Projection, Projector, Symbols, ordered
+from patternc.choices import Choice, Listed, Stepped, choose
 from patternc.expr.index import Index, const, where
 from patternc.expr.node import postorder, roomy
 from patternc.expr.pattern import Pattern, between
@@ -21,12 +22,23 @@ class Run:
 
     Outside `lo..hi` no row of the tile allows a column.  Within `inner_lo..inner_hi` every row allows every column
     (empty where `inner_lo > inner_hi`).  Bounds may exceed the columns there are; whoever uses them clips.
+
+    Attributes:
+        rows: a condition on the row alone: without a row that meets it the run is empty, with one that does not nothing is full.
+        columns: the tiles between the bounds that are visited, None for all.
     """
 
     lo: Index
     hi: Index
     inner_lo: Index
     inner_hi: Index
+    rows: Pattern | None = None
+    columns: Listed | Stepped | None = None
+
+    @property
+    def never_full(self) -> bool:
+        low, high = self.inner_lo, self.inner_hi
+        return low.op == high.op == "const" and low.args[0] > high.args[0]
 
 
 @dataclass(frozen=True)
@@ -39,12 +51,25 @@ class AxisPlan:
         runs: the formulas; empty for the other kinds.
         count: the number of runs per row tile ("formula" and "table").
         ascending: the runs' `lo` are proved to ascend within every row tile, so that clamping makes them disjoint.
+        filler: one more run, of which only the tiles that no other run visits are visited: one that chooses among its tiles,
+            or that is never full and would take full tiles away from the others.
     """
 
     kind: str
     runs: tuple[Run, ...]
     count: int
     ascending: bool
+    filler: Run | None = None
+
+    @property
+    def flagged(self) -> tuple[Run, ...]:
+        """The runs with a condition on the row."""
+        return tuple(run for run in self.all_runs if run.rows is not None)
+
+    @property
+    def all_runs(self) -> tuple[Run, ...]:
+        """The runs, the filler last."""
+        return self.runs if self.filler is None else (*self.runs, self.filler)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +108,25 @@ def axis_plan(lowered: Pattern, column: str) -> AxisPlan:
     if runtime:
         return AxisPlan("table", (), max(len(conjuncts), 1), len(conjuncts) <= 1)
     try:
+        choices = [choose(c, column) for c in conjuncts]
         projector = Projector(column, Symbols("q" if column == "k" else "k"))
-        projections = [projector.project(c) for c in conjuncts]
+        projections = [(projector.project(choice.rest), choice) for choice in choices]
     except NeedsTable:
         return AxisPlan("list", (), 0, True)
-    if not all(projection.tight for projection in projections):
+    runs = [run_of(*pair, column) for pair in projections if not pair[0].outer.empty]
+    fillers = [run for run in runs if run.columns is not None]
+    if len(fillers) > 1:
         return AxisPlan("list", (), 0, True)
-    runs = [run_of(projection, column) for projection in projections if not projection.outer.empty]
+    filler = fillers[0] if fillers else _shadow(runs)
+    runs = [run for run in runs if run is not filler]
     in_order = _ascending(runs, const(0) if column == "k" else Q_START)
-    return AxisPlan("formula", tuple(in_order or runs), len(runs), in_order is not None)
+    return AxisPlan("formula", tuple(in_order or runs), len(runs), in_order is not None, filler)
+
+
+def _shadow(runs: list[Run]) -> Run | None:
+    """The one run that is never full beside others that may be."""
+    never = [run for run in runs if run.never_full]
+    return never[0] if len(never) == 1 < len(runs) else None
 
 
 def conjuncts_of(lowered: Pattern) -> list[Conjunct] | None:
@@ -102,17 +137,18 @@ def conjuncts_of(lowered: Pattern) -> list[Conjunct] | None:
         return None
 
 
-def run_of(projection: Projection, column: str) -> Run:
-    """Close open sides with the columns there are, and fold conditions on the tile into empty intervals."""
+def run_of(projection: Projection, choice: Choice, column: str) -> Run:
+    """Close open sides with the columns there are, and fold conditions on the tile into empty intervals; narrow residues fill no tile."""
     first, last = (const(0), Index("var", "n_k") - 1) if column == "k" else (Q_START, Q_START + Index("var", "n_q") - 1)
     bounds = []
-    for interval, condition in ((projection.outer, projection.some), (projection.inner, projection.every)):
+    inner = Interval(empty=True) if isinstance(choice.columns, Stepped) else projection.inner
+    for interval, condition in ((projection.outer, projection.some), (inner, projection.every)):
         low = first if interval.low is None else interval.low
         high = last if interval.high is None else interval.high
         if interval.empty:
             low, high = const(0), const(-1)
         bounds += [low, high if condition is None else where(condition, high, low - 1)]
-    return Run(*bounds)
+    return Run(*bounds, choice.rows, choice.columns)
 
 
 def _ascending(runs: list[Run], first_column: Index) -> list[Run] | None:

@@ -109,7 +109,7 @@ def check_visits(example: Example, bound, axis, dense: np.ndarray, transposed: b
     """Visited tiles cover all allowed pairs, full ones are full, no tile is visited twice, and the totals are right."""
     rows, columns = example.tile[::-1] if transposed else example.tile
     found = visits(example.pattern, axis, bound, (rows, columns), transposed)
-    if found.tiles is None:
+    if found.segments is None:
         return  # lists come from the layout, which is checked by itself
     pairs = full_tiles = partial_tiles = 0
     for b in range(example.batch):
@@ -117,12 +117,14 @@ def check_visits(example: Example, bound, axis, dense: np.ndarray, transposed: b
             mask = dense[b, h].T if transposed else dense[b, h]
             allowed, area = block_counts(mask, rows, columns)
             times, full = np.zeros(allowed.shape, int), np.zeros(allowed.shape, bool)
-            runs = found.tiles[b if found.tiles.shape[0] > 1 else 0, h if found.tiles.shape[1] > 1 else 0]
-            for row, row_runs in enumerate(runs):
-                for start, stop, full_start, full_stop in row_runs:
-                    times[row, start:stop] += 1
-                    full[row, full_start:full_stop] = True
-                    _expect(start <= full_start <= full_stop <= stop <= allowed.shape[1] or start == stop, what, "leaves the columns, or its run")
+            for segment in found.segments:
+                batches, heads, _ = segment.start.shape
+                at = b % batches, h % heads
+                _expect(((segment.stop <= allowed.shape[1]) | (segment.count == 0)).all(), what, "leaves the columns")
+                for tile in range(allowed.shape[1]):
+                    held = segment.holds(tile)[at]
+                    times[:, tile] += held
+                    full[:, tile] |= held & segment.full
             _expect((times <= 1).all(), what, "visits a tile twice")
             _expect(not allowed[times == 0].any(), what, "does not visit an allowed pair")
             _expect((allowed == area)[full].all(), what, "leaves out the mask of a tile that is not full")

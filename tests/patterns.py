@@ -14,6 +14,14 @@ PRIMITIVES = [
     pc.where(pc.q < 50, pc.k, pc.q) < 60, pc.table([0, 2, 1, 2])[pc.q % 4] == pc.table([0, 2, 1, 2])[pc.k % 4],
 ]  # fmt: skip
 
+# Runs that choose among their tiles: by a shared list, by steps, by a condition on the row, in the gaps of other runs.
+CHOICES = [
+    pc.causal & (pc.k // 16 % 8 == 7), pc.causal & (pc.block(128) | (pc.k % 256 >= 248)), pc.window(40) | pc.global_([3, 77, 400]),
+    pc.dilate(256), pc.causal & (pc.window(50) | pc.dilate(128)), (pc.q + pc.k) % 384 < 9, (pc.q % 200 == 5) | (pc.k % 200 == 190) | pc.window(5),
+    pc.causal & (pc.window(9) | (pc.k // 8 % 16 == pc.h)), pc.window(150) | pc.dilate(2), pc.causal & (pc.prefix(pc.arg("p")) | pc.dilate(128) | pc.window(60)),
+    pc.cols(range(64, 320)) | pc.rows([9]), pc.per_head(pc.dilate(128), pc.causal, pc.window(4), pc.block(100)),
+]  # fmt: skip
+
 
 def composition(seed: int) -> pc.Pattern:
     draw = random.Random(seed)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from patterns import PRIMITIVES, composition, ids
+from patterns import CHOICES, PRIMITIVES, composition, ids
 
 import patternc as pc
 
@@ -12,6 +12,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("spec", PRIMITIVES, ids=str)
 def test_primitive(spec, dtype):
     check(spec, dtype)
+
+
+@pytest.mark.parametrize("spec", CHOICES, ids=str)
+def test_choice(spec):
+    options = dict(backend="triton", device="cuda", dtype=torch.bfloat16, heads=4, kv_heads=2, quiet=True, raise_error=True)
+    for head_dim in (64, 128):
+        pc.verify(spec, sizes=[(700, 700), (65, 1033)], head_dim=head_dim, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

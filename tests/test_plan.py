@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from patterns import CHOICES
 
 import patternc as pc
 from patternc.analysis.runs import members
@@ -31,8 +32,15 @@ KINDS = {
     "window(20) | global(tokens)": ("table", "table"),
     "causal & valid(mask)": ("table", "table"),
     "causal & (documents(ids) | cols(tokens))": ("table", "table"),
-    "causal & cols([3, 77, 90])": ("list", "list"),
-    "(causal | cols([3, 77])) & dilate(100)": ("list", "list"),
+    "causal & cols([3, 77, 90])": ("formula", "formula"),
+    "causal & (block(32) | (k // 8 % 4 == 3))": ("formula", "formula"),
+    "window(20) | global([3, 77])": ("formula", "formula"),
+    "causal & (window(9) | dilate(128))": ("formula", "formula"),
+    "causal & per_head(window(9), k // 8 % 8 == h)": ("formula", "formula"),
+    "window(20) | dilate(2)": ("formula", "formula"),
+    "(q % 48 == 5) | cols([1, 130])": ("formula", "formula"),
+    "(causal | cols([3, 77])) & dilate(200)": ("list", "list"),
+    "causal & (dilate(128) | (k % 256 == 9))": ("list", "formula"),
 }
 LENGTHS = ((1, 1), (96, 96), (131, 131), (40, 131), (131, 150))
 
@@ -68,6 +76,13 @@ def test_explicit_start(text):
     for start in (0, 17, np.array([3, 60])):
         check(Example(p, 20, 100, 1, 2, (16, 16), start, args_of(p, 100)))
     check(Example(p, 120, 100, 1, 1, (16, 16), 0, args_of(p, 100)))  # more queries than keys
+
+
+@pytest.mark.parametrize("p", CHOICES, ids=str)
+def test_choices_are_sound(p):
+    for n_q, n_k, tile in ((450, 450, (64, 64)), (70, 450, (32, 128)), (300, 500, (128, 32))):
+        args = {name: 60 for name in signature(p)}
+        check(Example(p, n_q, n_k, 4, 1, tile, None, args))
 
 
 @pytest.mark.parametrize(
@@ -106,10 +121,11 @@ def test_formulas_hold_at_a_million_tokens():
         assert (found.full_tiles, found.partial_tiles) == (24570, 16380)
 
 
-def test_lists_are_the_exact_layout():
-    p = pc.parse("causal & cols([3, 77, 90])")
+@pytest.mark.parametrize("text", ["causal & (dilate(128) | (k % 256 == 9))", "causal & cols([3, 77, 90])", "causal & (window(9) | dilate(128))"])
+def test_lists_and_steps_are_the_exact_layout(text):
+    p = pc.parse(text)
     exact = layout(p, bind(p, {}, 131), (16, 16))
-    assert exact.exact and set(members(exact.groups[0].tiles.partial) % exact.groups[0].tiles.grid.width) <= {0, 4, 5}
+    assert exact.exact
     found = visits(p, make_plan(p).forward, bind(p, {}, 131), (16, 16))
     assert (found.pairs, found.full_tiles, found.partial_tiles) == (exact.visited_pairs, exact.full_tiles, exact.partial_tiles)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from patterns import PRIMITIVES, composition
+from patterns import CHOICES, PRIMITIVES, composition
 
 import patternc as pc
 
@@ -17,6 +17,11 @@ def check(spec, dtype=torch.float32, sizes=((70, 70), (33, 90))):
 @pytest.mark.parametrize("spec", PRIMITIVES[::2], ids=str)
 def test_primitive(spec):
     check(spec)
+
+
+@pytest.mark.parametrize("spec", CHOICES[1::3], ids=str)
+def test_choice(spec):
+    pc.verify(spec, backend="triton", device="cpu", sizes=[(290, 290)], heads=4, kv_heads=4, head_dim=16, batch=1, quiet=True, raise_error=True)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from patternc.analysis.tiles import always_met
 from patternc.expr.arithmetic import add, linear, maximum, minimum, scale, terms
 from patternc.expr.bounds import INF, interval
 from patternc.expr.index import Index, where
@@ -17,7 +16,6 @@ from patternc.expr.pattern import all_of
 from patternc.passes import Conjunct, variables
 
 R0, R1 = Index("var", "r0"), Index("var", "r1")  # first and last row position of a tile
-NOMINAL_TILE = 64  # residue classes that meet every tile of this size are not worth solving for
 
 
 def ordered(a: Index, b: Index) -> bool:
@@ -93,7 +91,7 @@ class Projection:
         outer, inner: the column intervals.
         some, every: conditions on the tile alone: some row can (every row does) meet the comparisons without the column;
             None stands for true.
-        tight: the outer interval misses nothing that the expression says, residues that meet every tile aside.
+        tight: the outer interval misses nothing that the comparisons on the column say.
     """
 
     outer: Interval = field(default_factory=Interval)
@@ -101,16 +99,6 @@ class Projection:
     some: object = None
     every: object = None
     tight: bool = True
-
-
-@dataclass(frozen=True)
-class _NominalAxis:
-    tile: int = NOMINAL_TILE
-
-
-class _NominalGrid:
-    def axis(self, _):
-        return _NominalAxis()
 
 
 class Projector:
@@ -130,8 +118,7 @@ class Projector:
                 continue
             self.tight = True
             outer = self._solve(core, low, high, inner=False)
-            if not self.tight:
-                out.tight = out.tight and always_met(core, _NominalGrid())
+            out.tight = out.tight and self.tight
             inner = self._solve(core, low, high, inner=True)
             out.outer, out.inner = self._meet(out.outer, outer), self._meet(out.inner, inner)
         return out
