@@ -12,7 +12,8 @@ import torch
 from patternc.analysis.runs import members
 from patternc.args import Bound
 from patternc.codegen.kernels import generate
-from patternc.codegen.launch import Call, ChoiceTables, TileLists, attention_backward, attention_forward
+from patternc.codegen.launch import Call, attention_backward, attention_forward
+from patternc.codegen.parameters import ChoiceTables, TileLists
 from patternc.errors import BackendError, DeviceError, DtypeError, InternalError
 from patternc.expr.bounds import INF, bounds
 from patternc.expr.index import MAX_INT

@@ -129,10 +129,12 @@ def _filler(filler: Run, count: int, block: str) -> tuple[list[str], list[Segmen
             lines.append(f"{names} = {', '.join(f'_step_place({x}_{piece}, step_first, step_wide, step_stride)' for x in ('start', 'stop'))}")
             partial.append(Segment(f"place_{piece}", f"place_stop_{piece}", True))
         return lines, partial, []
-    lines += [f"shared = shared_ptr + h * shared_stride_h  # tiles that hold columns where {_comment(filler)}", f"wide = tl.cdiv(last_col - first_col + 1, {block}) + 1"]
+    lines.append(f"shared = shared_ptr + h * shared_stride_h  # tiles that hold columns where {_comment(filler)}")
+    lines.append(f"wide = tl.cdiv(last_col - first_col + 1, {block}) + 1")
     partial, full = [], []
+    inside = "full_start", "full_stop"
+    parts = [("live", "start", "full_start"), ("ragged", *inside), ("live", "full_stop", "stop"), ("full", *inside)]
     for piece in pieces:
-        parts = [("live", "start", "full_start"), ("ragged", "full_start", "full_stop"), ("live", "full_stop", "stop"), ("full", "full_start", "full_stop")]
         for part, (sort, start, stop) in enumerate([("live", "start", "stop")] if filler.never_full else parts):
             name = f"{sort}_{piece}_{part}"
             lines.append(f"{name}, {name}_stop = _places(shared, {SORTS.index(sort)}, wide, {start}_{piece}, {stop}_{piece})")

@@ -27,36 +27,6 @@ LOG2E = 1.4426950408889634
 WIDEST_ROW_STRIDE = 2**22  # in elements: offsets within a tile are 32 bits wide
 
 
-@dataclass(frozen=True)
-class TileLists:
-    """The tiles that a "list" plan visits: int32 tensors on the kernels' device.
-
-    Attributes:
-        group: [H], which row of the pointers a query head uses.
-        partial_ptr, full_ptr: [groups, row tiles + 1], where a row tile's entries begin in `partial` and `full`.
-        partial, full: column tiles, at least one entry long each (it may be unused).
-    """
-
-    group: torch.Tensor
-    partial_ptr: torch.Tensor
-    partial: torch.Tensor
-    full_ptr: torch.Tensor
-    full: torch.Tensor
-
-
-@dataclass(frozen=True)
-class ChoiceTables:
-    """What the runs of a "formula" plan choose by: int32 tensors on the kernels' device, None where nothing needs them.
-
-    Attributes:
-        flags: [heads or 1, flagged runs, row tiles], `choices.kinds` of their conditions on the row.
-        shared: [heads or 1, 6, column tiles + 1], `choices.tile_lists` of the filler's columns.
-    """
-
-    flags: torch.Tensor | None
-    shared: torch.Tensor | None
-
-
 @dataclass
 class Call:
     """What is the same for all kernels of one call.
@@ -67,7 +37,8 @@ class Call:
         q_start: position of query 0, an int or an int tensor [1] or [B].
         args: runtime args in normal form: ints, or tensors with a leading batch axis of 1 or B on the inputs' device.
         bounds: `bounds(direction, rows, cols)` for plans of kind "table" (an int32 tensor [B', H', row tiles, count, 4]) and
-            "list" (`TileLists`), and formulas whose runs choose (`ChoiceTables`); direction is "forward" or "transposed", rows and cols the size of its tiles.
+            "list" (`TileLists`), and for formulas whose runs choose (`ChoiceTables`); direction is "forward" or "transposed",
+            rows and cols the size of its tiles.
         variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.
     """
@@ -177,9 +148,11 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
     while True:
         launch = None if call.configs else _launches.get(key)
         if launch is None:
+            launch = _prepare(call, name, matrices)
             if len(_launches) >= MOST_LAUNCHES:
                 _launches.clear()
-            launch = _launches[key] = _prepare(call, name, matrices)
+            if not call.configs:
+                _launches[key] = launch
         if launch.grid == 0:
             return
         values = {**launch.values, **extra, **runtime_values(call, launch.kernel, launch.config, device)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 
 import torch
 
@@ -11,6 +12,36 @@ from patternc.codegen.bounds import FLAG_PARAMETERS, LIST_PARAMETERS, SHARED_PAR
 from patternc.codegen.configs import Config
 from patternc.codegen.kernels import Kernel
 from patternc.codegen.uses import Array
+
+
+@dataclass(frozen=True)
+class TileLists:
+    """The tiles that a "list" plan visits: int32 tensors on the kernels' device.
+
+    Attributes:
+        group: [H], which row of the pointers a query head uses.
+        partial_ptr, full_ptr: [groups, row tiles + 1], where a row tile's entries begin in `partial` and `full`.
+        partial, full: column tiles, at least one entry long each (it may be unused).
+    """
+
+    group: torch.Tensor
+    partial_ptr: torch.Tensor
+    partial: torch.Tensor
+    full_ptr: torch.Tensor
+    full: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ChoiceTables:
+    """What the runs of a "formula" plan choose by: int32 tensors on the kernels' device, None where nothing needs them.
+
+    Attributes:
+        flags: [heads or 1, flagged runs, row tiles], `choices.kinds` of their conditions on the row.
+        shared: [heads or 1, 6, column tiles + 1], `choices.tile_lists` of the filler's columns.
+    """
+
+    flags: torch.Tensor | None
+    shared: torch.Tensor | None
 
 
 def runtime_values(call, kernel: Kernel, config: Config, device: torch.device) -> dict:

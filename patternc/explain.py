@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from patternc.args import bind, signature
+from patternc.choices import Listed, Stepped
 from patternc.compile import provably_causal
 from patternc.cost import Cost, cost, first_row
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.layout import Layout, layout
-from patternc.choices import Listed, Stepped
 from patternc.plan import AxisPlan, Plan, Run, make_plan
 
 DIRECTIONS = {"forward": ("q tiles over keys", "forward, dq"), "transposed": ("k tiles over queries", "dk, dv")}

@@ -302,3 +302,9 @@ def test_names_of_args_never_clash():
     vectors = {name: torch.arange(n, dtype=torch.int32, device=DEVICE)[None] for name in ("lse", "arg_w", "tl")}
     args = {"w": 5, "w_stride": 3, "x_ptr": 2, "table_0": vectors["tl"] % 11, **vectors}
     check(everywhere(pattern), (q - k < 5) & (k - q < 3) & (k > 0) & (q > 2) & (k < 9) & (k % 11 < 9), n, args=args)
+
+
+def test_a_configuration_for_one_call_is_not_kept():
+    x = torch.randn(1, 1, 40, 16, device=DEVICE)
+    attention_forward(Call(causal, 1.0, configs={"forward": Config(16, 16, 4, 1)}), x, x, x)
+    assert all(kept.config != Config(16, 16, 4, 1) for key, kept in launch._launches.items() if key[0] is causal)

@@ -33,9 +33,9 @@ def test_kinds_of_runs():
     assert "a table, 1 run a row tile" in str(pc.compile("causal & documents(ids)").explain(64, ids=np.zeros(64, int)))
     assert "lists of tiles" in str(pc.compile("dilate(1000)").explain(128))
     assert "keys 0 .. r1, every pair in 0 .. r0, in the tiles of a shared list: cols([1, 70])" in str(pc.compile("causal & cols([1, 70])").explain(128))
-    text = str(pc.compile("causal & (window(9) | dilate(256)) | rows([3])").explain(128))
+    text = str(pc.compile("causal & (window(9) | dilate(256)) | rows([3, 9])").explain(128))
     assert "    in the gaps: keys 0 .. r1, every pair in 0 .. -1, in steps of 256 from r0 .. r1" in text
-    assert "    keys 0 .. n_k - 1, every pair in 0 .. n_k - 1, for rows where rows([3])" in text
+    assert "    keys 0 .. n_k - 1, every pair in 0 .. n_k - 1, for rows where rows([3, 9])" in text
 
 
 def test_attention_with_a_term():

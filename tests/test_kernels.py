@@ -9,7 +9,8 @@ import torch
 
 import patternc as pc
 from patternc.codegen.configs import Config
-from patternc.codegen.launch import Call, TileLists, attention_backward, attention_forward
+from patternc.codegen.launch import Call, attention_backward, attention_forward
+from patternc.codegen.parameters import TileLists
 from patternc.expr.index import const
 from patternc.expr.pattern import FULL
 from patternc.plan import Q_START, R0, R1, AxisPlan, Plan, Run

@@ -7,7 +7,7 @@ import pytest
 import patternc as pc
 from patternc.codegen import configs, offline
 from patternc.codegen.kernels import generate
-from patternc.plan import R0, R1, AxisPlan, Plan, Run
+from patternc.plan import R0, R1, AxisPlan, Plan, Run, make_plan
 
 WIDTH = 512
 plan = Plan(
@@ -76,6 +76,17 @@ def test_every_operation_compiles():
         for kernel in ("forward", "backward_dkdv")
     ]
     assert all(report.stack <= 16 for report in offline.compile_all(jobs))
+
+
+def test_choices_keep_loops_in_registers():
+    """A run among the tiles of a shared list, and one in steps, each in the gaps of a window."""
+    plans = [make_plan(pc.causal & (pc.window(512) | other)) for other in ((pc.k // 16 % 8 == 7), pc.dilate(256))]
+    jobs = [
+        offline.Job(generate(p, "descriptors"), kernel, "bf16", 128, 128, configs.choose(kernel, "descriptors", 128, 128, 2))
+        for p in plans
+        for kernel in ("forward", "backward_dq", "backward_dkdv")
+    ]
+    assert all(report.stack <= 16 and report.loop_spills == 0 for report in offline.compile_all(jobs))
 
 
 def test_float32():

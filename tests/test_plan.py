@@ -8,7 +8,6 @@ import torch
 from patterns import CHOICES
 
 import patternc as pc
-from patternc.analysis.runs import members
 from patternc.args import bind, signature
 from patternc.layout import layout
 from patternc.passes import lower
