@@ -1,8 +1,18 @@
-"""Kernels are interpreted where there is no GPU; this must be said before triton is imported."""
+"""Kernels are interpreted where there is no GPU; this must be said before triton is imported.  Shared fixtures."""
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def one_thread():
+    """For many operations on small tensors: on a busy machine threads wait for one another longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

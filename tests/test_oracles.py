@@ -7,34 +7,34 @@ from oracles import GROUPED, HEADS, SMALL, VOCABULARY, agree, build, gradients, 
 import patternc as pc
 from patternc.args import signature
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 arg, q, k, i = pc.arg, pc.q, pc.k, pc.i
-
-
-def alternate(layer, *patterns):
-    return patterns[layer % len(patterns)]
 
 
 sliding = lambda window: pc.causal & pc.window(window)
 chunked = lambda chunk: pc.causal & pc.block(chunk)
+documents, valid = pc.documents(arg("ids")), pc.valid(arg("mask"))
+images = pc.causal | pc.documents(arg("images"))
+
+# The patterns of a model's layers in turn; after the last the first comes again.
 EXPECTED = {
-    "mistral": lambda window: sliding(window),
-    "gemma2": lambda window, layer: alternate(layer, sliding(window), pc.causal),
-    "gemma3": lambda window, layer: alternate(layer, *[sliding(window)] * 5, pc.causal),
-    "gemma3 bidirectional": lambda window, layer: alternate(layer, *[pc.window(window // 2 + 1)] * 5, pc.full),
-    # Within an image there is no order, and the window only cuts the past.
-    "gemma3 images": lambda window, layer: (pc.causal | pc.documents(arg("images"))) & alternate(layer, *[q - k < window] * 5, pc.full),
-    "gpt_neo": lambda window, layer: alternate(layer, pc.causal, sliding(window)),
-    "modernbert": lambda width, layer: alternate(layer, pc.full, pc.window(width // 2 + 1), pc.window(width // 2 + 1)),
-    "llama4": lambda chunk, layer: alternate(layer, *[chunked(chunk)] * 3, pc.causal),
-    # Chunks are counted from the first token that is not padding.
-    "llama4 padded": lambda chunk, layer: alternate(layer, *[chunked(chunk).at(i - arg("start"))] * 3, pc.causal) & pc.valid(arg("mask")),
-    # Chunks are counted from the start of the document.
-    "llama4 packed": lambda chunk, layer: alternate(layer, *[chunked(chunk).at(arg("place"))] * 3, pc.causal) & pc.documents(arg("ids")),
-    "gpt_oss": lambda window, layer: alternate(layer, sliding(window), pc.causal),
-    "documents": lambda window: sliding(window) & pc.documents(arg("ids")),
-    "left_padding": lambda window: sliding(window) & pc.valid(arg("mask")),
-    "prefix_lm": lambda: pc.causal | pc.prefix(arg("length")),
-}  # fmt: skip
+    "mistral": lambda window: [sliding(window)],
+    "gemma2": lambda window: [sliding(window), pc.causal],
+    "gemma3": lambda window: [sliding(window)] * 5 + [pc.causal],
+    "gemma3 bidirectional": lambda window: [pc.window(window // 2 + 1)] * 5 + [pc.full],
+    # Within an image there is no order, and the window cuts only the past.
+    "gemma3 images": lambda window: [images & (q - k < window)] * 5 + [images],
+    "gpt_neo": lambda window: [pc.causal, sliding(window)],
+    "modernbert": lambda width: [pc.full] + [pc.window(width // 2 + 1)] * 2,
+    "llama4": lambda chunk: [chunked(chunk)] * 3 + [pc.causal],
+    # Chunks are counted from the first token that is not padding, and from the start of the document.
+    "llama4 padded": lambda chunk: [chunked(chunk).at(i - arg("start")) & valid] * 3 + [pc.causal & valid],
+    "llama4 packed": lambda chunk: [chunked(chunk).at(arg("place")) & documents] * 3 + [pc.causal & documents],
+    "gpt_oss": lambda window: [sliding(window), pc.causal],
+    "documents": lambda window: [sliding(window) & documents],
+    "left_padding": lambda window: [sliding(window) & valid],
+    "prefix_lm": lambda length: [pc.causal | pc.prefix(length)],
+}
 
 N = 23
 LENGTHS = [[9, 1, 6, 7], [4, 19]]  # of packed documents
@@ -56,88 +56,88 @@ def decoder(name, **options):
     return build(config, model, **sizes | options)
 
 
-def compare_layers(seen, name, queries=None, options=None, **args):
+def compare(seen, name, size, queries=None, **args):
+    """The masks of a model's layers beside the patterns of that name."""
+    patterns = EXPECTED[name](size)
+    assert len(seen) > len(patterns) or len(patterns) == 1, "too few layers to see the order"
     for layer, mask in enumerate(seen):
-        pattern = EXPECTED[name](**options, layer=layer)
-        agree(mask, pattern, queries, **{name: value for name, value in args.items() if name in signature(pattern)})
+        pattern = patterns[layer % len(patterns)]
+        agree(mask, pattern, queries, **{key: value for key, value in args.items() if key in signature(pattern)})
 
 
 @pytest.mark.parametrize("window", [1, 5, N, 40])
 def test_mistral(window):
-    for mask in masks(decoder("mistral", sliding_window=window), input_ids=tokens(2, N)):
-        agree(mask, EXPECTED["mistral"](window))
+    compare(masks(decoder("mistral", sliding_window=window), input_ids=tokens(2, N)), "mistral", window)
 
 
 def test_gemma2():
-    compare_layers(masks(decoder("gemma2", sliding_window=5), input_ids=tokens(2, N)), "gemma2", options=dict(window=5))
+    compare(masks(decoder("gemma2", sliding_window=5), input_ids=tokens(2, N)), "gemma2", 5)
 
 
 def test_gemma3():
-    compare_layers(masks(decoder("gemma3", sliding_window=5), input_ids=tokens(2, N)), "gemma3", options=dict(window=5))
+    compare(masks(decoder("gemma3", sliding_window=5), input_ids=tokens(2, N)), "gemma3", 5)
 
 
 @pytest.mark.parametrize("window", [5, 6])
 def test_gemma3_bidirectional(window):
     model = decoder("gemma3", sliding_window=window, use_bidirectional_attention=True)
-    compare_layers(masks(model, input_ids=tokens(2, N)), "gemma3 bidirectional", options=dict(window=window))
+    compare(masks(model, input_ids=tokens(2, N)), "gemma3 bidirectional", window)
 
 
 VISION = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
 
 
 def test_gemma3_images():
-    """Two images, two in a row that are one to the model, and none; the vision tower is not run."""
-    images = torch.full((3, N), -1)
-    images[0, 3:12], images[0, 15:18], images[1, 0:8] = 0, 1, 0
+    """Rows with two images, with one and with none; the vision tower is not run."""
+    ids = torch.full((3, N), -1)
+    ids[0, 3:12], ids[0, 15:18], ids[1, 0:8] = 0, 1, 0
     special = dict(image_token_id=VOCABULARY - 1, boi_token_index=VOCABULARY - 2, eoi_token_index=VOCABULARY - 3)
     text = GROUPED | dict(num_hidden_layers=7, sliding_window=5)
     model = build("Gemma3Config", "Gemma3Model", text_config=text, vision_config=VISION, mm_tokens_per_image=4, **special)
-    seen = masks(model, input_ids=tokens(3, N), token_type_ids=(images >= 0).long(), use_cache=False)
-    compare_layers(seen, "gemma3 images", options=dict(window=5), images=images)
+    seen = masks(model, input_ids=tokens(3, N), token_type_ids=(ids >= 0).long(), use_cache=False)
+    compare(seen, "gemma3 images", 5, images=ids)
 
 
 def test_gpt_neo():
     sizes = dict(vocab_size=VOCABULARY, hidden_size=32, num_layers=4, num_heads=HEADS, max_position_embeddings=128, use_cache=False)
     model = build("GPTNeoConfig", "GPTNeoModel", **sizes, attention_types=[[["global", "local"], 2]], window_size=5)
-    compare_layers(masks(model, input_ids=tokens(2, N)), "gpt_neo", options=dict(window=5))
+    compare(masks(model, input_ids=tokens(2, N)), "gpt_neo", 5)
 
 
 def test_modernbert():
     model = build("ModernBertConfig", "ModernBertModel", **SMALL | dict(num_hidden_layers=5), local_attention=6, cls_token_id=1, sep_token_id=1)
-    compare_layers(masks(model, input_ids=tokens(2, N)), "modernbert", options=dict(width=6))
+    compare(masks(model, input_ids=tokens(2, N)), "modernbert", 6)
     mask = torch.arange(N) < torch.tensor([[N], [11]])
-    for layer, seen in enumerate(masks(model, input_ids=tokens(2, N), attention_mask=mask)):
-        agree(seen, EXPECTED["modernbert"](width=6, layer=layer) & pc.valid(arg("mask")), queries=mask, mask=mask)
+    for seen, pattern in zip(masks(model, input_ids=tokens(2, N), attention_mask=mask), EXPECTED["modernbert"](6)):
+        agree(seen, pattern & valid, queries=mask, mask=mask)
 
 
 @pytest.mark.parametrize("chunk", [1, 6, 30])
 def test_llama4(chunk):
     model = decoder("llama4", attention_chunk_size=chunk)
-    compare_layers(masks(model, input_ids=tokens(2, N)), "llama4", options=dict(chunk=chunk))
-    seen = masks(model, input_ids=tokens(3, N), attention_mask=MASK)
-    compare_layers(seen, "llama4 padded", queries=MASK, options=dict(chunk=chunk), start=START, mask=MASK)
-    seen = masks(model, input_ids=tokens(2, N), position_ids=PLACE)
-    compare_layers(seen, "llama4 packed", options=dict(chunk=chunk), ids=IDS, place=PLACE)
+    compare(masks(model, input_ids=tokens(2, N)), "llama4", chunk)
+    compare(masks(model, input_ids=tokens(3, N), attention_mask=MASK), "llama4 padded", chunk, queries=MASK, start=START, mask=MASK)
+    compare(masks(model, input_ids=tokens(2, N), position_ids=PLACE), "llama4 packed", chunk, ids=IDS, place=PLACE)
 
 
 def test_gpt_oss():
     """The sink takes a part of each row's weight; it is no key."""
     found = weights(decoder("gpt_oss", sliding_window=5), input_ids=tokens(2, N))
-    compare_layers([w > 0 for w in found], "gpt_oss", options=dict(window=5))
+    compare([w > 0 for w in found], "gpt_oss", 5)
     assert all((w.sum(-1) < 0.99).all() for w in found)
 
 
 def test_documents():
     """Position ids that start again start a document; a window is the same in it as in the row."""
-    for mask in masks(decoder("mistral", sliding_window=5), input_ids=tokens(2, N), position_ids=PLACE):
-        agree(mask, EXPECTED["documents"](5), ids=IDS)
+    compare(masks(decoder("mistral", sliding_window=5), input_ids=tokens(2, N), position_ids=PLACE), "documents", 5, ids=IDS)
 
 
 def test_left_padding():
     """A window counts positions, padding too.  Rows of padding, which have no key, are whatever the model makes of them."""
-    for mask in masks(decoder("mistral", sliding_window=5), input_ids=tokens(3, N), attention_mask=MASK):
-        agree(mask, EXPECTED["left_padding"](5), queries=MASK, mask=MASK)
-    assert torch.equal(EXPECTED["left_padding"](5).dense(N, batch=3, mask=MASK)[:, 0].any(-1), MASK)
+    seen = masks(decoder("mistral", sliding_window=5), input_ids=tokens(3, N), attention_mask=MASK)
+    compare(seen, "left_padding", 5, queries=MASK, mask=MASK)
+    (pattern,) = EXPECTED["left_padding"](5)
+    assert torch.equal(pattern.dense(N, batch=3, mask=MASK)[:, 0].any(-1), MASK)
 
 
 def test_prefix_lm():
@@ -147,23 +147,18 @@ def test_prefix_lm():
     model = build("PaliGemmaConfig", "PaliGemmaModel", text_config=text, vision_config=vision, projection_dim=32, image_token_id=VOCABULARY - 1)
     length = torch.tensor([0, 7, N])
     suffix = (torch.arange(N) >= length[:, None]).long()
-    for mask in masks(model, input_ids=tokens(3, N), token_type_ids=suffix, use_cache=False):
-        agree(mask, EXPECTED["prefix_lm"](), length=length)
+    compare(masks(model, input_ids=tokens(3, N), token_type_ids=suffix, use_cache=False), "prefix_lm", arg("length"), length=length)
 
 
-@pytest.mark.parametrize("name, options", [("mistral", dict(window=5)), ("gemma3", dict(window=5)), ("llama4", dict(chunk=6))])
-def test_cache(name, options):
-    """With keys of earlier calls queries are the last positions; a layer that forgot keys kept all that are allowed."""
-    model = decoder(name, **{"sliding_window" if "window" in options else "attention_chunk_size": 5 if "window" in options else 6})
-    ids, past = tokens(2, N), None
+@pytest.mark.parametrize("name, size", [("mistral", "sliding_window"), ("gemma3", "sliding_window"), ("llama4", "attention_chunk_size")])
+def test_cache(name, size):
+    """With keys of earlier calls queries are the last positions; what a layer has forgotten of them was not allowed."""
+    model, ids, past = decoder(name, **{size: 5}), tokens(2, N), None
     for first, last in ((0, 14), (14, 21), (21, 22), (22, N)):
         with torch.no_grad():
             out = model(input_ids=ids[:, first:last], past_key_values=past, use_cache=True, output_attentions=True)
         past = out.past_key_values
-        for layer, seen in enumerate(out.attentions):
-            whole = torch.zeros(*seen.shape[:-1], last, dtype=torch.bool)
-            whole[..., last - seen.shape[-1] :] = seen > 0
-            agree(whole, EXPECTED[name](**options, **({} if name == "mistral" else {"layer": layer})))
+        compare([torch.nn.functional.pad(w > 0, (last - w.shape[-1], 0)) for w in out.attentions], name, 5)
 
 
 def test_weights_are_derivatives():

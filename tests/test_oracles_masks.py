@@ -6,6 +6,7 @@ from oracles import GROUPED, agree
 
 import patternc as pc
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 arg, q, k, i = pc.arg, pc.q, pc.k, pc.i
 
 N, WINDOW, CHUNK = 23, 5, 6
