@@ -8,6 +8,7 @@ import warnings
 import torch
 
 from patternc import operators, reference, runtime
+from patternc.derivatives import refuse_transforms
 from patternc.errors import BackendError, DeviceError, DtypeError, OperandError, ShapeError
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
@@ -26,6 +27,7 @@ def attention(
     """
     term = spec.term if isinstance(spec, Attention) else None
     made, args, tracing = runtime.compiled(spec), args or {}, torch.compiler.is_compiling()
+    refuse_transforms()
     if not tracing:  # the operator checks when it runs: tracing cannot raise these errors
         runtime.check_tensors(q, k, v)
     name = choose(backend, term, q.device)

@@ -12,7 +12,6 @@ from patternc.analysis.classes import group as group_by_columns, shape_columns
 from patternc.analysis.evaluate import evaluate
 from patternc.analysis.grid import Grid
 from patternc.analysis.runs import members
-from patternc.errors import BackendError
 from patternc.expr.pattern import Pattern
 from patternc.layout import Group
 
@@ -141,9 +140,3 @@ def without_autocast(function):
             return function(first, *rest, **options)
 
     return run
-
-
-def refuse_second_derivatives() -> None:
-    """To be called by backwards that are not differentiable themselves: autograd enables gradients there for `create_graph`."""
-    if torch.is_grad_enabled():
-        raise BackendError("second derivatives are not supported", fix="differentiate without `create_graph=True`")

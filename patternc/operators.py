@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from patternc.derivatives import refuse_second
 from patternc.errors import BackendError
 from patternc.runtime import _registry, backend_module, bind_call, check_tensors, rest_of
 from patternc.tail import linear_backward, linear_forward
@@ -91,6 +92,7 @@ def _backward(ctx, dout, dlse):
 
 
 attention.register_autograd(_backward, setup_context=_setup)
+attention_backward.register_autograd(refuse_second)
 
 
 @torch.library.custom_op("patternc::linear_attention", mutates_args=())
@@ -129,3 +131,4 @@ def _linear_backward(ctx, dout):
 
 
 linear_attention.register_autograd(_linear_backward, setup_context=_linear_setup)
+linear_attention_backward.register_autograd(refuse_second)

@@ -21,11 +21,11 @@ import torch
 
 from patternc.args import Bound, bind
 from patternc.cpu import layout_of, tail_tile_of
+from patternc.derivatives import Function, Gradients
 from patternc.errors import DeviceError, DtypeError, OperandError, ParameterError, ShapeError, UnknownNameError, suggest
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.layout import Layout
-from patternc.masks import refuse_second_derivatives
 from patternc.passes import Conjunct, lower
 from patternc.plan import Plan, make_plan
 from patternc.tables import runtime_conjuncts
@@ -127,7 +127,7 @@ def choose_backend(name: str, device: torch.device) -> str:
     return "triton" if device.type == "cuda" else "cpu"
 
 
-class _Attention(torch.autograd.Function):
+class _Attention(Function):
     """The exact part, for eager calls; the registered operators below do the same for traced ones."""
 
     @staticmethod
@@ -139,9 +139,9 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout, dlse):
-        refuse_second_derivatives()
         scale, bound, made, backend = ctx.call
-        return *backend.backward(made, dout, dlse, *ctx.saved_tensors, scale, bound), None, None, None, None, None
+        gradients = Gradients.apply(lambda *tensors: backend.backward(made, *tensors, scale, bound), dout, dlse, *ctx.saved_tensors)
+        return *gradients, None, None, None, None, None
 
 
 def bind_call(spec, q, k, args: dict, q_start, check: bool) -> Bound:

@@ -12,9 +12,10 @@ import math
 
 import torch
 
+from patternc.derivatives import Function, Gradients
 from patternc.errors import ShapeError
 from patternc.layout import Layout
-from patternc.masks import Selection, refuse_second_derivatives, without_autocast
+from patternc.masks import Selection, without_autocast
 from patternc.tail_tiles import TailPlan, TailTiles
 
 RMS_EPS = 1e-8  # axlearn's RATTENTION
@@ -150,7 +151,7 @@ def linear_backward(d_out, phi_q, phi_k, v, layout: Layout):
     return dq, dk, dv
 
 
-class LinearAttention(torch.autograd.Function):
+class LinearAttention(Function):
     """`linear_forward` and `linear_backward` for autograd."""
 
     @staticmethod
@@ -161,5 +162,5 @@ class LinearAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_out):
-        refuse_second_derivatives()
-        return *linear_backward(d_out, *ctx.saved_tensors, ctx.layout), None
+        layout = ctx.layout
+        return *Gradients.apply(lambda *tensors: linear_backward(*tensors, layout), d_out, *ctx.saved_tensors), None

@@ -99,11 +99,42 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda *x: module(*x, return_lse=True)[1][:, :, rows], (q, k, v))
 
 
-def test_second_derivatives_are_refused():
-    module = pc.compile(SLIDING, "cpu")
+TERM = SLIDING + pc.linear_tail(norm="none", over=pc.causal)
+
+
+@pytest.mark.parametrize("spec", [SLIDING, TERM], ids=["pattern", "attention"])
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
+def test_only_second_derivatives_are_refused(spec, traced):
+    module = pc.compile(spec, "cpu")
     q, k, v = qkv(n=8, grad=True)
+    run = torch.compile(module, fullgraph=True, backend="eager") if traced else module
+    plain, graph = (torch.autograd.grad(run(q, k, v).square().sum(), (q, k, v), create_graph=create) for create in (False, True))
+    torch.testing.assert_close(plain, graph)
     with pytest.raises(pc.errors.BackendError, match="second derivatives are not supported"):
-        torch.autograd.grad(module(q, k, v).sum(), q, create_graph=True)
+        graph[1].sum().backward()
+
+
+@pytest.mark.parametrize("spec", [SLIDING, TERM & pc.documents(pc.arg("doc"))], ids=["pattern", "attention"])
+def test_transforms_are_refused(spec):
+    module = pc.compile(spec, "cpu")
+    q, k, v = qkv(n=8, grad=True)
+    args = {"doc": torch.zeros(8, dtype=torch.int64)} if "doc" in str(spec) else {}
+    mapped = {name: x.expand(3, 8) for name, x in args.items()}
+
+    def loss(q):
+        return module(q, k, v, **args).sum()
+
+    for call in (
+        lambda: torch.func.grad(loss)(q),
+        lambda: torch.func.vmap(lambda q, args: module(q, k, v, **args))(torch.stack([q] * 3), mapped),
+        lambda: torch.autograd.grad(module(q, k, v, **args), q, torch.ones(3, *q.shape), is_grads_batched=True),
+        lambda: torch.func.vmap(lambda d: torch.autograd.grad(module(q, k, v, **args), q, d))(torch.ones(3, *q.shape)),
+        lambda: torch.compile(torch.func.grad(loss), backend="eager")(q),
+    ):
+        with pytest.raises(pc.errors.BackendError, match="transforms of torch.func"):
+            call()
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(pc.errors.BackendError, match="forward-mode"):
+        module(torch.autograd.forward_ad.make_dual(q.detach(), v.repeat(1, 2, 1, 1)), k, v, **args)
 
 
 def test_autocast_takes_half_precision():
