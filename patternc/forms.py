@@ -80,7 +80,7 @@ def as_array(what: str, value):
         except ValueError:
             raise ArgError(f"{what} must be a number or a tensor, got a ragged list", fix="give a tensor of integers or bools") from None
         if value.dtype.kind not in "iubf":
-            kind = type(value.item() if value.ndim == 0 else value).__name__
+            kind = next((type(x).__name__ for x in value.ravel().tolist() if not isinstance(x, (int, float))), "an array of objects")
             raise ArgError(f"{what} must be a number or a tensor, got {kind}", fix="give integers or bools")
         value = value.astype(np.int64) if value.size == 0 and value.dtype.kind == "f" else value  # an empty list
     elif value.is_sparse or value.is_sparse_csr or value.is_nested:

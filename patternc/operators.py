@@ -6,11 +6,13 @@ registry of `patternc.runtime`.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from patternc.derivatives import refuse_second
 from patternc.errors import BackendError
+from patternc.expr.pattern import PLACE
 from patternc.runtime import _registry, backend_module, bind_call, check_tensors, rest_of
 from patternc.tail import linear_backward, linear_forward
 
@@ -18,18 +20,38 @@ Packed = tuple[list[Tensor], list[int], str]
 
 
 def pack(names: tuple[str, ...], args: dict, q_start) -> Packed:
-    """Args as the operators take them: tensors, numbers, and their kinds by name; `names` are the pattern's."""
+    """Args as the operators take them: tensors, numbers, and their kinds by name; `names` are the pattern's.
+
+    Tracing cannot raise patternc's errors, so what fits no operator goes by the name of its type, for `bind` to refuse.
+    """
     tensors, numbers, kinds = [], [], []
     for name in (*names, "q_start"):
         value = q_start if name == "q_start" else args.get(name)
         if value is None:
             continue
-        if not isinstance(value, Tensor) and (isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))):
-            value = torch.as_tensor(value)
-        (tensors if isinstance(value, Tensor) else numbers).append(value)
-        kinds.append(f"{name}:{'t' if isinstance(value, Tensor) else 'n'}")
+        if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+            numbers.append(value)
+            kinds.append(f"{name}:number")
+        elif isinstance(value, (Tensor, np.ndarray)) or not isinstance(_shape(value), str):
+            tensors.append(torch.as_tensor(value))
+            kinds.append(f"{name}:tensor")
+        else:
+            kinds.append(f"{name}:{_shape(value)}")
     kinds += [f"{name}:unknown" for name in args if name not in names]  # `bind` will say so
     return tensors, numbers, ",".join(kinds)
+
+
+def _shape(value) -> tuple | str:
+    """The shape of a number or of nested lists of numbers, or the name of the type for which there is none."""
+    if isinstance(value, (int, float, torch.SymInt, np.generic)):
+        return ()
+    if not isinstance(value, (list, tuple, range)):
+        return "list of tensors" if isinstance(value, Tensor) else type(value).__name__
+    shapes = {_shape(x) for x in value}
+    for shape in shapes:
+        if isinstance(shape, str):
+            return shape
+    return "list" if len(shapes) > 1 else (len(value), *(shapes.pop() if shapes else ()))
 
 
 def unpack(tensors: list[Tensor], numbers: list[int], kinds: str) -> tuple[dict, object]:
@@ -37,8 +59,15 @@ def unpack(tensors: list[Tensor], numbers: list[int], kinds: str) -> tuple[dict,
     tensors, numbers, args = list(tensors), list(numbers), {}
     for item in kinds.split(",") if kinds else ():
         name, kind = item.split(":")
-        args[name] = tensors.pop(0) if kind == "t" else numbers.pop(0) if kind == "n" else 0
+        args[name] = tensors.pop(0) if kind == "tensor" else numbers.pop(0) if kind == "number" else _unfit(kind)
     return args, args.pop("q_start", None)
+
+
+def _unfit(kind: str):
+    """Something that `bind` refuses in the words that it has for that type; a list that comes to this is ragged."""
+    if kind == "list":
+        return [[], [0]]
+    return PLACE if kind in ("Index", "Pattern") else type(kind, (), {})()
 
 
 def _bound(q, k, tensors, numbers, kinds: str, key: str, check: bool = False):

@@ -141,6 +141,25 @@ def test_traced_calls_raise_the_same_errors():
         traced(Q[0], K, V)
 
 
+@pytest.fixture
+def traces():
+    """All modules share one `forward`, of which dynamo keeps few traces."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("value", ["abc", {"a": 1}, [[0], [0, 1]], ["a"] * 8, object(), q, 3, None, True], ids=str)
+def test_traced_args_raise_the_same_errors(value, traces):
+    module = pc.compile(pc.documents(arg("doc")), "cpu")
+    wordings = []
+    for call in (module, torch.compile(module, fullgraph=True, backend="eager")):
+        with pytest.raises(PatterncError) as caught:
+            call(Q, K, V, doc=value)
+        wordings.append((type(caught.value), str(caught.value)))
+    assert wordings[0] == wordings[1]
+
+
 def test_redraw_takes_a_seed():
     module = pc.compile(pc.empty + pc.linear_tail(feature="favor+", norm="none"), num_heads=2, head_dim=16)
     with pytest.raises(ParameterError, match="`seed` must be an integer"):
