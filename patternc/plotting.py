@@ -172,7 +172,7 @@ def plot(p, n: int, /, n_k: int | None = None, *, tile=None, head: int = 0, ax=N
         the matplotlib axes.
     Raises:
         MissingExtraError: matplotlib is not installed.
-        ParameterError: the tiles are too many for a picture, or `head` or `path` do not fit.
+        ParameterError: the tiles are too many for a picture, or `head`, `ax` or `path` do not fit.
     """
     shown = picture(p, n, n_k, tile=tile, head=head, **options)
     if not shown.n_q or not shown.n_k:
@@ -182,12 +182,13 @@ def plot(p, n: int, /, n_k: int | None = None, *, tile=None, head: int = 0, ax=N
     if path is not None and Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ParameterError(f"a picture is saved as .png, .svg or .pdf, got `{path}`", fix='write `path="mask.png"`')
     matplotlib = _matplotlib()
-    figure = None
     if ax is None:
         width = 6.4
         height = min(max(width * shown.n_q / max(shown.n_k, 1), 1.2), 12.0) + 1.1
         figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
         ax = figure.add_subplot()
+    elif not isinstance(ax, matplotlib.axes.Axes):
+        raise ParameterError(f"`ax` is a matplotlib Axes to draw on, got {ax!r}", fix="leave it out for a new figure")
     _draw(matplotlib, ax, shown, str(p))
     if path is not None:
         try:
@@ -200,6 +201,7 @@ def plot(p, n: int, /, n_k: int | None = None, *, tile=None, head: int = 0, ax=N
 
 def _matplotlib():
     try:
+        import matplotlib.axes
         import matplotlib.colors
         import matplotlib.figure
         import matplotlib.patches

@@ -114,7 +114,8 @@ def test_sizes_of_reports(options):
 @pytest.mark.parametrize("spec, options, error", [
     (pc.linear_tail, {}, OperandError), ("causal", {}, OperandError), (WINDOW, {"backend": "cuda"}, NameError), (WINDOW, {"device": "nowhere"}, DeviceError),
     (WINDOW, {"dtype": torch.int64}, DtypeError), (WINDOW, {"sizes": [(1, 2, 3)]}, ParameterError), (WINDOW, {"sizes": -1}, ParameterError),
-    (WINDOW, {"heads": -1}, ParameterError), (WINDOW, {"batch": None}, ParameterError), (WINDOW, {"seed": "x"}, ParameterError),
+    (WINDOW, {"heads": -1}, ParameterError), (WINDOW, {"batch": None}, ParameterError), (WINDOW, {"args": "x"}, OperandError), (WINDOW, {"run": 3}, OperandError),
+    (WINDOW, {"seed": "x"}, ParameterError),
 ], ids=str)  # fmt: skip
 def test_verify_takes(spec, options, error):
     with pytest.raises(error) as caught:
@@ -174,4 +175,6 @@ def test_a_picture_of_nothing():
         pc.plot(WINDOW, 0)
     with pytest.raises(ParameterError, match="`path` is the name of a file"):
         pc.plot(WINDOW, 8, path=3)
+    with pytest.raises(ParameterError, match="`ax` is a matplotlib Axes"):
+        pc.plot(WINDOW, 8, ax="x")
     assert np.array_equal(pc.plot(pc.window(arg("p")), 8, p=3).get_title(), "window(p)")
