@@ -5,22 +5,15 @@ The tree is walked without recursion, and works for any parser whose trees have 
 
 from __future__ import annotations
 
-import inspect
-import operator
-
 from patternc.errors import LimitError, OperandError, ParameterError, PatterncError, PatternSyntaxError, UnknownNameError, suggest
-from patternc.expr import arithmetic as ar, index as ix
+from patternc.expr import index as ix
 from patternc.expr.attention import Term
+from patternc.expr.calls import check_fit
 from patternc.expr.node import Node
-from patternc.expr.pattern import Pattern, all_of, any_of
+from patternc.joining import Operators, span_of
 from patternc.vocabulary import FUNCTIONS, METHODS, NAMES, PRIMITIVES, VALUES, keyword
 
 MAX_WORK = 60_000  # nodes that `.at`, `.shift` and `.roll` may rebuild in one text
-OPERATORS = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod,
-    "&": operator.and_, "|": operator.or_, "^": operator.xor,
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
-}  # fmt: skip
 
 
 class Keyword:
@@ -30,11 +23,20 @@ class Keyword:
         self.name, self.value = name, value
 
 
-class Builder:
+class Builder(Operators):
     """Evaluates a parse tree bottom-up, without recursion."""
 
     def __init__(self, text: str, tables: dict):
         self.text, self.tables, self.work = text, tables, 0
+        self.read, self.args = set(), set()  # names of tables, and of args that stand in a parameter's place
+
+    def check_tables(self) -> None:
+        """Raise UnknownNameError for a table that the text does not name."""
+        for name in self.tables:
+            if name not in self.read:
+                close = suggest(name, self.args)
+                fix = f"did you mean `{close}`, which is a runtime arg as it stands?" if close else f'read it by `table("{name}")`, or leave it out'
+                raise UnknownNameError(f"the text names no table `{name}`", typed=self.text, fix=fix)
 
     def build(self, root):
         """The value of the tree.  `parameter` says that the place is a primitive's parameter, where unknown names are args."""
@@ -51,7 +53,7 @@ class Builder:
             except PatterncError as error:
                 if error.typed is self.text:
                     raise
-                raise type(error)(error.message, typed=self.text, span=_span(tree), fix=error.fix) from None
+                raise type(error)(error.message, typed=self.text, span=span_of(tree), fix=error.fix) from None
         return values[id(root)]
 
     @staticmethod
@@ -82,11 +84,12 @@ class Builder:
             return self.table(name)
         if name in FUNCTIONS:
             raise PatternSyntaxError(
-                f"`{name}` is a function", typed=self.text, span=_span(tree), fix=f"give it parameters in parentheses: `{name}(...)`"
+                f"`{name}` is a function", typed=self.text, span=span_of(tree), fix=f"give it parameters in parentheses: `{name}(...)`"
             )
         if parameter and not keyword.iskeyword(name):
+            self.args.add(name)
             return ix.arg(name)
-        raise self.unknown(name, _span(tree))
+        raise self.unknown(name, span_of(tree))
 
     def unknown(self, name: str, span) -> UnknownNameError:
         close = suggest(name, NAMES - set(METHODS) - {"None", "True", "False"})
@@ -98,92 +101,11 @@ class Builder:
         if name not in self.tables:
             close = suggest(name, self.tables)
             raise UnknownNameError(f"table `{name}` is not given" + (f"; did you mean `{close}`?" if close else ""), fix=f"parse(text, {name}=array)")
+        self.read.add(name)
         data = self.tables[name]
         if isinstance(data, Node) or callable(data):
             return data
         return ix.table(data, name)
-
-    # operators
-
-    def prefix(self, inputs, tree, parameter):
-        symbol, x = str(inputs[0]), inputs[1]
-        if not isinstance(x, (Node, int)) or (symbol == "~" and isinstance(x, int)):
-            raise OperandError(f"`{symbol}` does not apply to {x!r}", fix="`~` takes a pattern, `-` an integer or an index expression")
-        return {"+": operator.pos, "-": operator.neg, "~": operator.invert}[symbol](x)
-
-    def group(self, inputs, tree, parameter):
-        return inputs[0]
-
-    def union(self, inputs, tree, parameter):
-        return any_of(*inputs) if all(isinstance(x, Pattern) for x in inputs) else self.chain(inputs, "|", tree)
-
-    def both(self, inputs, tree, parameter):
-        return all_of(*inputs) if all(isinstance(x, Pattern) for x in inputs) else self.chain(inputs, "&", tree)
-
-    def exclusive(self, inputs, tree, parameter):
-        return self.chain(inputs, "^", tree)
-
-    def product(self, inputs, tree, parameter):
-        return self.chain(inputs, None, tree)
-
-    def sum(self, inputs, tree, parameter):
-        operands = inputs[::2]
-        if not all(isinstance(x, (ix.Index, int)) for x in operands) or not any(isinstance(x, ix.Index) for x in operands):
-            return self.chain(inputs, None, tree)
-        constant, parts = 0, {}  # one pass, because a sum of n terms built pair by pair costs n*n
-        for n, x in enumerate(operands):
-            sign = -1 if n and inputs[2 * n - 1] == "-" else 1
-            c, atoms = ar.terms(ix.as_index(x))
-            constant += sign * c
-            for atom, weight in atoms.items():
-                parts[atom] = parts.get(atom, 0) + sign * weight
-        return ar.linear(constant, parts)
-
-    def chain(self, inputs, symbol, tree):
-        """Operators from left to right; `symbol` is that of chains whose operators were dropped by the grammar."""
-        operands, symbols = (inputs, [symbol] * (len(inputs) - 1)) if symbol else (inputs[::2], [str(s) for s in inputs[1::2]])
-        value = operands[0]
-        for n, (s, x) in enumerate(zip(symbols, operands[1:])):
-            try:
-                value = self.binary(s, value, x)
-            except PatterncError as error:
-                span = (_span(tree)[0], _end(tree, n + 1, flat=symbol is not None))
-                raise type(error)(error.message, typed=self.text, span=span, fix=error.fix) from None
-        return value
-
-    def binary(self, symbol: str, x, y):
-        if isinstance(x, Node) or isinstance(y, Node):
-            if not isinstance(x, (Node, int)) or not isinstance(y, (Node, int)):
-                bad = y if isinstance(x, (Node, int)) else x
-                raise OperandError(
-                    f"`{symbol}` takes patterns or index expressions, got {bad!r}", fix="`rows`, `cols` and `global` take lists and ranges"
-                )
-            return OPERATORS[symbol](x, y)
-        if not (isinstance(x, int) and isinstance(y, int)) or symbol in "&|^":
-            raise OperandError(
-                f"`{symbol}` does not join {x!r} and {y!r}", fix="`&`, `|`, `^` join patterns, arithmetic takes integers and index expressions"
-            )
-        if symbol in ("//", "%") and y == 0:
-            raise ParameterError(f"the divisor of `{symbol}` must be provably at least 1, and `0` is not", fix="use a positive integer")
-        return _bounded(OPERATORS[symbol](x, y))
-
-    def comparison(self, inputs, tree, parameter):
-        if len(inputs) > 3:
-            (x, y, z), (r, s) = (self.source(c) for c in tree.children[0:5:2]), tree.children[1:5:2]
-            fix = f"write two comparisons: `({x} {r} {y}) & ({y} {s} {z})`"
-            raise PatternSyntaxError("comparisons cannot be chained", typed=self.text, span=_span(tree), fix=fix)
-        x, relation, y = inputs
-        if not isinstance(x, Node) and not isinstance(y, Node):
-            raise OperandError(
-                f"`{relation}` compares index expressions, and this compares {x!r} with {y!r}", fix="`full` and `empty` are the constant patterns"
-            )
-        result = OPERATORS[str(relation)](x, y)
-        if not isinstance(result, Pattern):
-            raise OperandError(f"`{relation}` compares index expressions, not patterns", fix="`~(A ^ B)` holds the pairs on which two patterns agree")
-        return result
-
-    def source(self, tree) -> str:
-        return self.text[slice(*_span(tree))]
 
     # calls
 
@@ -207,12 +129,12 @@ class Builder:
         if name in VALUES:
             return self.call_value(VALUES[name], name, positional, named)
         if name not in FUNCTIONS:
-            raise self.unknown(name, _span(callee))
+            raise self.unknown(name, span_of(callee))
         if name == "table" and positional and isinstance(positional[0], str):
             return self.table(positional[0])
         if name == "range":
             return _range(positional, named)
-        _fits(name, FUNCTIONS[name], positional, named)
+        check_fit(name, FUNCTIONS[name], positional, named)
         if name == "abs" and not isinstance(positional[0], (int, ix.Index)):
             raise OperandError(f"`abs` takes an integer or an index expression, got {positional[0]!r}", fix="write `abs(q - k)`")
         return FUNCTIONS[name](*positional, **named)
@@ -220,7 +142,7 @@ class Builder:
     def call_value(self, value, name: str, positional, named):
         if not isinstance(value, Term):
             raise OperandError(f"`{name}` takes no parameters", fix=f"write `{name}` without parentheses")
-        _fits(name, value.__call__, positional, named)
+        check_fit(name, value.__call__, positional, named)
         return value(*positional, **named)
 
     def split(self, arguments, tree):
@@ -228,13 +150,13 @@ class Builder:
         for a in arguments:
             if isinstance(a, Keyword):
                 if a.name in named:
-                    raise PatternSyntaxError(f"the parameter `{a.name}` is given twice", typed=self.text, span=_span(tree), fix="remove one")
+                    raise PatternSyntaxError(f"the parameter `{a.name}` is given twice", typed=self.text, span=span_of(tree), fix="remove one")
                 named[a.name] = a.value
             elif named:
                 raise PatternSyntaxError(
                     "a parameter without a name follows one with a name",
                     typed=self.text,
-                    span=_span(tree),
+                    span=span_of(tree),
                     fix="name it too, or move it to the front",
                 )
             else:
@@ -254,7 +176,7 @@ class Builder:
             raise OperandError(
                 f"`.{name}` applies to patterns, not to `{value}`", fix=f"put the pattern in parentheses: `(causal & window(5)).{name}(...)`"
             )
-        _fits(f".{name}", getattr(value, name), positional, named)
+        check_fit(f".{name}", getattr(value, name), positional, named)
         self.work += value.size + 10
         if self.work > MAX_WORK:
             raise LimitError(
@@ -268,41 +190,9 @@ class Builder:
         return ix.read(inputs[0], tuple(inputs[1]))
 
 
-def _bounded(value: int) -> int:
-    if abs(value) > 10**12:
-        raise LimitError("an integer is too large", fix=f"keep integers within {ix.MAX_INT} in magnitude")
-    return value
-
-
 def _range(positional, named) -> range:
     if named or not 1 <= len(positional) <= 3 or not all(isinstance(x, int) for x in positional):
         raise OperandError("range takes one to three integers", fix="write `range(64)`, `range(8, 64)` or `range(0, 64, 2)`")
     if len(positional) == 3 and positional[2] == 0:
         raise ParameterError("the step of a range must not be 0", fix="write `range(0, 64, 2)`")
     return range(*positional)
-
-
-def _fits(name: str, function, positional, named) -> None:
-    """Raise if the arguments do not fit the function's signature."""
-    signature = inspect.signature(function)
-    parameters = [p for p in signature.parameters if signature.parameters[p].kind is not inspect.Parameter.VAR_POSITIONAL]
-    for key in named:
-        if key not in parameters:
-            close = suggest(key, parameters)
-            known = f"its parameters are {', '.join(f'`{p}`' for p in parameters)}" if parameters else "it takes none by name"
-            raise ParameterError(f"`{name}` has no parameter `{key}`" + (f"; did you mean `{close}`?" if close else ""), fix=known)
-    try:
-        signature.bind(*positional, **named)
-    except TypeError as error:
-        raise ParameterError(f"`{name}`: {error}", fix=f"its form is `{name}({', '.join(str(p) for p in signature.parameters)})`") from None
-
-
-def _span(tree) -> tuple[int, int]:
-    """Character offsets of a tree or of a token."""
-    if not hasattr(tree, "data"):
-        return tree.start_pos, tree.end_pos
-    return getattr(tree.meta, "start_pos", 0), getattr(tree.meta, "end_pos", 0)
-
-
-def _end(tree, operand: int, flat: bool) -> int:
-    return _span(tree.children[operand if flat else 2 * operand])[1]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from patternc.errors import LeakError, OperandError, ParameterError
 from patternc.expr.attention import Attention, Term
+from patternc.expr.calls import fitting
 from patternc.expr.pattern import K, Pattern, Q
 from patternc.module import AttentionModule
 from patternc.passes import TooManyConjuncts, disjuncts, lower
 from patternc.runtime import check_backend
 
 
+@fitting("compile")
 def compile(spec: Pattern | Attention | str, backend: str = "auto", *, num_heads: int | None = None, head_dim: int | None = None) -> AttentionModule:
     """A torch module that computes the attention.
 

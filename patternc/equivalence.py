@@ -11,6 +11,7 @@ from patternc.analysis.evaluate import evaluate
 from patternc.analysis.runs import members
 from patternc.args import bind, signature
 from patternc.errors import ArgError, OperandError, suggest
+from patternc.expr.calls import fitting
 from patternc.expr.pattern import Pattern, symmetric_difference
 from patternc.layout import Group, layout
 
@@ -48,6 +49,7 @@ class Equivalence:
     __repr__ = __str__
 
 
+@fitting("equivalent")
 def equivalent(p: Pattern, r: Pattern, n: int, /, n_k: int | None = None, heads: int = 1, batch: int = 1, *, q_start=None, **args) -> Equivalence:
     """Whether two patterns allow the same pairs at one length; no n x n mask is built.
 

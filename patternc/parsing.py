@@ -16,6 +16,7 @@ from lark.exceptions import UnexpectedInput, UnexpectedToken
 from patternc.building import Builder
 from patternc.errors import PatternSyntaxError
 from patternc.expr import index as ix
+from patternc.expr.calls import fitting
 from patternc.expr.node import Node
 from patternc.scanning import check_text
 
@@ -32,12 +33,13 @@ UNEXPECTED = {
 }  # fmt: skip
 
 
+@fitting("parse")
 def parse(text: str, /, **tables):
     """The expression that `text` writes: a pattern, an attention, a term or an index expression.
 
     Args:
         text: as in `causal & (window(512) | sink(4))`; see docs/language.md.
-        tables: arrays for `table("name")`, and callables for `linear_tail(feature=name)`, by name.
+        tables: arrays for `table("name")`, and callables for `linear_tail(feature=name)`, by name; the text names all of them.
     Raises:
         PatternSyntaxError, UnknownNameError, LimitError: for the text itself.
         OperandError, ParameterError, AttentionError: as the same expression raises in Python, with the place in the text.
@@ -47,7 +49,9 @@ def parse(text: str, /, **tables):
         tree = _parser().parse(text)
     except UnexpectedInput as error:
         raise _syntax_error(error, text) from None
-    result = Builder(text, tables).build(tree)
+    builder = Builder(text, tables)
+    result = builder.build(tree)
+    builder.check_tables()
     if isinstance(result, int) and not isinstance(result, bool):
         return ix.const(result)
     if not isinstance(result, Node):

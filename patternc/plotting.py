@@ -12,6 +12,7 @@ from patternc.analysis.runs import ragged_arange
 from patternc.args import bind, signature
 from patternc.errors import MissingExtraError, OperandError, ParameterError
 from patternc.expr.attention import Attention
+from patternc.expr.calls import fitting
 from patternc.expr.index import MAX_INT
 from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern, all_of, negate
@@ -154,6 +155,7 @@ def _pairs(group: Group) -> np.ndarray:
     return np.broadcast_to(evaluate(group.pattern, {"q": q, "k": k}), (grid.row.count, grid.column.count))
 
 
+@fitting("plot")
 def plot(p, n: int, /, n_k: int | None = None, *, tile=None, head: int = 0, ax=None, path=None, **options):
     """Draw a mask with its tiles coloured empty, partial or full; queries go down, keys to the right.
 
@@ -294,6 +296,3 @@ def _holds_term(shown: Picture, i: int, j: int) -> bool:
         return bool(shown.term[i, j])
     bm, bn = shown.tile
     return bool(shown.term[i * bm : (i + 1) * bm, j * bn : (j + 1) * bn].any())
-
-
-__all__ = ["Picture", "picture", "plot", "text"]

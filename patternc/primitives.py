@@ -11,6 +11,7 @@ import numpy as np
 
 from patternc.errors import OperandError, ParameterError
 from patternc.expr.arithmetic import absolute, floordiv, mod
+from patternc.expr.calls import fitting
 from patternc.expr.index import Index, as_index, member, table
 from patternc.expr.node import Node
 from patternc.expr.pattern import EMPTY, FULL, PLACE, H, K, Pattern, Q, all_of, as_pattern, between, per_head_of
@@ -198,3 +199,4 @@ __all__ = [
     for name, value in list(globals().items())
     if callable(value) and getattr(value, "__module__", "") == __name__ and not name.startswith("_") and name != "among"
 ]
+globals().update({name: fitting(name)(globals()[name]) for name in __all__})

@@ -20,6 +20,7 @@ from patternc.args import bind
 from patternc.errors import DeviceError, DtypeError, OperandError, ParameterError, ShapeError
 from patternc.expr.attention import Attention
 from patternc.expr.bounds import INF
+from patternc.expr.calls import fitting
 from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import Pattern
 from patternc.forms import count
@@ -30,6 +31,7 @@ from patternc.samples import default_sizes, random_args, random_parameters, stru
 SLOW = 2.0  # seconds after which a progress bar appears
 
 
+@fitting("verify")
 def verify(
     spec: Pattern | Attention, *, backend: str = "auto", device=None, dtype: torch.dtype | None = None, sizes=None, heads: int | None = None,
     kv_heads: int | None = None, head_dim: int = 32, value_dim: int | None = None, batch: int = 2, args: dict | None = None,

@@ -82,6 +82,13 @@ WORDING = [
     (lambda: pc.linear_tail(num_features=0), "`num_features` is a positive integer, got 0\nfix: write `num_features=64`"),
     (lambda: pc.q**2, "`**` has no meaning for an index expression\n    q\nfix: index expressions have `+ - * // %`, `abs`, `min`, `max`, `where` and comparisons"),
     (lambda: pc.causal < 3, "`<` has no meaning for patterns\n    causal\nfix: patterns combine by `&`, `|`, `-`, `^` and `~`; comparisons need parentheses beside them"),
+    (lambda: pc.window(sise=3), "`window` has no parameter `sise`; did you mean `size`?\nfix: its parameters are `size`, `left`, `right`"),
+    (lambda: pc.window(1, 2), "`window`: too many positional arguments\nfix: its form is `window(size=None, *, left=None, right=None)`"),
+    (lambda: pc.sink(), "`sink`: missing a required argument: 'count'\nfix: its form is `sink(count)`"),
+    (lambda: pc.causal.at(), "`.at`: missing a required argument: 'f'\nfix: its form is `.at(f)`"),
+    (lambda: pc.linear_tail(features="relu"), "`linear_tail` has no parameter `features`; did you mean `feature`?\n"
+     "fix: its parameters are `feature`, `norm`, `num_features`, `seed`, `initial_state`, `over`, `meant`"),
+    (lambda: pc.compile(pc.causal, heads=3), "`compile` has no parameter `heads`; did you mean `num_heads`?\nfix: its parameters are `spec`, `backend`, `num_heads`, `head_dim`"),
 ]  # fmt: skip
 
 
@@ -91,3 +98,14 @@ def test_wording(n):
     with pytest.raises(PatterncError) as error:
         build()
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name, function", [(name, f) for name, f in vars(pc).items() if inspect.isfunction(f)])
+def test_no_call_raises_pythons_type_error(name, function):
+    for call in (lambda: function(no_such_parameter=3), lambda: function(*["x"] * 30)):
+        with pytest.raises(PatterncError):
+            call()
+
+
+def test_signatures_are_those_of_the_functions():
+    assert str(inspect.signature(pc.dilate)) == "(d) -> 'Pattern'" and pc.window.__doc__.startswith("`abs(q - k) < size`") and pc.window.__name__ == "window"

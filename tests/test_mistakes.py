@@ -64,6 +64,8 @@ def test_args_without_data():
     for ids in (torch.arange(8).to_sparse(), torch.zeros(8, dtype=torch.int64, device="meta")):
         with pytest.raises(PatterncError, match="must be a dense tensor|is on the meta device"):
             pc.compile(pc.documents(arg("doc")), "cpu")(Q, K, V, doc=ids)
+        with pytest.raises(ParameterError, match="the values of this tensor cannot be read"):
+            pc.parse("cols(tokens)", tokens=ids)
 
 
 @pytest.mark.parametrize("spec", [WINDOW, pc.documents(arg("doc")), TAIL, pc.documents(arg("doc")) & TAIL], ids=str)

@@ -92,6 +92,10 @@ def test_tables():
     assert parse('table("x")[q % 2] == 0', x=[0, 1]) is parse("table([0, 1])[q % 2] == 0")  # short tables need no name
     with pytest.raises(UnknownNameError, match="table `plam` is not given; did you mean `plan`"):
         parse('cols(table("plam"))', plan=listed)
+    with pytest.raises(UnknownNameError, match="the text names no table `plan`\n    cols\\(plam\\)\nfix: did you mean `plam`"):
+        parse("cols(plam)", plan=listed)
+    with pytest.raises(UnknownNameError, match='fix: read it by `table\\("causal"\\)`, or leave it out'):
+        parse("causal", causal=listed)
 
 
 def feature(x):

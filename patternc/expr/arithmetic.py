@@ -10,6 +10,7 @@ import math
 
 from patternc.errors import OperandError, ParameterError
 from patternc.expr.bounds import interval
+from patternc.expr.calls import fitting
 from patternc.expr.index import Index, as_index, const, unread
 
 
@@ -138,16 +139,19 @@ def _extremum(op: str, pick, xs: tuple) -> Index:
     return flat[0] if len(flat) == 1 else Index(op, *sorted(flat, key=lambda n: n.order))
 
 
+@fitting("min")
 def minimum(*xs) -> Index:
     """The smallest of integers and index expressions (`pc.min`)."""
     return _extremum("min", min, xs)
 
 
+@fitting("max")
 def maximum(*xs) -> Index:
     """The largest of integers and index expressions (`pc.max`)."""
     return _extremum("max", max, xs)
 
 
+@fitting("clamp")
 def clamp(x, low, high) -> Index:
     """`min(max(x, low), high)`."""
     return minimum(maximum(x, low), high)

@@ -9,6 +9,7 @@ unless `over=` or an intersection narrows it.  The algebra lifts from patterns:
 from __future__ import annotations
 
 from patternc.errors import AttentionError, OperandError, ParameterError, TruthValueError, UnknownNameError, suggest
+from patternc.expr.calls import fitting
 from patternc.expr.node import Node
 from patternc.expr.pattern import FULL, Pattern, all_of, any_of, as_pattern, negate
 from patternc.expr.refuse import refuse
@@ -47,6 +48,7 @@ class Term(Node):
     def initial_state(self) -> bool:
         return self.args[4]
 
+    @fitting("linear_tail")
     def __call__(self, feature=None, norm=None, *, num_features=None, seed=None, initial_state=None, over=None, meant=True):
         """The same term with other parameters.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 
 from patternc.errors import LimitError, OperandError, ParameterError, TruthValueError
+from patternc.expr.calls import fitting
 from patternc.expr.node import Node
 from patternc.expr.refuse import refuse
 from patternc.expr.table import Table
@@ -148,6 +149,7 @@ def var(name: str) -> Index:
     return Index("var", name)
 
 
+@fitting("arg")
 def arg(name: str) -> Index:
     """A value given by name when the attention is called: a scalar as it stands, a tensor when subscripted.
 
@@ -166,6 +168,7 @@ RESERVED = frozenset(
 )
 
 
+@fitting("where")
 def where(condition, x, y) -> Index:
     """`x` where the condition (a pattern) holds, else `y`."""
     condition = _pattern.as_pattern(condition, "where")
@@ -175,6 +178,7 @@ def where(condition, x, y) -> Index:
     return y if condition.op == "false" else Index("where", condition, x, y)
 
 
+@fitting("table")
 def table(data, name: str | None = None) -> Index:
     """A static integer table, read by subscripts: `table([0, 2, 1])[q // 64]`.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from patternc.errors import OperandError, TruthValueError
 from patternc.expr.arithmetic import add, affine, mod, scale
 from patternc.expr.bounds import interval
+from patternc.expr.calls import fitting
 from patternc.expr.index import Index, as_index
 from patternc.expr.node import Node
 from patternc.expr.refuse import refuse
@@ -65,6 +66,7 @@ class Pattern(Node):
 
     __repr__ = __str__
 
+    @fitting(".at")
     def at(self, f) -> Pattern:
         """The pullback `A(f(q), f(k))`.
 
@@ -76,10 +78,12 @@ class Pattern(Node):
 
         return substitute(self, {v: apply_index(f, v) for v in (Q, K)})
 
+    @fitting(".shift")
     def shift(self, s) -> Pattern:
         """`A(q - s, k - s)`: the pattern moved `s` positions to the right."""
         return self.at(PLACE - as_index(s, "shift"))
 
+    @fitting(".roll")
     def roll(self, s) -> Pattern:
         """`A((q - s) % n_k, (k - s) % n_k)`: moved to the right, wrapping around."""
         return self.at((PLACE - as_index(s, "roll")) % N_K)

@@ -40,6 +40,8 @@ class Table:
             array = np.asarray(data.cpu() if hasattr(data, "cpu") else data)
         except (ValueError, OverflowError):  # ragged lists
             raise ParameterError("a table's rows must have the same length", fix="write `table([[0, 1], [1, 0]])`") from None
+        except (TypeError, RuntimeError):  # on the meta device, sparse, bfloat16, ..
+            raise ParameterError("the values of this tensor cannot be read", fix="give a dense tensor of integers that holds data") from None
         if array.dtype.kind not in "iub" or array.ndim == 0 or array.size == 0:
             raise ParameterError(
                 f"a table holds integers or bools and at least one entry, got shape {array.shape} of {array.dtype}",
