@@ -54,7 +54,12 @@ MISTAKES = (
     (r"pc\s*\.\s*(?=[A-Za-z_])", "names have no prefix in text", "leave `pc.` away: `window(5)`", ("pc.causal", "pc . window(5)")),
     (r"[\"'][^\"'\n]*\\", "strings have no escapes", "write the name as it is", ('arg("a\\n") < q',)),
     (r"[\"']", "this string has no end", 'close it on the same line: `arg("doc")`', ('arg("doc', "table('x\") < q")),
-    (r"[;{}@:$?`\\]", "this character has no meaning here", None, ("causal; full", "{causal}", "causal @ full", "arg('d')[1:2] < q", "causal ?")),
+    (
+        r"[;{}@:$?`\\]",
+        "this character has no meaning here",
+        "remove it: patterns are joined by `&`, `|`, `-` and `^`, positions are listed in `[...]`",
+        ("causal; full", "{causal}", "causal @ full", "arg('d')[1:2] < q", "causal ?"),
+    ),
 )
 
 _TOKEN = re.compile(

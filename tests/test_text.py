@@ -169,7 +169,7 @@ def test_text_and_python_agree(text):
 def test_mistakes(message, text):
     with pytest.raises(PatternSyntaxError) as error:
         parse(text)
-    assert error.value.message == message and error.value.typed == text and error.value.span is not None
+    assert error.value.message == message and error.value.typed == text and error.value.span is not None and error.value.fix
 
 
 @pytest.mark.parametrize("message, text", [(message, bad) for message, _, texts in UNEXPECTED.values() for bad in texts])
@@ -207,6 +207,10 @@ ERRORS = [
     ("causal & \x00full", PatternSyntaxError, "a control character, U+0000\n    causal & ·full\n             ^\nfix: remove it"),
     ("cаusal", PatternSyntaxError, "`а` (U+0430, cyrillic small letter a) is not part of the language\n    cаusal\n     ^\nfix: names are ASCII letters; another name of a runtime value is written `arg(\"...\")`"),
     ("", PatternSyntaxError, "the text is empty\nfix: write a pattern, such as `causal & window(512)`"),
+    ("causal - linear_tail", OperandError, "`-` takes patterns here, not the term `linear_tail`\n    causal - linear_tail\n    ^^^^^^^^^^^^^^^^^^^^\n"
+     "fix: a term is added to a pattern: `causal + linear_tail`"),
+    ("linear_tail(over=linear_tail)", OperandError, "`over=` takes patterns here, not the term `linear_tail`\n    linear_tail(over=linear_tail)\n    ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^\n"
+     "fix: a term is added to a pattern: `causal + linear_tail`"),
     ("[1, 2]", PatternSyntaxError, "the text is not a pattern but a list\n    [1, 2]\nfix: write a pattern, such as `causal & window(512)`"),
 ]  # fmt: skip
 
@@ -297,7 +301,7 @@ def test_any_text_gives_an_expression_or_a_patternc_error(text):
     try:
         assert isinstance(parse(text), Node)
     except PatterncError as error:
-        assert error.fix is not None or error.typed is not None
+        assert error.fix is not None
 
 
 def test_printing_is_the_same_in_every_process():

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from patternc.errors import AttentionError, OperandError, ParameterError, TruthValueError, UnknownNameError, suggest
 from patternc.expr.calls import fitting
+from patternc.expr.index import MAX_INT
 from patternc.expr.node import Node
 from patternc.expr.pattern import FULL, Pattern, all_of, any_of, as_pattern, negate
 from patternc.expr.refuse import refuse
 
 FEATURES = ("softmax", "elu+1", "relu", "identity", "favor+")
+MOST_FEATURES = 1 << 16  # of `favor+`; its own default is a few hundred
 NORMS = ("rms", "none", "denominator")
 
 
@@ -75,16 +77,19 @@ class Term(Node):
         if norm not in NORMS:
             close = suggest(str(norm), NORMS)
             raise UnknownNameError(f"unknown norm `{norm}`", fix=f'did you mean "{close}"?' if close else f"one of {', '.join(NORMS)}")
-        for name, value in (("num_features", num_features), ("seed", seed)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < (name == "num_features")):
-                raise ParameterError(f"`{name}` is a positive integer, got {value!r}", fix=f"write `{name}=64`")
+        for name, value, least, most in (("num_features", num_features, 1, MOST_FEATURES), ("seed", seed, 0, MAX_INT)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most):
+                raise ParameterError(f"`{name}` is an integer from {least} to {most}, got {value!r}", fix=f"write `{name}=64`")
+        for name, value in (("initial_state", initial_state), ("meant", meant)):
+            if not isinstance(value, bool) and (name == "meant" or value is not None):
+                raise ParameterError(f"`{name}` is True or False, got {value!r}", fix=f"write `{name}=True`")
         options = (
             self.num_features if num_features is None else num_features,
             self.seed if seed is None else seed,
-            self.initial_state if initial_state is None else bool(initial_state),
+            self.initial_state if initial_state is None else initial_state,
         )
         term = Term("linear_tail", feature, norm, *options)
-        return term if over is None else TermOver("over", term, as_pattern(over, "over="), bool(meant))
+        return term if over is None else TermOver("over", term, as_pattern(over, "over="), meant)
 
     def __radd__(self, other):
         return plus(other, self)

@@ -130,7 +130,9 @@ def as_pattern(value, symbol: str) -> Pattern:
     if isinstance(value, Index):
         value.__and__(None)  # raises, naming the parentheses that are missing
     if isinstance(value, Node):
-        raise OperandError(f"`{symbol}` takes patterns here, not the {type(value).__name__.lower()} `{value}`")
+        kind = "attention" if value.op == "attention" else "term"
+        fix = "name its part: `A.exact` or `A.domain`" if kind == "attention" else "a term is added to a pattern: `causal + linear_tail`"
+        raise OperandError(f"`{symbol}` takes patterns here, not the {kind} `{value}`", fix=fix)
     raise OperandError(f"`{symbol}` takes patterns, got {value!r}", fix="`pc.full` and `pc.empty` are the constant patterns")
 
 
