@@ -23,7 +23,7 @@ import platformdirs
 ENVIRONMENT = "PATTERNC_CACHE_DIR"
 _lock = threading.Lock()
 _loaded: dict[str, ModuleType] = {}
-_fallback: dict[str, Path] = {}
+_fallback: dict[Path, Path] = {}
 
 
 def folder() -> Path:
@@ -35,10 +35,15 @@ def folder() -> Path:
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
-        if wanted not in _fallback:
-            _fallback[wanted] = Path(tempfile.mkdtemp(prefix="patternc-"))
-            warnings.warn(f"the kernel cache {path} cannot be written ({error.strerror}); using {_fallback[wanted]} for this process", stacklevel=2)
-        return _fallback[wanted]
+        return _instead_of(path, error)
+
+
+def _instead_of(path: Path, error: OSError) -> Path:
+    """A temporary folder for this process in the place of one that cannot be written; the first time with a warning."""
+    if path not in _fallback:
+        _fallback[path] = Path(tempfile.mkdtemp(prefix="patternc-"))
+        warnings.warn(f"the kernel cache {path} cannot be written ({error.strerror}); using {_fallback[path]} for this process", stacklevel=3)
+    return _fallback[path]
 
 
 @lru_cache(maxsize=1)
@@ -59,7 +64,15 @@ def name_of(text: str) -> str:
 
 def store(text: str) -> Path:
     """Write the text unless an equal file is there.  Readers see the whole file or none, whoever else writes."""
-    path = folder() / f"{name_of(text)}.py"
+    where = folder()
+    try:
+        return _write(text, where)
+    except OSError as error:  # a directory in the file's place, a full disk
+        return _write(text, _instead_of(where, error))
+
+
+def _write(text: str, where: Path) -> Path:
+    path = where / f"{name_of(text)}.py"
     content = text.encode()
     try:
         if path.read_bytes() == content:
@@ -99,7 +112,7 @@ def load(text: str) -> ModuleType:
 
 
 def _entries() -> list[Path]:
-    return [p for p in folder().glob("*.py") if len(p.stem) == 64 or p.name.startswith(".new-")]
+    return [p for p in folder().glob("*.py") if p.is_file() and (len(p.stem) == 64 or p.name.startswith(".new-"))]
 
 
 def size() -> tuple[int, int]:

@@ -232,6 +232,14 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     assert path.exists() and cache.folder() == path.parent
 
 
+def test_a_directory_in_the_place_of_a_file(folder):
+    text = "VALUE = 8\n"
+    (folder / f"{cache.name_of(text)}.py" / "x").mkdir(parents=True)
+    with pytest.warns(UserWarning, match="cannot be written .Is a directory."):
+        assert cache.load(text).VALUE == 8
+    assert cache.size() == (0, 0) and cache.clear() == 0
+
+
 # Launching
 
 
