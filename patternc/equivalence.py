@@ -99,7 +99,7 @@ def _bind(x: Pattern, p: Pattern, r: Pattern, args: dict, n, n_k, heads, batch, 
 def _first_pair(group: Group) -> tuple[int, int] | None:
     """A pair (q, k) that the group's pattern allows, or None; the first one of the first tile that has any."""
     tiles = group.tiles
-    keys = np.sort(np.concatenate([members(tiles.full)[:1], members(tiles.partial)[: 1 if tiles.exact else None]]))
+    keys = np.sort(np.concatenate([tiles.full[0][:1], tiles.partial[0][:1] if tiles.exact else members(tiles.partial)]))
     for start in range(0, len(keys), CHUNK):
         chunk = keys[start : start + CHUNK]
         box = {name: tuple(np.broadcast_to(x, chunk.shape) for x in span) for name, span in tiles.grid.boxes(chunk).items()}

@@ -83,7 +83,7 @@ class ParameterError(PatterncError, ValueError):
 
 
 class LimitError(PatterncError, ValueError):
-    """An expression is nested too deeply, too large, or has an integer that is too large."""
+    """An expression, an integer, or what a call would make is too large."""
 
 
 class AttentionError(PatterncError, TypeError):

@@ -33,16 +33,28 @@ def to_numpy(value):
     return value.detach().cpu().numpy() if is_tensor(value) else value
 
 
+MOST = {"heads": 1 << 16, "batch": 1 << 22, "num_heads": 1 << 16}  # far beyond use; each one costs something
+MOST_POSITIONS = 1 << 27  # that are looked at one by one
+
+
 def count(name: str, value, least: int = 0) -> int:
+    """An integer parameter.  Raises ParameterError, LimitError."""
     try:
         number = operator.index(value)
     except TypeError:
         raise ParameterError(f"`{name}` must be an integer, got {value!r}", fix=f"write `{name}=128`") from None
     if number < least:
         raise ParameterError(f"`{name}` must be at least {least}, got {number}", fix=f"use {name} >= {least}")
-    if number > MAX_INT:
-        raise LimitError(f"`{name}` is too large: {number}", fix=f"keep integers within {MAX_INT} in magnitude")
+    most = MOST.get(name, MAX_INT)
+    if number > most:
+        raise LimitError(f"`{name}` is too large: {number}", fix=f"use {name} <= {most}")
     return number
+
+
+def afford(number: int, most: int, what: str, fix: str = "use larger tiles, or a shorter length") -> None:
+    """Raise LimitError where there are more things than memory and time suffice for."""
+    if number > most:
+        raise LimitError(f"{number:,} {what} are too many; the limit is {most:,}", fix=fix)
 
 
 def tile_shape(tile) -> tuple[int, int]:
@@ -183,6 +195,7 @@ def membership(use: ArgUse, value, size: int, batch: int, check: bool):
         if mask.shape[1] != size:
             raise ShapeError(f"{what} is a mask over {axis} = {size}, got shape {tuple(value.shape)}", fix=f"give [{size}] or [{batch}, {size}]")
         return mask
+    afford(size, MOST_POSITIONS, f"positions of {what}", "use a shorter length")
     if use.kind == "lengths":
         lengths = scalar(what, value, batch)
         lengths = np.array([lengths]) if isinstance(lengths, int) else lengths

@@ -16,7 +16,7 @@ from patternc.expr.calls import fitting
 from patternc.expr.index import MAX_INT
 from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern, all_of, negate
-from patternc.forms import count
+from patternc.forms import afford, count
 from patternc.layout import Group, TileRuns, layout
 
 MOST_PAIRS_SHOWN = 512  # up to this length single pairs are drawn; beyond it only tiles
@@ -107,6 +107,7 @@ def _heads(p) -> int:
 
 def _tile(tile, longest: int, tiles: int) -> tuple[int, int]:
     if tile is None:
+        afford(tiles, MOST_TILES, "tiles along one axis of a picture", f"use `tiles={DEFAULT_TILES}`")
         size = 1
         while -(-longest // size) > tiles:
             size *= 2

@@ -6,6 +6,8 @@ the expression's nodes and the reading of args.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from patternc.args import Bound, bind
@@ -13,9 +15,11 @@ from patternc.errors import InternalError
 from patternc.expr.attention import Attention
 from patternc.expr.node import Node
 from patternc.expr.pattern import Pattern
+from patternc.forms import afford
 
 RMS_EPS = 1e-8
 FAVOR_EPS = 1e-4
+MOST_PAIRS = 1 << 32
 
 
 def dense(pattern: Pattern, n_q: int, n_k: int | None = None, heads: int = 1, batch: int = 1, *, q_start=None, device=None, **args) -> torch.Tensor:
@@ -33,9 +37,15 @@ def mask_of(pattern: Pattern, call: Bound, device=None) -> torch.Tensor:
         given = [v.device for v in (*call.values.values(), call.q_start) if isinstance(v, torch.Tensor)]
         device = given[0] if given else "cpu"
     shape = call.batch, call.heads, call.n_q, call.n_k
+    check_size(*shape)
     if 0 in shape:
         return torch.zeros(shape, dtype=torch.bool, device=device)
     return holds(pattern, Pairs(call.torch(device, torch.int64), device)).expand(shape).contiguous()
+
+
+def check_size(*shape: int) -> None:
+    """Raise LimitError where the pairs of a call are too many to be looked at one by one."""
+    afford(math.prod(shape), MOST_PAIRS, "pairs of a dense mask", "use a shorter length; `pc.compile(p).layout(n)` has the tiles of long ones")
 
 
 class Pairs:

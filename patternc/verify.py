@@ -138,6 +138,7 @@ def _cases(spec, sizes, args: dict, shape, generator, device) -> list:
     out, last = [], None
     for n_q, n_k in chosen:
         n_q, n_k = count("n_q", n_q), count("n_k", n_k)
+        reference.check_size(batch, heads, n_q, n_k)
         given = {**random_args(spec, n_q, n_k, heads, batch, generator, device, known=args), **args}
         try:
             bind(spec, given, n_q, n_k, heads, batch, device=device)

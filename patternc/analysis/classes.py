@@ -13,10 +13,12 @@ from patternc.analysis.evaluate import evaluate
 from patternc.expr.index import Index
 from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern
+from patternc.forms import afford
 from patternc.passes import literals
 
 _MIX = np.random.default_rng(1).integers(1, 1 << 62, 8192, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 NEVER = 1 << 60
+MOST_PAIRS = 1 << 26  # of one tile, which are looked at together
 
 
 def shape_columns(p: Pattern, box: dict, count: int) -> list[np.ndarray]:
@@ -110,6 +112,7 @@ def count_pairs(p: Pattern, box: dict, budget: int = 1 << 20) -> np.ndarray:
     (q0, q1), (k0, k1) = box["q"], box["k"]
     out = np.zeros(len(q0), np.int64)
     height, width = int((q1 - q0).max()) + 1 if len(q0) else 0, int((k1 - k0).max()) + 1 if len(q0) else 0
+    afford(height * width, MOST_PAIRS, "pairs of one tile", "use smaller tiles")
     chunk = max(1, budget // max(1, height * width))
     for a in range(0, len(q0), chunk):
         s = slice(a, a + chunk)

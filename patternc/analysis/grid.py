@@ -7,6 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
+from patternc.forms import afford
+
+MOST_ROWS = 1 << 22  # of tiles: some seconds, and 536 million tokens in tiles of 128
 
 @dataclass(frozen=True)
 class Axis:
@@ -52,7 +55,9 @@ class Grid:
     def of(n_q: int, n_k: int, bm: int, bn: int, q_start: int | None = None, transposed: bool = False) -> Grid:
         q = Axis("q", n_k - n_q if q_start is None else q_start, n_q, bm)
         k = Axis("k", 0, n_k, bn)
-        return Grid(k, q) if transposed else Grid(q, k)
+        grid = Grid(k, q) if transposed else Grid(q, k)
+        afford(grid.row.tiles, MOST_ROWS, "rows of tiles")
+        return grid
 
     @property
     def total(self) -> int:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from patternc.forms import afford
+
+MOST_KEYS = 1 << 24  # tiles and runs that are listed one by one: some hundred bytes and half a microsecond each
 Runs = tuple[np.ndarray, np.ndarray]
 NOTHING: Runs = (np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -33,8 +36,8 @@ def intersect(a: Runs, b: Runs) -> Runs:
     first = np.searchsorted(b[1], a[0], "right")
     last = np.searchsorted(b[0], a[1], "left")
     count = np.maximum(last - first, 0)
-    ia = np.repeat(np.arange(len(count)), count)
     ib = ragged_arange(first, count)
+    ia = np.repeat(np.arange(len(count)), count)
     return np.maximum(a[0][ia], b[0][ib]), np.minimum(a[1][ia], b[1][ib])
 
 
@@ -48,8 +51,9 @@ def subtract(a: Runs, b: Runs, total: int) -> Runs:
 
 
 def ragged_arange(start: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """`start[0], start[0]+1, ..` of `count[0]` values, then the same for the next."""
+    """`start[0], start[0]+1, ..` of `count[0]` values, then the same for the next.  Raises LimitError beyond MOST_KEYS."""
     ends = np.cumsum(count)
+    afford(int(ends[-1]) if len(ends) else 0, MOST_KEYS, "partial tiles")
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - count, count) + np.repeat(start, count)
 
 

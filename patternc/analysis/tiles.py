@@ -12,11 +12,12 @@ import numpy as np
 from patternc.analysis.contract import contract
 from patternc.analysis.evaluate import evaluate
 from patternc.analysis.grid import Grid
-from patternc.analysis.runs import NOTHING, Runs, from_members, intersect, union
+from patternc.analysis.runs import MOST_KEYS, NOTHING, Runs, from_members, intersect, ragged_arange, union
 from patternc.expr.arithmetic import terms
 from patternc.expr.index import Index
 from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern
+from patternc.forms import MOST_POSITIONS, afford
 from patternc.passes import Conjunct, TooManyConjuncts, disjuncts, variables
 
 HOLLOW = ("mod", "read", "member", "inside", "abs", "mul")  # operations whose solutions on one variable may have holes
@@ -95,6 +96,7 @@ def _one_run_per_row(conjunct: Conjunct, grid: Grid) -> Runs:
 
 def _tiles_of_one_variable(conjunct: Conjunct, axis) -> np.ndarray:
     """Tiles of one axis that hold a position where the comparisons hold, looked at position by position: exact, O(n)."""
+    afford(axis.count, MOST_POSITIONS, "positions", "use a shorter length")
     positions = np.arange(axis.first, axis.last + 1)
     ok = np.ones(axis.count, bool)
     for core, (low, high) in conjunct.items():
@@ -119,8 +121,8 @@ def _keep_columns(runs: Runs, allowed: np.ndarray, grid: Grid) -> Runs:
     a, b = runs[0] - row * grid.width, runs[1] - row * grid.width
     first, last = np.searchsorted(stop, a, "right"), np.searchsorted(start, b, "left")
     count = np.maximum(last - first, 0)
+    piece = ragged_arange(first, count)
     of = np.repeat(np.arange(len(a)), count)
-    piece = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
     base = (row * grid.width)[of]
     return base + np.maximum(a[of], start[piece]), base + np.minimum(b[of], stop[piece])
 
@@ -165,6 +167,7 @@ def _bisect(conjunct: Conjunct, runs: Runs, grid: Grid, chunk: int = 1 << 19) ->
         row, start, stop = row[keep], start[keep], stop[keep]
         single = stop - start == 1
         found.append(row[single] * grid.width + start[single])
+        afford(sum(map(len, found)), MOST_KEYS, "partial tiles")
         row, start, stop = row[~single], start[~single], stop[~single]
         if len(row):
             middle = (start + stop) // 2
