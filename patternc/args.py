@@ -18,8 +18,6 @@ from patternc.forms import (
     as_array,
     check_devices,
     check_names,
-    check_static,
-    check_subscripts,
     check_values,
     count,
     extent,
@@ -31,6 +29,7 @@ from patternc.forms import (
     to_numpy,
 )
 from patternc.signature import ArgUse, signature
+from patternc.subscripts import check_static, check_subscripts
 
 __all__ = ["ArgUse", "Bound", "bind", "is_tensor", "signature"]
 

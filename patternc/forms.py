@@ -7,9 +7,9 @@ import operator
 import numpy as np
 
 from patternc.errors import ArgError, DeviceError, DtypeError, LimitError, ParameterError, ShapeError, suggest
-from patternc.expr.bounds import INF, bounds
-from patternc.expr.index import MAX_INT, Index
-from patternc.expr.node import Node, postorder
+from patternc.expr.bounds import INF
+from patternc.expr.index import MAX_INT
+from patternc.expr.node import Node
 from patternc.signature import ArgUse, names_of
 
 
@@ -100,9 +100,16 @@ def as_array(what: str, value):
     name = str(value.dtype).removeprefix("torch.")
     if not name.startswith(("int", "uint", "bool")):
         raise DtypeError(f"{what} must hold integers or bools, got {name}", fix="convert it, as in `x.long()`")
-    if name.startswith("uint"):  # the analysis computes with -1, which unsigned integers do not hold
-        value = value.long() if is_tensor(value) else value.astype(np.int64)
-    return int(value) if value.ndim == 0 and name != "bool" and on_host(value) else value
+    if value.ndim == 0 and name != "bool" and on_host(value):
+        return int(value)
+    return _signed(value) if name.startswith("uint") else value
+
+
+def _signed(value):
+    """Unsigned integers as int64, since the analysis computes with -1; what int64 does not hold becomes its largest, not negative."""
+    signed = value.long() if is_tensor(value) else value.astype(np.int64)
+    signed[signed < 0] = 2**63 - 1
+    return signed
 
 
 def check_devices(given: dict[str, object], device) -> None:
@@ -140,7 +147,7 @@ def _batched(what: str, value, batch: int, rank: int):
 
 
 def scalar(what: str, value, batch: int):
-    """An int, or an int array [1] or [batch]."""
+    """An int, or an int array [1] or [batch]; what the host can read is within MAX_INT, the rest only `check` looks at."""
     if isinstance(value, int):
         if abs(value) > MAX_INT:
             raise LimitError(f"{what} is too large: {value}", fix=f"keep integers within {MAX_INT} in magnitude")
@@ -150,7 +157,11 @@ def scalar(what: str, value, batch: int):
     if value.ndim > 1 or (value.ndim == 1 and value.shape[0] not in (1, batch)):
         message = f"{what} must be a number or have shape [] or [{batch}], got {tuple(value.shape)}"
         raise ShapeError(message, fix="give one integer, or one for each batch row")
-    return value[None] if value.ndim == 0 else value
+    value = value[None] if value.ndim == 0 else value
+    largest = max(map(abs, extent(value)))
+    if MAX_INT < largest < INF:
+        raise LimitError(f"{what} is too large: {largest}", fix=f"keep integers within {MAX_INT} in magnitude")
+    return value
 
 
 def start_of(value, n_q: int, n_k: int, batch: int):
@@ -247,42 +258,3 @@ def check_values(name: str, value) -> tuple[float, float]:
         message = f"arg `{name}` holds {low if -low > high else high}, which does not fit in 32 bits"
         raise ArgError(message, fix=f"keep values within {MAX_INT} in magnitude")
     return low, high
-
-
-def check_subscripts(use: ArgUse, value, env: dict, n_k: int) -> None:
-    what = f"arg `{use.name}`"
-    for subscripts in use.subscripts:
-        for axis, s in enumerate(subscripts):
-            size = value.shape[axis + 1]
-            if s.op == "var" and s.args[0] in ("q", "k"):
-                # By a `q_start` queries may lie beyond the last key; then the tensor covers them too.
-                names = {t[axis].args[0] for t in use.subscripts if t[axis].op == "var"}
-                reach = env["q"][1] + 1 if "q" in names and env["q"][1] < INF else 0
-                wanted = max(n_k, reach)
-                if size != wanted:
-                    of = f"n_k = {n_k}" if wanted == n_k else f"the {wanted} positions up to the last query"
-                    message = f"{what} is indexed by a position, so its length there is {of}, got shape {tuple(value.shape)[1:]}"
-                    raise ShapeError(message, fix="queries index it absolutely too, whatever n_q is")
-            else:
-                _check_reach(what, s, size, axis, env)
-
-
-def check_static(expr: Node, env: dict, heads: int) -> None:
-    for node in postorder(expr):
-        if node.op == "per_head" and len(node.args) != heads:
-            message = f"per_head gives {len(node.args)} patterns, and there are {heads} query heads"
-            raise ShapeError(message, fix="give one pattern for each query head")
-        if node.op == "read" and node.args[0].op == "table":
-            table = node.args[0].args[0]
-            what = f"the table `{table.name}`" if table.name else "a table"
-            for axis, (s, size) in enumerate(zip(node.args[1:], table.data.shape)):
-                _check_reach(what, s, size, axis, env)
-
-
-def _check_reach(what: str, subscript: Index, size: int, axis: int, env: dict) -> None:
-    high = bounds(subscript, env)[1]
-    if size <= high < INF:
-        message = f"{what} has length {size} along axis {axis}, and its subscript there reaches {int(high)}"
-        raise ShapeError(message, fix=f"make it longer, or bound the subscript: `min(..., {size - 1})`")
-
-

@@ -69,6 +69,10 @@ WRONG = [
      "a table has length 2 along axis 0, and its subscript there reaches 2\nfix: make it longer, or bound the subscript: `min(..., 1)`"),
     (window, dict(w=True), DtypeError, "arg `w` must be an integer, got bool\nfix: give an int, or an int tensor of shape [] or [batch]"),
     (window, dict(w=2**40), LimitError, "arg `w` is too large: 1099511627776\nfix: keep integers within 2147483647 in magnitude"),
+    (window, dict(w=np.uint64(2**63)), LimitError, "arg `w` is too large: 9223372036854775808\nfix: keep integers within 2147483647 in magnitude"),
+    (window, dict(w=np.array(2**63, np.uint64)), LimitError,
+     "arg `w` is too large: 9223372036854775808\nfix: keep integers within 2147483647 in magnitude"),
+    (window, dict(w=torch.tensor([3, -(2**31)])), LimitError, "arg `w` is too large: 2147483648\nfix: keep integers within 2147483647 in magnitude"),
     (window, dict(w=[1, 2, 3]), ShapeError,
      "arg `w` must be a number or have shape [] or [2], got (3,)\nfix: give one integer, or one for each batch row"),
     (cols, dict(t=3), ShapeError,
@@ -97,6 +101,13 @@ def test_values_are_looked_at_only_when_asked(pattern, args, message):
     with pytest.raises(ArgError) as raised:
         bind(pattern, args, 6, batch=2, check=True)
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("make", [lambda x: np.array(x, np.uint64), lambda x: torch.from_numpy(np.array(x, np.uint64))], ids=["numpy", "torch"])
+def test_unsigned_values_do_not_turn_negative(make):
+    assert bind(doc, dict(doc=make([0, 1, 2**63, 2**64 - 1])), 4).values["doc"].tolist() == [[0, 1, 2**63 - 1, 2**63 - 1]]
+    with pytest.raises(LimitError, match="arg `w` is too large: 9223372036854775807"):
+        bind(window, dict(w=make([5, 2**63])), 4, batch=2)
 
 
 def test_check_follows_data_into_subscripts():
