@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 import patternc as pc
-from patternc.plotting import text
+from patternc.terminal import text
 
 N, HEADS, HEAD_DIM = 4096, 4, 64
 TOKENS = [0, 1365, 2730]  # positions that attend everywhere and are seen from everywhere

@@ -12,8 +12,8 @@ from typing import Annotated, Optional
 import typer
 from typer.core import TyperGroup
 
-from patternc.errors import ArgError, ParameterError, PatterncError, UnknownNameError, suggest
-from patternc.expr.index import RESERVED
+from patternc.errors import PatterncError, UnknownNameError, suggest
+from patternc.options import tile_of, values_of
 
 
 class Commands(TyperGroup):
@@ -48,13 +48,15 @@ Backend = Annotated[str, typer.Option("--backend", help="auto, triton, cpu or re
 @app.command()
 def show(
     pattern: PatternText, n: Length = 512, n_k: Keys = None, arg: Args = None, tile: Tile = None, q_start: Start = None,
-    head: Annotated[int, typer.Option("--head", help="Which query head.")] = 0,
+    head: Annotated[int, typer.Option("--head", min=0, help="Which query head.")] = 0,
+    heads: Annotated[Optional[int], typer.Option("--heads", min=1, help="Query heads; by default as many as the pattern names.")] = None,
     output: Annotated[Optional[Path], typer.Option("-o", "--output", help="Save a picture instead: .png, .svg or .pdf.")] = None,
 ):  # fmt: skip
     """The mask and its tiles, in the terminal or as a picture."""
-    from patternc.plotting import TEXT_TILES, plot, text
+    from patternc.plotting import plot
+    from patternc.terminal import TEXT_TILES, text
 
-    options = {"head": head, "q_start": q_start, "tile": tile_of(tile), **values_of(arg)}
+    options = {"head": head, "heads": heads, "q_start": q_start, "tile": tile_of(tile), **values_of(arg)}
     spec = parsed(pattern)
     if output is None:
         screen = console()
@@ -246,58 +248,6 @@ def _compile(text: str, backend: str, heads: int, head_dim: int):
     from patternc.compile import compile
 
     return compile(text, backend, num_heads=heads, head_dim=head_dim)
-
-
-def tile_of(text: str | None) -> tuple[int, int] | None:
-    """`128` or `128x64` as (rows, columns)."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(p.isascii() and p.isdigit() and 0 < int(p) < 1 << 31 for p in parts):
-        raise ParameterError(f"a tile is one or two positive integers, got `{text}`", fix="write `--tile 128` or `--tile 128x64`")
-    return int(parts[0]), int(parts[-1])
-
-
-def values_of(given: list[str] | None) -> dict:
-    """Values of `--arg`: an integer, a comma-separated list of integers or of true and false, or `@file.npy`."""
-    out = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        name = name.strip()
-        if not equals or not name.isidentifier():
-            raise ArgError(f"an arg is given as NAME=VALUE, got `{text}`", fix="write `--arg w=512` or `--arg tokens=0,17,42`")
-        if name in RESERVED:
-            raise ArgError(f"`{name}` is the name of a parameter, not of an arg", fix=f"see whether there is an option --{name.replace('_', '-')}")
-        out[name] = _value(name, value.strip())
-    return out
-
-
-def _value(name: str, text: str):
-    import numpy as np
-
-    if text.startswith("@"):
-        try:
-            return np.load(text[1:], allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ArgError(f"arg `{name}`: {text[1:]} is not a readable .npy file", fix="save the array with `numpy.save`") from error
-    words = [w.strip() for w in text.strip("[]").split(",")]
-    listed = "," in text or text.startswith("[")
-    words = [w for w in words if w]
-    bools = {"true": True, "false": False}
-    try:
-        values = [bools[w.lower()] if w.lower() in bools else int(w) for w in words]
-    except ValueError:
-        raise ArgError(
-            f"arg `{name}` must be integers or true and false, got `{text}`", fix=f"write `--arg {name}=512` or `--arg {name}=0,17,42`"
-        ) from None
-    if listed:
-        try:
-            return np.array(values, bool if values and all(isinstance(v, bool) for v in values) else np.int64)
-        except OverflowError:
-            raise ArgError(f"arg `{name}` has an integer beyond 64 bits", fix="positions and ids are smaller") from None
-    if not values:
-        raise ArgError(f"arg `{name}` has no value", fix=f"write `--arg {name}=512`")
-    return values[0]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Pictures of patterns: the tiles of a layout, and the pairs themselves where they are few; with matplotlib, or as text."""
+"""Pictures of patterns: the tiles of a layout, and the pairs themselves where they are few, with matplotlib; `terminal` shows them as text."""
 
 from __future__ import annotations
 
@@ -18,18 +18,16 @@ from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.forms import afford, count
 from patternc.layout import Group, TileRuns, layout
+from patternc.passes import variables
 
 MOST_PAIRS_SHOWN = 512  # up to this length single pairs are drawn; beyond it only tiles
 MOST_TILES = 1024  # along one axis; a finer picture has more pixels than a screen
 DEFAULT_TILES = 32  # along the longer axis, unless the caller says how large a tile is
 FINEST = 512  # the analysis of a tile of this size is still quick
-TEXT_TILES = 38  # two characters each: 76 columns
 
 # Per kind of tile: the background, and the colour of an allowed pair on it.
 COLOURS = {"empty": ("#f4f4f2", None), "partial": ("#fbe3c0", "#e08a1e"), "full": ("#7fa8d6", "#3f73b0")}
 TERM_COLOUR = "#d9ead8"  # pairs of the domain that the exact part leaves to the term
-GLYPHS = ("··", "▒▒", "██")  # empty, partial, full
-STYLES = ("grey42", "dark_orange", "dodger_blue2")
 
 
 @dataclass(frozen=True)
@@ -79,10 +77,11 @@ def picture(
     if not isinstance(p, (Pattern, Attention)):
         raise OperandError(f"plot draws a pattern or an attention, got {p!r}", fix='write `pc.plot(pc.causal, 64, path="causal.png")`')
     head, row, batch, tiles = count("head", head), count("row", row), count("batch", batch, 1), count("tiles", tiles, 1)
-    heads = max(_heads(p), head + 1) if heads is None else count("heads", heads, 1)
-    for name, value, size in (("head", head, heads), ("row", row, batch)):
+    heads = _heads(p, head) if heads is None else count("heads", heads, 1)
+    for name, value, all_of_them, size in (("head", head, "heads", heads), ("row", row, "batch", batch)):
         if value >= size:
-            raise ParameterError(f"`{name}` is {value}, and there are {size}", fix=f"use 0 to {size - 1}")
+            message = f"`{name}` is {value}, and there {'is' if size == 1 else 'are'} {size}"
+            raise ParameterError(message, fix=f"use 0 to {size - 1}, or say how many there are: `{all_of_them}={value + 1}`")
     longest = max(count("n_q", n), count("n_k", n if n_k is None else n_k), 1)
     shape = _tile(tile, longest, tiles)
     exact = p.exact if isinstance(p, Attention) else p
@@ -101,8 +100,10 @@ def picture(
     return Picture(_kinds(found.tiles, shape), _pairs(found) if few else None, term, shape, grid.row.count, grid.column.count, grid.row.first)
 
 
-def _heads(p) -> int:
-    return max([len(x.args) for x in postorder(p) if x.op == "per_head"], default=1)
+def _heads(p, head: int) -> int:
+    """As many as `per_head` has, enough for `head` where the pattern reads `h`, else one that stands for all."""
+    named = max([len(x.args) for x in postorder(p) if x.op == "per_head"], default=1)
+    return head + 1 if named == 1 and "h" in variables(p) else named
 
 
 def _tile(tile, longest: int, tiles: int) -> tuple[int, int]:
@@ -167,7 +168,7 @@ def plot(p, n: int, /, n_k: int | None = None, *, tile=None, head: int = 0, ax=N
         p: a pattern, an attention, or the text of one.
         n, n_k: queries and keys; `n_k` defaults to `n`.
         tile: rows and columns of a tile, one number for both; by default 32 tiles or fewer along the longer axis.
-        head: which query head.
+        head: which query head, of those that the pattern names or `heads` says.
         ax: matplotlib axes to draw on; a new figure without it.
         path: where to save the figure; the ending says the format (.png, .svg, .pdf).
         options: `heads`, `row`, `batch`, `q_start` and the pattern's runtime args.
@@ -262,38 +263,3 @@ def _image(rgb, shown: Picture) -> np.ndarray:
         if colour is not None:
             image[shown.pairs & (kinds == kind)] = rgb(colour)
     return image
-
-
-def text(p, n: int, /, n_k: int | None = None, *, tile=None, tiles: int = TEXT_TILES, **options):
-    """The tiles as a `rich.text.Text`, two characters a tile: `··` empty, `▒▒` partial, `██` full.  Parameters as in `plot`.
-
-    Without `tile`, tiles are made large enough that at most `tiles` of them stand in a line.
-    """
-    from rich.text import Text
-
-    shown = picture(p, n, n_k, tile=tile, tiles=tiles, **options)
-    rows, columns = shown.kinds.shape
-    if max(rows, columns) > 2 * TEXT_TILES:
-        raise ParameterError(f"{rows} x {columns} tiles are too many for a terminal", fix="leave `tile` out, use larger tiles, or save a picture")
-    out = Text(no_wrap=True)
-    for i, line in enumerate(shown.kinds):
-        for j, kind in enumerate(line):
-            termed = shown.term is not None and kind == 0 and _holds_term(shown, i, j)
-            out.append("░░" if termed else GLYPHS[kind], "green" if termed else STYLES[kind])
-        out.append("\n")
-    counts = [int((shown.kinds == kind).sum()) for kind in range(3)]
-    out.append(f"{shown.n_q} queries (down), {shown.n_k} keys; tiles of {shown.tile[0]} x {shown.tile[1]}\n")
-    for kind, name in enumerate(COLOURS):
-        out.append(f"{GLYPHS[kind]}", STYLES[kind])
-        out.append(f" {counts[kind]} {name}  ")
-    if shown.term is not None:
-        out.append("░░", "green")
-        out.append(" term only")
-    return out
-
-
-def _holds_term(shown: Picture, i: int, j: int) -> bool:
-    if shown.pairs is None:
-        return bool(shown.term[i, j])
-    bm, bn = shown.tile
-    return bool(shown.term[i * bm : (i + 1) * bm, j * bn : (j + 1) * bn].any())

@@ -41,6 +41,8 @@ def test_show(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert run("show", "window(w) | global(tokens)", "-n", 64, "--arg", "w=9", "-a", "tokens=0,40")
     assert "████" in run("show", "per_head(causal, full)", "-n", 32, "--head", 1)
+    assert "`head` is 3, and there is 1" in fails("show", "causal", "-n", 32, "--head", 3)
+    assert run("show", "causal", "-n", 32, "--head", 3, "--heads", 4)
     for ending in ("png", "svg"):
         path = tmp_path / f"mask.{ending}"
         assert f"wrote {path}" in run("show", P, "-n", 100, "-o", path).replace("\n", "")

@@ -4,7 +4,7 @@ import pytest
 
 import patternc as pc
 from patternc.errors import LimitError
-from patternc.plotting import text
+from patternc.terminal import text
 
 P, MOST = pc.causal & pc.window(512), 2**31 - 1
 

@@ -7,7 +7,8 @@ import pytest
 
 import patternc as pc
 from patternc.errors import ArgError, MissingExtraError, OperandError, ParameterError
-from patternc.plotting import COLOURS, _image, picture, text
+from patternc.plotting import COLOURS, _image, picture
+from patternc.terminal import text
 
 P = pc.causal & (pc.window(20) | pc.sink(3))
 ATTENTION = pc.causal & (pc.window(20) + pc.linear_tail)
@@ -104,6 +105,12 @@ def test_errors(tmp_path):
         pc.plot(P, 100, tile=0)
     with pytest.raises(ParameterError, match="`head` is 3, and there are 2"):
         pc.plot(P, 100, head=3, heads=2)
+    for p in (pc.causal, "window(8)", ATTENTION):
+        with pytest.raises(ParameterError, match="`head` is 3, and there is 1\nfix: use 0 to 0, or say how many there are: `heads=4`"):
+            pc.plot(p, 100, head=3)
+    with pytest.raises(ParameterError, match="`head` is 2, and there are 2"):
+        pc.plot(pc.per_head(pc.causal, pc.full), 100, head=2)
+    assert pc.plot("heads([2]) & causal", 100, head=3) and pc.plot(pc.causal, 100, head=3, heads=4)
     with pytest.raises(ParameterError, match="saved as .png, .svg or .pdf"):
         pc.plot(P, 100, path=tmp_path / "mask.bmp")
     with pytest.raises(ArgError, match="unknown arg `w`"):
