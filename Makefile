@@ -20,7 +20,7 @@ demo: $(STAMP)
 
 # The kernels are tested a second time with the newest Triton, which lies beside the environment's own.
 test: $(STAMP) $(VENV)/newest/.installed
-	PYTHONPATH=$(CURDIR)/$(VENV)/newest $(BIN)/python -m pytest -p no:cacheprovider tests/test_kernels.py tests/test_triton.py
+	PYTHONPATH=$(CURDIR)/$(VENV)/newest $(BIN)/python -m pytest -p no:cacheprovider tests/test_kernels.py tests/test_kernel_data.py tests/test_triton.py
 	$(BIN)/python -m pytest -p no:cacheprovider --durations=15 tests
 
 lint: $(STAMP)

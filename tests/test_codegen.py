@@ -1,4 +1,4 @@
-"""The generated text: what it means on random expressions, what it looks like, how it is kept on disk and launched."""
+"""The generated text: what it means on random expressions, what it looks like, how it is launched."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
+from kernel_check import DEVICE, SMALL, causal, check, everywhere, formula, q_and_k, streaming, window
 from strategies import HEADS, draw_args, patterns
-from test_kernels import DEVICE, SMALL, causal, check, everywhere, formula, q_and_k, streaming, window
 
 import patternc as pc
 from patternc.args import bind
-from patternc.codegen import cache, configs, helpers, launch
+from patternc.codegen import configs, helpers, launch
 from patternc.codegen.code import COL, ROW
 from patternc.codegen.configs import Config
 from patternc.codegen.kernels import generate
@@ -154,7 +154,7 @@ def test_one_source_and_one_specialisation_for_all_lengths(tmp_path, monkeypatch
     """Triton compiles once per key; the keys of three lengths, a prime, 1 and a power of two among them, are equal."""
     code = """
 import torch, patternc as pc
-from test_kernels import SMALL, streaming
+from kernel_check import SMALL, streaming
 from patternc.codegen import cache, launch
 from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call
@@ -190,54 +190,6 @@ print(len(texts), len(keys))
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["1", "4"], done.stdout + done.stderr
-
-
-# The cache
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "kernels"))
-    return tmp_path / "kernels"
-
-
-def test_a_module_is_a_file_named_by_its_content(folder):
-    text = "VALUE = 41\n"
-    path = cache.store(text)
-    assert path.parent == folder and path.stem == cache.name_of(text) and path.read_text() == text
-    assert cache.load(text).VALUE == 41 and cache.load(text) is cache.load(text)
-    assert cache.size() == (1, len(text)) and cache.clear() == 1 and cache.size() == (0, 0)
-
-
-@pytest.mark.parametrize("damage", [b"", b"VALUE = ", b"VALUE = 43\n", b"\xff\xfe"])
-def test_a_damaged_file_is_rebuilt(folder, damage):
-    text = f"VALUE = 42  # {damage!r}\n"
-    cache.store(text).write_bytes(damage)
-    assert cache.load(text).VALUE == 42 and cache.store(text).read_text() == text
-
-
-def test_processes_at_once(folder):
-    code = "from patternc.codegen import cache\nfor i in range(200): cache.store(f'VALUE = {i % 5}\\n' * 1000)"
-    running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
-    assert [p.wait() for p in running] == [0, 0, 0]
-    assert cache.size()[0] == 5 and all(cache.name_of(p.read_text()) == p.stem for p in folder.glob("*.py"))
-
-
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    blocker = tmp_path / "file"
-    blocker.write_text("")
-    monkeypatch.setenv(cache.ENVIRONMENT, str(blocker / "kernels"))
-    with pytest.warns(UserWarning, match="cannot be written"):
-        path = cache.store("VALUE = 7\n")
-    assert path.exists() and cache.folder() == path.parent
-
-
-def test_a_directory_in_the_place_of_a_file(folder):
-    text = "VALUE = 8\n"
-    (folder / f"{cache.name_of(text)}.py" / "x").mkdir(parents=True)
-    with pytest.warns(UserWarning, match="cannot be written .Is a directory."):
-        assert cache.load(text).VALUE == 8
-    assert cache.size() == (0, 0) and cache.clear() == 0
 
 
 # Launching
