@@ -37,7 +37,7 @@ class Gradients(Function):
     @classmethod
     def apply(cls, compute, *tensors):
         refuse_transforms(*tensors)  # `is_grads_batched=True` maps over backwards, in a way that is older than torch.func
-        return super().apply(compute, *tensors)
+        return super().apply(compute, *tensors) if torch.is_grad_enabled() else compute(*tensors)
 
     @staticmethod
     def forward(ctx, compute, *tensors):
