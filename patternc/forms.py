@@ -33,7 +33,7 @@ def to_numpy(value):
     return value.detach().cpu().numpy() if is_tensor(value) else value
 
 
-MOST = {"heads": 1 << 16, "batch": 1 << 22, "num_heads": 1 << 16}  # far beyond use; each one costs something
+MOST = {"heads": 1 << 16, "batch": 1 << 22}  # far beyond use; each one costs something
 MOST_POSITIONS = 1 << 27  # that are looked at one by one
 
 
