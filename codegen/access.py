@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-VARIANTS = ("pointers", "descriptors", "rows")
+VARIANTS = ("pointers", "descriptors", "rows", "boxes")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,19 @@ class Pointers:
         return f"_store_rows({m.name}_base, {first}, {m.name}_stride, {m.count}, {values}, {m.width}, {m.block}, {m.block_d})"
 
 
+class Boxes(Pointers):
+    """Boxes of digits: rows `first + first_offsets` (or `start + start_offsets`), of which `first_ok` exist."""
+
+    variant = "boxes"
+
+    def load(self, m: Matrix, first: str, check: bool) -> str:
+        ok = f"{first}_ok" if check else "None"
+        return f"_load_box({m.name}_base, {first}, {first}_offsets, {ok}, {m.name}_stride, {m.width}, {m.block_d})"
+
+    def store(self, m: Matrix, first: str, values: str) -> str:
+        return f"_store_box({m.name}_base, {first}, {first}_offsets, {first}_ok, {m.name}_stride, {values}, {m.width}, {m.block_d})"
+
+
 class Descriptors:
     """Descriptors of [B, heads, count, width] with blocks [1, 1, block, block_d]: what is outside loads as 0 and is not stored."""
 
@@ -90,4 +103,4 @@ class Rows:
 
 def access(variant: str):
     """The access of a name in `VARIANTS`."""
-    return {"pointers": Pointers, "descriptors": Descriptors, "rows": Rows}[variant]()
+    return {"pointers": Pointers, "descriptors": Descriptors, "rows": Rows, "boxes": Boxes}[variant]()

@@ -19,7 +19,8 @@ from patternc.expr.bounds import INF, bounds
 from patternc.expr.index import MAX_INT
 from patternc.expr.node import postorder
 from patternc.layout import layout
-from patternc.plan import AxisPlan
+from patternc.orders.search import Boxes, Sizes, choose_boxes
+from patternc.plan import AxisPlan, Plan
 from patternc.tables import run_table
 from patternc.visits import choice_tables
 
@@ -51,11 +52,11 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
     check_width(compiled, bound)
     if wide:
         raise InternalError("a term reached the triton backend")
-    return attention_forward(call_of(compiled, q.device, scale, bound), q, k, v)
+    return attention_forward(call_of(compiled, scale, bound, q, k, v), q, k, v)
 
 
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound):
-    return attention_backward(call_of(compiled, q.device, scale, bound), q, k, v, out, lse, dout, dlse)
+    return attention_backward(call_of(compiled, scale, bound, q, k, v, out, dout), q, k, v, out, lse, dout, dlse)
 
 
 def check_width(compiled, bound: Bound) -> None:
@@ -93,15 +94,34 @@ def source(compiled) -> str:
 _prepared: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def call_of(compiled, device: torch.device, scale: float, bound: Bound) -> Call:
+def call_of(compiled, scale: float, bound: Bound, *matrices: torch.Tensor) -> Call:
+    """The call of a bound pattern on matrices [B, heads, n, width]."""
+    device = matrices[0].device
     on_device = _prepared.get(bound) or _prepared.setdefault(bound, bound.torch(device))
+    # Within a box, offsets are 32 bits wide, and a box may span the sequence.
+    reach = max(x.stride(2) for x in matrices) * max(bound.n_q, bound.n_k)
+    plan = compiled.plan_at(bound) if reach < 2**31 else compiled.plan
     return Call(
-        plan=compiled.plan,
+        plan=plan,
         scale=scale,
         q_start=on_device.q_start,
         args=on_device.values,
         bounds=lambda direction, rows, cols: _bounds(compiled, bound, on_device, device, direction, rows, cols),
+        boxes=lambda direction, rows, cols: _boxes(compiled, plan, bound, direction, rows, cols),
     )
+
+
+def _boxes(compiled, plan: Plan, bound: Bound, direction: str, block_m: int, block_n: int) -> Boxes:
+    """The boxes of a direction in digits for tiles of `block_m` queries and `block_n` keys."""
+    kept = compiled.state.setdefault("boxes", {})
+    axis = getattr(plan, direction)
+    sizes = Sizes(bound.n_q, bound.n_k, bound.q_start)
+    key = id(axis), sizes, block_m, block_n
+    if key not in kept:
+        if len(kept) >= MOST_LENGTHS:
+            kept.pop(next(iter(kept)))
+        kept[key] = choose_boxes(axis, sizes, *((block_n, block_m) if direction == "transposed" else (block_m, block_n)))
+    return kept[key]
 
 
 def _bounds(compiled, bound: Bound, on_device: Bound, device: torch.device, direction: str, rows: int, cols: int):

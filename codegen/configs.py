@@ -89,7 +89,7 @@ def choose(kernel: str, variant: str, head_dim: int, value_dim: int, itemsize: i
         return Config(64 if width < 256 else 32, 64, 4, 1)
     if itemsize == 4 and not tf32:
         return FLOAT32[kernel, width]
-    table = POINTERS if variant == "pointers" else DESCRIPTORS
+    table = POINTERS if variant in ("pointers", "boxes") else DESCRIPTORS
     config = table[(f"{kernel} short" if short and kernel == "forward" else kernel, width)]
     if itemsize == 4:
         config = replace(config, block_n=min(config.block_n, 32), stages=min(config.stages, 2))

@@ -44,7 +44,7 @@ ABOUT_RUNS = "# Columns lo..hi of a run hold all that any row of the tile allows
 
 
 class Frame:
-    """The parts of a kernel's text that come from the plan: positions, bounds, masks."""
+    """The parts of a kernel's text that come from the plan: positions, bounds, masks.  `boxframe.BoxFrame` is the same in digits."""
 
     def __init__(self, plan: Plan, axis: AxisPlan, rows: str, block_m: str, block_n: str):
         row, col = ("q", "k") if rows == "q" else ("k", "q")
@@ -63,6 +63,35 @@ class Frame:
         self.masked, self.bounded = mask is not None, axis.kind == "formula" and bool(axis.all_runs)
         self.printed = printer.statements(roots)
         self.parameters = [*self.tiles.parameters, *self.uses.parameters()]
+
+    constants = ()  # kernel constants beside those of all kernels
+
+    def tile(self) -> list[str]:
+        """How many tiles of rows there are."""
+        return [f"row_tiles = tl.cdiv(n_{self.rows}, BLOCK_{'M' if self.rows == 'q' else 'N'})"]
+
+    def first(self) -> list[str]:
+        """The first row of the tile."""
+        return [f"first = tile * BLOCK_{'M' if self.rows == 'q' else 'N'}"]
+
+    def row_vectors(self) -> list[str]:
+        """The rows' entries of lse in base 2 and of delta."""
+        return [
+            "at = tl.cast(b * HEADS + h, tl.int64) * whole + first + tl.arange(0, BLOCK_M)",
+            "lse = tl.load(lse2_ptr + at)",
+            "delta = tl.load(delta_ptr + at)",
+        ]
+
+    def column_vectors(self, check: bool) -> list[str]:
+        """The same for the queries of a tile of columns."""
+        return ["at = vectors + start + tl.arange(0, BLOCK_M)", "lse = tl.load(lse2_ptr + at)", "delta = tl.load(delta_ptr + at)"]
+
+    def store_rows(self, pointer: str, value: str) -> list[str]:
+        """Store one value a row in a vector [B, H, n_q]."""
+        return [
+            "rows = first + tl.arange(0, BLOCK_M)",
+            f"tl.store({pointer} + tl.cast(b * HEADS + h, tl.int64) * n_q + rows, {value}, mask=rows < n_q)",
+        ]
 
     def positions(self) -> list[str]:
         """`r0`, `r1`, the row positions, the range of columns, and what the pattern reads."""

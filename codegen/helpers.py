@@ -108,6 +108,28 @@ def _store_rows(base, first, stride, count, values, D: tl.constexpr, BLOCK: tl.c
 ''',
     '''
 @triton.jit
+def _load_box(base, first, offsets, ok, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows first + offsets of a matrix of rows of D entries, as [rows, BLOCK_D]; 0 where not `ok`, which is None where all rows exist."""
+    d = tl.arange(0, BLOCK_D)[None, :]
+    at = base + tl.cast(first, tl.int64) * stride + ((offsets * stride)[:, None] + d)
+    if ok is None:
+        if D == BLOCK_D:
+            return tl.load(at)
+        return tl.load(at, mask=d < D, other=0.0)
+    if D == BLOCK_D:
+        return tl.load(at, mask=ok[:, None], other=0.0)
+    return tl.load(at, mask=ok[:, None] & (d < D), other=0.0)
+''',
+    '''
+@triton.jit
+def _store_box(base, first, offsets, ok, stride, values, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The inverse of `_load_box`."""
+    d = tl.arange(0, BLOCK_D)[None, :]
+    at = base + tl.cast(first, tl.int64) * stride + ((offsets * stride)[:, None] + d)
+    tl.store(at, values.to(base.dtype.element_ty), mask=ok[:, None] & (d < D))
+''',
+    '''
+@triton.jit
 def _softmax_step(acc, total, peak, s, v_tile, score_scale, PRECISION: tl.constexpr):
     """One tile of the online softmax, in base 2: `peak` is the largest scaled score so far, `total` the sum of weights."""
     higher = tl.maximum(peak, tl.max(s, 1) * score_scale)

@@ -19,7 +19,7 @@ from patternc.codegen import cache, configs
 from patternc.codegen.configs import Config
 from patternc.codegen.descriptors import describe, moved, reachable
 from patternc.codegen.kernels import VECTOR, Kernel, Source, generate
-from patternc.codegen.parameters import runtime_values
+from patternc.codegen.parameters import box_constants, runtime_values
 from patternc.errors import BackendError
 from patternc.plan import Plan
 
@@ -39,6 +39,7 @@ class Call:
         bounds: `bounds(direction, rows, cols)` for plans of kind "table" (an int32 tensor [B', H', row tiles, count, 4]) and
             "list" (`TileLists`), and for formulas whose runs choose (`ChoiceTables`); direction is "forward" or "transposed",
             rows and cols the size of its tiles.
+        boxes: `boxes(direction, rows, cols)` for plans in digits, an `orders.search.Boxes`.
         variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.
     """
@@ -48,6 +49,7 @@ class Call:
     q_start: int | torch.Tensor = 0
     args: dict = field(default_factory=dict)
     bounds: object = None
+    boxes: object = None
     variant: str | None = None
     configs: dict[str, Config] = field(default_factory=dict)
 
@@ -144,7 +146,9 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
     any_v = matrices.get("v", matrices.get("do"))
     device, dtype = any_v.device, any_v.dtype
     layouts = [(x.shape, x.stride(), x.data_ptr() % 16) for x in matrices.values()]
-    key = (call.plan, name, call.variant, device, dtype, _precision(dtype), *layouts)
+    # The number of boxes depends on where they begin, the number of tiles does not.
+    start = call.q_start if "boxes" in (call.plan.forward.kind, call.plan.transposed.kind) else None
+    key = (call.plan, name, call.variant, device, dtype, _precision(dtype), start, *layouts)
     while True:
         launch = None if call.configs else _launches.get(key)
         if launch is None:
@@ -188,19 +192,26 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor]) -> Launch
         "HEADS": heads, "GROUP": heads // kv_heads, "D": d, "DV": dv, "BLOCK_D": configs.padded(d), "BLOCK_DV": configs.padded(dv),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": _precision(dtype), "ALIGN": align,
     }  # fmt: skip
+    grid = -(-count // block)
+    if kernel.variant == "boxes":
+        boxes = call.boxes("transposed" if name == "backward_dkdv" else "forward", config.block_m, config.block_n)
+        constants |= box_constants(boxes, name == "backward_dkdv")
+        grid = boxes.programs
     values = {"n_q": queries.shape[2], **{c: constants[c] for c in kernel.constants}}
     if kernel.axis is not None:
         values["n_k"] = matrices["k"].shape[2]
+    if kernel.variant == "boxes":
+        values["row_boxes"] = boxes.first_boxes
     pointers, descriptors = [], {}
     for matrix, x in matrices.items():
-        if source.variant == "pointers" or kernel.axis is None:
+        if kernel.variant in ("pointers", "boxes"):
             pointers.append(matrix)
             values |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in _strides(x))))
         else:
             tall = config.block_n if matrix in ("k", "v", "dk", "dv") else config.block_m
-            descriptors[matrix] = describe(x, tall, configs.padded(x.shape[3]), source.variant)
+            descriptors[matrix] = describe(x, tall, configs.padded(x.shape[3]), kernel.variant)
             descriptors[matrix].base = None  # only its layout is kept, not the tensor
-    grid = -(-count // block) * rows.shape[0] * rows.shape[1]
+    grid *= rows.shape[0] * rows.shape[1]
     return Launch(kernel, getattr(cache.load(source.text), name), config, grid, values, pointers, descriptors)
 
 
@@ -212,7 +223,7 @@ def _step_down(call: Call, name: str, launch: Launch, key: tuple, error: OutOfRe
         raise BackendError(f"no tile of `{name}` fits this device at head_dim {d}, {dv}: {error}", fix="use a smaller head_dim") from error
     if call.configs:
         call.configs[name] = config
-    _, _, _, device, dtype, *_ = key
+    device, dtype = key[3:5]
     _chosen[launch.kernel.text, d, dv, dtype, _precision(dtype), device] = config
     _launches.pop(key, None)
 
@@ -227,7 +238,7 @@ def _config(source: Source, name: str, d: int, dv: int, dtype: torch.dtype, devi
 
 def _first(source: Source, name: str, d: int, dv: int, itemsize: int, device: torch.device) -> Config:
     tf32 = _precision(torch.float32) == "tf32"
-    config = configs.choose(name, source.variant, d, dv, itemsize, configs.is_short(source.plan.forward), tf32)
+    config = configs.choose(name, source.kernels[name].variant, d, dv, itemsize, configs.is_short(source.plan.forward), tf32)
     if source.kernels[name].arrays:
         # What a mask reads is pipelined too, and its share of a third stage would cost a program on each processor.
         config = replace(config, stages=min(config.stages, 2))

@@ -90,8 +90,17 @@ def _table(table, kind: str, device: torch.device) -> torch.Tensor:
     return made[kind, device]
 
 
+def box_constants(boxes, transposed: bool) -> dict:
+    """The extents of boxes of queries and of keys; rows are keys when transposed."""
+    queries, keys = (boxes.columns, boxes.rows) if transposed else (boxes.rows, boxes.columns)
+    extents = {f"{side}_{i}": extent for side, box in (("M", queries), ("N", keys)) for i, extent in enumerate(box)}
+    return {**extents, "OFFSET": boxes.offset}
+
+
 def _bounds(call, kernel: Kernel, config: Config) -> dict:
     axis = kernel.axis
+    if axis.kind == "boxes":
+        return {}
     listed = axis.filler is not None and isinstance(axis.filler.columns, Listed)
     if axis.kind == "formula" and not axis.flagged and not listed:
         return {}

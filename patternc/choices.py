@@ -13,7 +13,7 @@ import numpy as np
 
 from patternc.analysis.evaluate import evaluate
 from patternc.analysis.grid import Axis, Grid
-from patternc.analysis.project import NeedsTable, Projector, Symbols
+from patternc.analysis.project import R0, R1, NeedsTable, Projector, Symbols
 from patternc.analysis.specialise import specialise
 from patternc.analysis.tiles import always_met
 from patternc.expr.arithmetic import add, scale, terms
@@ -89,7 +89,7 @@ def _hollow(core: Index, bounds, column: str, row: str) -> bool:
     if column not in variables(core):
         return row in variables(core) and _static(core) and any(x.op in HOLLOW for x in postorder(core))
     try:
-        return not Projector(column, Symbols(row)).project({core: bounds}).tight
+        return not Projector(column, Symbols({row: (R0, R1)})).project({core: bounds}).tight
     except NeedsTable:
         return True
 
@@ -109,7 +109,7 @@ def _step(core: Index, low, high, column: str, row: str) -> Stepped:
     if any(abs(w) != 1 or t.op not in ("var", "div", "arg") for t, w in others.items()) or sum(row in variables(t) for t in others) > 1:
         raise NeedsTable
     rest = add(inner, scale(mine[0][0], -mine[0][1]))
-    a, b = Projector(column, Symbols(row)).span(rest)
+    a, b = Projector(column, Symbols({row: (R0, R1)})).span(rest)
     low, high = (low - b, high - a) if mine[0][1] == 1 else (a - high, b - low)
     return Stepped(low, high, period)
 

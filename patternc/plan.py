@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from patternc.analysis.project import R0, R1, Interval, NeedsTable, Projection, Projector, Symbols, ordered
 from patternc.choices import Choice, Listed, Stepped, choose
@@ -109,7 +109,7 @@ def axis_plan(lowered: Pattern, column: str) -> AxisPlan:
         return AxisPlan("table", (), max(len(conjuncts), 1), len(conjuncts) <= 1)
     try:
         choices = [choose(c, column) for c in conjuncts]
-        projector = Projector(column, Symbols("q" if column == "k" else "k"))
+        projector = Projector(column, Symbols({"q" if column == "k" else "k": (R0, R1)}))
         projections = [(projector.project(choice.rest), choice) for choice in choices]
     except NeedsTable:
         return AxisPlan("list", (), 0, True)
@@ -119,7 +119,7 @@ def axis_plan(lowered: Pattern, column: str) -> AxisPlan:
         return AxisPlan("list", (), 0, True)
     filler = fillers[0] if fillers else _shadow(runs)
     runs = [run for run in runs if run is not filler]
-    in_order = _ascending(runs, const(0) if column == "k" else Q_START)
+    in_order = ascending(runs, columns_of(column)[0])
     return AxisPlan("formula", tuple(in_order or runs), len(runs), in_order is not None, filler)
 
 
@@ -137,21 +137,31 @@ def conjuncts_of(lowered: Pattern) -> list[Conjunct] | None:
         return None
 
 
+def columns_of(column: str) -> tuple[Index, Index]:
+    """First and last position of the columns there are."""
+    return (const(0), Index("var", "n_k") - 1) if column == "k" else (Q_START, Q_START + Index("var", "n_q") - 1)
+
+
 def run_of(projection: Projection, choice: Choice, column: str) -> Run:
-    """Close open sides with the columns there are, and fold conditions on the tile into empty intervals; narrow residues fill no tile."""
-    first, last = (const(0), Index("var", "n_k") - 1) if column == "k" else (Q_START, Q_START + Index("var", "n_q") - 1)
+    """The run of a conjunct; narrow residues fill no tile."""
+    if isinstance(choice.columns, Stepped):
+        projection = replace(projection, inner=Interval(empty=True))
+    return Run(*closed(projection, *columns_of(column)), choice.rows, choice.columns)
+
+
+def closed(projection: Projection, first: Index, last: Index) -> list[Index]:
+    """Outer and inner bounds, open sides closed with the columns there are, conditions on the tile folded into empty intervals."""
     bounds = []
-    inner = Interval(empty=True) if isinstance(choice.columns, Stepped) else projection.inner
-    for interval, condition in ((projection.outer, projection.some), (inner, projection.every)):
+    for interval, condition in ((projection.outer, projection.some), (projection.inner, projection.every)):
         low = first if interval.low is None else interval.low
         high = last if interval.high is None else interval.high
         if interval.empty:
             low, high = const(0), const(-1)
         bounds += [low, high if condition is None else where(condition, high, low - 1)]
-    return Run(*bounds, choice.rows, choice.columns)
+    return bounds
 
 
-def _ascending(runs: list[Run], first_column: Index) -> list[Run] | None:
+def ascending(runs: list[Run], first_column: Index) -> list[Run] | None:
     """The runs in an order in which `lo`, clipped to the columns there are, provably ascends; None if there is none."""
 
     def precedes(a: Run, b: Run) -> bool:

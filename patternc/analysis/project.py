@@ -18,14 +18,26 @@ from patternc.passes import Conjunct, variables
 R0, R1 = Index("var", "r0"), Index("var", "r1")  # first and last row position of a tile
 
 
+def ends(digit: str) -> tuple[Index, Index]:
+    """First and last value of a row digit (`q0`, `k2`) in a tile that is a box of digits."""
+    return Index("var", f"r0_{digit}"), Index("var", f"r1_{digit}")
+
+
+def _first_of(x: Index) -> Index | None:
+    """The variable of the first position (or digit) of a tile, for that of the last."""
+    return Index("var", "r0" + x.args[0][2:]) if x.op == "var" and x.args[0].startswith("r1") else None
+
+
 def ordered(a: Index, b: Index) -> bool:
     """Whether `a <= b` for every tile, from `0 <= r0 <= r1` and the intervals of the rest."""
-    constant, parts = terms(add(b, scale(a, -1)))
-    slope = parts.pop(R1, 0)  # r1 = r0 + s with s >= 0
-    parts[R0] = parts.get(R0, 0) + slope
-    low = constant if slope >= 0 else -INF
+    low, parts = terms(add(b, scale(a, -1)))
+    for last, slope in list(parts.items()):
+        first = _first_of(last)
+        if first is not None:  # r1 = r0 + s with s >= 0
+            parts[first] = parts.get(first, 0) + parts.pop(last)
+            low = low if slope >= 0 else -INF
     for t, w in parts.items():
-        least, most = (0, INF) if t is R0 else interval(t)
+        least, most = (0, INF) if t.op == "var" and t.args[0].startswith("r0") else interval(t)
         if w:
             low += w * (least if w > 0 else most)
     return low >= 0
@@ -40,6 +52,9 @@ def greatest(a: Index, b: Index) -> Index:
     return b if ordered(a, b) else a if ordered(b, a) else maximum(a, b)
 
 
+FAR = 2**29  # beyond all positions; sums of a few such numbers fit into 32 bits
+
+
 class NeedsTable(Exception):
     """The bounds depend on the values of a tensor, which symbols do not know."""
 
@@ -49,8 +64,9 @@ class Symbols:
 
     minimum, maximum = staticmethod(least), staticmethod(greatest)
 
-    def __init__(self, row: str):
-        self.spans = {row: (R0, R1)}
+    def __init__(self, spans: dict[str, tuple[Index, Index]]):
+        """`spans`: the first and last value of every row variable in a tile."""
+        self.spans = spans
 
     def leaf(self, x: Index):
         return self.spans[x.args[0]] if x.op == "var" and x.args[0] in self.spans else (x, x)
@@ -222,25 +238,24 @@ class Projector:
         return None if found is None else self._solve(subscript, found.low, found.high, inner)
 
     def _invert_extremum(self, x: Index, low, high, inner: bool) -> Interval:
-        """`min(a, b) >= low` is both, which is solved; `min(a, b) <= high` is either: open outside, one of them inside."""
-        both, either = (low, high) if x.op == "min" else (high, low)
+        """`min(a, r) >= low` is both, `min(a, r) <= high` is either, with a in the column and r of the tile; `max` mirrors it.
+
+        Where r decides for every row that counts, the bound on a is moved out of the way: to everything, or to nothing.
+        """
         mine = [c for c in x.args if self.column in variables(c)]
-        out = Interval()
         if len(mine) != 1:
             return self._unknown(inner)
-        if both is not None:
-            bounds = (both, None) if x.op == "min" else (None, both)
-            out = self._meet(out, self._solve(mine[0], *bounds, inner))
-        if either is not None:
-            self.tight = False
-            if inner:
-                bounds = (None, either) if x.op == "min" else (either, None)
-                out = self._meet(out, self._solve(mine[0], *bounds, inner))
-        if both is not None:  # the other operands are conditions on the tile; leaving them out is sound outside only
-            self.tight = False
-            if inner:
-                return Interval(empty=True)
-        return out
+        rest = [self.span(c) for c in x.args if c is not mine[0]]
+        f, far = self.algebra, self.algebra.constant(FAR)
+        for a, b in rest:
+            for_some = (b, a) if inner else (a, b)  # the least and the greatest that one row (outer), or every row (inner), reaches
+            if x.op == "min":
+                high = None if high is None else f.select(f.at_most(for_some[0], high), far, high)
+                low = None if low is None else f.select(f.at_most(low, for_some[1]), low, far)
+            else:
+                low = None if low is None else f.select(f.at_most(low, for_some[1]), far * -1, low)
+                high = None if high is None else f.select(f.at_most(for_some[0], high), high, far * -1)
+        return self._solve(mine[0], low, high, inner)
 
     def _unknown(self, inner: bool) -> Interval:
         self.tight = False

@@ -1,0 +1,178 @@
+"""Which orders an expression suggests, which boxes serve them, and what each would visit."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from patternc.analysis.evaluate import evaluate
+from patternc.analysis.grid import Axis
+from patternc.analysis.specialise import specialise
+from patternc.expr.arithmetic import terms
+from patternc.expr.node import postorder, roomy
+from patternc.expr.pattern import Pattern
+from patternc.orders.boxes import BoxAxis
+from patternc.orders.digits import NATURAL, Order
+from patternc.orders.simplify import in_digits
+from patternc.passes import variables
+from patternc.visits import tiles_of_runs
+
+MOST_CUTS = 4  # digits beside the first
+MOST_ORDERS = 16
+
+
+@roomy
+def orders(lowered: Pattern) -> list[Order]:
+    """The orders that `//` and `%` in the expression suggest, and again in what each cut leaves; the natural one is not among them."""
+    found: list[Order] = []
+    todo = [NATURAL]
+    while todo and len(found) < MOST_ORDERS:
+        order = todo.pop(0)
+        if len(order.strides) > MOST_CUTS:
+            continue
+        p = in_digits(lowered, order, "k") if not order.natural else lowered
+        for digit, cut in sorted(_cuts(p, order)):
+            new = order.split(digit, cut)
+            if new is not None and new not in found:
+                found.append(new)
+                todo.append(new)
+    return found
+
+
+def _cuts(p: Pattern, order: Order) -> set[tuple[int, int]]:
+    """`(digit, c)` of every `// c` and `% c` whose argument is linear in a digit."""
+    names = {name: i for side in ("q", "k") for i, name in enumerate([side] if order.natural else order.names(side))}
+    out = set()
+    for x in postorder(p):
+        if x.op not in ("div", "mod") or x.args[1].op != "const":
+            continue
+        c = x.args[1].args[0]
+        for t, w in terms(x.args[0])[1].items():
+            if t.op == "var" and t.args[0] in names:
+                out.add((names[t.args[0]], c // math.gcd(w, c)))
+    return out
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What boxes are counted for."""
+
+    n_q: int
+    n_k: int
+    q_start: int
+    heads: int = 1
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        return {"n_q": self.n_q, "n_k": self.n_k, "q_start": self.q_start}
+
+    def span(self, side: str) -> tuple[int, int]:
+        return (self.q_start, self.q_start + self.n_q - 1) if side == "q" else (0, self.n_k - 1)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes for one direction of a plan.
+
+    Attributes:
+        rows, columns: extents by digit, powers of two; 1 for tied digits.
+        offset: boxes of columns begin where the bounds of the row box begin, not at multiples of their extents.
+        first_boxes: boxes of the first digit's rows.
+        programs: boxes of rows.
+        tiles, full: boxes of columns that they visit, and those of them that need no mask, for one head; where the first digit is
+            tied, as if its last period were whole.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    offset: bool
+    first_boxes: int
+    programs: int
+    tiles: int
+    full: int
+
+
+def choose_boxes(axis: BoxAxis, sizes: Sizes, rows: int, columns: int) -> Boxes | None:
+    """The boxes of `rows` and `columns` positions that visit least; None where a digit's bounds depend on other digits."""
+    free = list(axis.digits)
+    digits = {i: _Digit(axis, i, sizes) for i in free}
+    if not all(d.alone for d in digits.values()):
+        return None
+    tied = math.prod(len(_values(axis.order, i, *sizes.span(axis.row))) for i in axis.tied)
+    best = None
+    for offset in (False, True) if all(d.count == 1 for d in axis.digits.values()) else (False,):
+        for a, b in itertools.product(_shapes(axis.order, free, rows), _shapes(axis.order, free, columns)):
+            counts = [digits[i].count(a[j], b[j], offset) for j, i in enumerate(free)]
+            programs, tiles, full = (tied * math.prod(c[part] for c in counts) for part in range(3))
+            # Of boxes that visit equally many, those with the longest last digit read memory in the longest pieces.
+            key = tiles, -full, programs, [-x for x in reversed(b)]
+            if best is None or key < best[0]:
+                first = counts[free.index(0)][0] if 0 in free else len(_values(axis.order, 0, *sizes.span(axis.row)))
+                best = key, Boxes(_spread(axis, free, a), _spread(axis, free, b), offset, first, programs, tiles, full)
+    return best[1]
+
+
+def _spread(axis: BoxAxis, free: list[int], box: tuple[int, ...]) -> tuple[int, ...]:
+    of = dict(zip(free, box))
+    return tuple(of.get(i, 1) for i in range(len(axis.order.strides)))
+
+
+def _shapes(order: Order, free: list[int], size: int) -> list[tuple[int, ...]]:
+    """Boxes of `size` positions; a digit's box is not larger than the power of two that holds the digit."""
+    most = [size if order.extents[i] is None or len(free) == 1 else min(size, 1 << (order.extents[i] - 1).bit_length()) for i in free]
+    sides = [[1 << e for e in range(m.bit_length())] for m in most]
+    return [box for box in itertools.product(*sides) if math.prod(box) == size]
+
+
+def _values(order: Order, i: int, first: int, last: int) -> range:
+    """The values of a digit over positions first .. last."""
+    return range(first // order.strides[0], last // order.strides[0] + 1) if i == 0 else range(order.extents[i])
+
+
+class _Digit:
+    """One free digit of an axis at one length: its bounds for boxes of rows, and what boxes of columns they make."""
+
+    def __init__(self, axis: BoxAxis, i: int, sizes: Sizes):
+        self.rows, self.columns = (_values(axis.order, i, *sizes.span(side)) for side in (axis.row, axis.column))
+        self.names = f"r0_{axis.row}{i}", f"r1_{axis.row}{i}"
+        runs = axis.digits[i].runs
+        # A tied first digit only says whether its period is whole, as nearly all are.
+        numbers = dict(sizes.numbers)
+        if 0 in axis.tied:
+            numbers[f"r0_{axis.row}0"] = -(-max(sizes.span(side)[0] for side in "qk") // axis.order.strides[0])
+        self.formulas = [[specialise(x, numbers) for x in (run.lo, run.hi, run.inner_lo, run.inner_hi)] for run in runs]
+        self.alone = all(variables(x) <= set(self.names) for run in self.formulas for x in run)
+        self.bounds: dict[int, np.ndarray] = {}
+        self.counts: dict[tuple[int, int, bool], tuple[int, int, int]] = {}
+
+    def bounds_of(self, a: int) -> np.ndarray:
+        """int64 [row boxes, runs, 4] for boxes of `a` row values."""
+        if a not in self.bounds:
+            r0 = np.arange(self.rows.start, self.rows.stop, a)
+            ends = dict(zip(self.names, (r0, np.minimum(r0 + a - 1, self.rows.stop - 1))))
+            found = [[np.broadcast_to(evaluate(x, ends), r0.shape) for x in run] for run in self.formulas]
+            self.bounds[a] = np.moveaxis(np.array(found, np.int64), 2, 0)
+        return self.bounds[a]
+
+    def count(self, a: int, b: int, offset: bool) -> tuple[int, int, int]:
+        """`(row boxes, boxes of b column values that they visit, full ones)`."""
+        key = a, b, offset
+        if key not in self.counts:
+            bounds = self.bounds_of(a)
+            tiles = box_tiles(bounds, self.columns, b, offset)
+            self.counts[key] = len(bounds), int((tiles[..., 1] - tiles[..., 0]).sum()), int((tiles[..., 3] - tiles[..., 2]).sum())
+        return self.counts[key]
+
+
+def box_tiles(bounds: np.ndarray, columns: range, b: int, offset: bool) -> np.ndarray:
+    """Bounds of a digit [.., runs, 4] to disjoint box numbers (start, stop, full start, full stop); offset ones count from the first bound."""
+    if not offset:
+        return tiles_of_runs(bounds, Axis("", columns.start, len(columns), b))
+    origin = np.clip(bounds[..., 0].min(-1, keepdims=True), columns.start, columns.stop - 1)
+    moved = np.minimum(np.maximum(bounds, columns.start), columns.stop - 1)
+    moved = np.stack([moved[..., 0], np.where(bounds[..., 0] > bounds[..., 1], moved[..., 0] - 1, moved[..., 1]), bounds[..., 2], bounds[..., 3]], -1)
+    moved[..., 2], moved[..., 3] = np.maximum(moved[..., 2], columns.start), np.minimum(moved[..., 3], columns.stop - 1)
+    return tiles_of_runs(moved - origin[..., None], Axis("", 0, len(columns), b))

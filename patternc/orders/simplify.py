@@ -1,0 +1,162 @@
+"""What holds because digits are bounded: the rules that turn an expression in positions into one in digits.
+
+`6*(q0 - k0) + q1 - k1 <= 599` with `q1 == k1` beside it becomes `q0 - k0 <= 99`, and `(128*q0 + q1) // 128` becomes `q0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from patternc.expr.arithmetic import linear, terms
+from patternc.expr.bounds import INF, bounds
+from patternc.expr.index import Index, const
+from patternc.expr.node import Node
+from patternc.expr.pattern import EMPTY, Pattern, all_of, any_of, between
+from patternc.expr.transform import substitute
+from patternc.orders.digits import Order
+from patternc.passes import decide, merge, unwrap
+from patternc.passes.rules import Rule, apply_rules
+
+Bounds = Callable[[Index], tuple[float, float]]
+ROUNDS = 16
+MOST_MULTIPLES = 2  # alternatives that one comparison may become
+
+
+def in_digits(p: Pattern, order: Order, column: str) -> Pattern:
+    """A lowered pattern in the digits of an order.
+
+    Args:
+        column: the side whose digits are replaced where both sides' are equal.
+    """
+    env = order.ranges()
+
+    def known(x: Index):
+        return bounds(x, env)
+
+    rules = (
+        Rule("(g*A + R) // c -> A // (c/g), (g*A + R) % c -> g*(A % (c/g)) + R where g divides c and 0 <= R < g", lambda x: _divide(x, known)),
+        Rule("min, max of what is ordered by bounds -> one of them", lambda x: _extremum(x, known)),
+        Rule("g*A + R in I -> A in J where no R in its bounds changes J", lambda x: _coarse(x, known)),
+        Rule("g*A + R == c -> A == m & R == c - g*m, for the few m that R's bounds allow", lambda x: _digitwise(x, known)),
+        Rule("(u + v) % 2 == 0 -> u == v for digits of two values", lambda x: _parity(x, known)),
+        Rule("(u == v) & P(u, v) -> (u == v) & P(u, u) for digits u, v", lambda x: _tied(x, column)),
+    )
+    p = order.rewritten(p)
+    for _ in range(ROUNDS):
+        new = apply_rules(p, rules)
+        if new.op not in ("true", "false"):
+            new = merge(decide(unwrap(new, known), known))
+        if new is p:
+            break
+        p = new
+    return p
+
+
+def _split(x: Index, g: int) -> tuple[Index, Index]:
+    """`(A, R)` with `x == g*A + R`, A holding every term whose coefficient is a multiple of g."""
+    constant, parts = terms(x)
+    whole = {t: w // g for t, w in parts.items() if w % g == 0}
+    return linear(constant // g, whole), linear(constant % g, {t: w for t, w in parts.items() if w % g})
+
+
+def _factors(x: Index, divisor: int = 0) -> list[int]:
+    """Coefficients worth taking out of a sum, largest first; those that divide `divisor`, where it is given."""
+    return sorted({abs(w) for w in terms(x)[1].values() if abs(w) > 1 and divisor % abs(w) == 0}, reverse=True)
+
+
+def _divide(x: Node, known: Bounds) -> Node | None:
+    if x.op not in ("div", "mod") or x.args[1].op != "const":
+        return None
+    inner, c = x.args[0], x.args[1].args[0]
+    low, high = known(inner)
+    if abs(low) < INF and low // c == high // c:
+        return const(int(low // c)) if x.op == "div" else inner - int(low // c) * c
+    for g in _factors(inner, c):
+        whole, rest = _split(inner, g)
+        low, high = known(rest)
+        if abs(low) == INF or low // g != high // g:
+            continue
+        whole, rest = whole + int(low // g), rest - int(low // g) * g
+        return whole // (c // g) if x.op == "div" else whole % (c // g) * g + rest
+    return None
+
+
+def _extremum(x: Node, known: Bounds) -> Node | None:
+    if x.op not in ("min", "max"):
+        return None
+    spans = [known(a) for a in x.args]
+    pick = min if x.op == "min" else max
+    limit = pick(b for _, b in spans) if x.op == "min" else pick(a for a, _ in spans)
+    keep = [a for a, (low, high) in zip(x.args, spans) if (low < limit or high == limit if x.op == "min" else high > limit or low == limit)]
+    if len(keep) == len(x.args) or not keep:
+        return None
+    return keep[0] if len(keep) == 1 else Index(x.op, *keep)
+
+
+def _coarse(x: Node, known: Bounds) -> Node | None:
+    """The bound on `A` is `ceil((low - R) / g)`, and `floor((high - R) / g)` above."""
+    if x.op != "in":
+        return None
+    core, low, high = x.args
+    for g in _factors(core):
+        whole, rest = _split(core, g)
+        a, b = known(rest)
+        if abs(a) == INF or abs(b) == INF or whole.op == "const" or rest.op == "const":
+            continue
+        lows = {None} if low is None else {-((int(r) - low) // g) for r in (a, b)}
+        highs = {None} if high is None else {(high - int(r)) // g for r in (a, b)}
+        if len(lows) == len(highs) == 1:
+            return between(whole, lows.pop(), highs.pop())
+    return None
+
+
+def _digitwise(x: Node, known: Bounds) -> Node | None:
+    if x.op != "in" or x.args[1] is None or x.args[1] != x.args[2]:
+        return None
+    core, value, _ = x.args
+    for g in _factors(core):
+        whole, rest = _split(core, g)
+        a, b = known(rest)
+        if abs(a) == INF or abs(b) == INF or rest.op == "const":
+            continue
+        multiples = range(-((int(b) - value) // g), (value - int(a)) // g + 1)
+        if len(multiples) <= MOST_MULTIPLES:
+            return any_of(*(all_of(between(whole, m, m), between(rest, value - g * m, value - g * m)) for m in multiples)) if multiples else EMPTY
+    return None
+
+
+def _parity(x: Node, known: Bounds) -> Node | None:
+    """Modulo 2 a sign means nothing, and sums are how the constructors write differences."""
+    if x.op != "in" or x.args[0].op != "mod" or x.args[0].args[1] is not const(2) or x.args[1:] != (0, 0) and x.args[1:] != (None, 0):
+        return None
+    constant, parts = terms(x.args[0].args[0])
+    if constant or list(parts.values()) != [1, 1] or any(known(t) != (0, 1) for t in parts):
+        return None
+    u, v = parts
+    return between(u - v, 0, 0)
+
+
+def _tied(x: Node, column: str) -> Node | None:
+    if x.op != "and":
+        return None
+    for part in x.args:
+        pair = _equal_digits(part)
+        if pair is None:
+            continue
+        old, new = pair if pair[0].args[0].startswith(column) else pair[::-1]
+        changed = all_of(*(other if other is part else substitute(other, {old: new}) for other in x.args))
+        if changed is not x:
+            return changed
+    return None
+
+
+def _equal_digits(p: Pattern) -> tuple[Index, Index] | None:
+    """The two variables of `u - v == 0`."""
+    if p.op != "in" or p.args[1:] != (0, 0):
+        return None
+    constant, parts = terms(p.args[0])
+    if constant or sorted(parts.values()) != [-1, 1] or any(t.op != "var" for t in parts):
+        return None
+    return tuple(parts)
+
+

@@ -1,0 +1,209 @@
+"""Orders: expressions in digits mean the same, boxes cover what is allowed, counts are those of the study, kernels agree with dense."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+from test_kernels import DEVICE
+
+import patternc as pc
+from patternc.analysis.evaluate import evaluate
+from patternc.codegen.configs import Config
+from patternc.codegen.launch import Call, attention_backward, attention_forward
+from patternc.orders.boxes import box_axis
+from patternc.orders.digits import Order
+from patternc.orders.search import Boxes, Sizes, _Digit, _values, box_tiles, choose_boxes, orders
+from patternc.orders.simplify import in_digits
+from patternc.passes import lower
+from patternc.plan import Plan
+
+q, k = pc.q, pc.k
+
+
+def near(a, b, length, kernel):
+    start = pc.min(pc.max(a - kernel // 2, 0), length - kernel)
+    return (start <= b) & (b < start + kernel)
+
+
+def grid(width, height, kernel, dilation=1):
+    """A neighbourhood on a `height` x `width` image."""
+    one = lambda a, b, n: (a % dilation == b % dilation) & near(a // dilation, b // dilation, n // dilation, kernel)  # noqa: E731
+    return one(q // width, k // width, height) & one(q % width, k % width, width)
+
+
+def cube(side, kernel):
+    planes = near(q // side**2, k // side**2, side, kernel) & near(q // side % side, k // side % side, side, kernel)
+    return planes & near(q % side, k % side, side, kernel)
+
+
+CASES = {
+    "dilated": (pc.causal & pc.dilate(6) & pc.window(100), (6, 1), (150, 150)),
+    "queries at the end": (pc.causal & pc.dilate(6) & pc.window(100), (6, 1), (70, 151)),
+    "two runs": (pc.causal & (pc.window(60) | pc.sink(4)) & pc.dilate(4), (4, 1), (133, 133)),
+    "grid": (grid(16, 12, 5), (16, 1), (192, 192)),
+    "grid of no power of two": (grid(11, 13, 5), (11, 1), (143, 143)),
+    "dilated grid": (grid(16, 16, 5, 2), (32, 16, 2, 1), (256, 256)),
+    "cube": (cube(6, 3), (36, 6, 1), (216, 216)),
+    "documents": (pc.causal & pc.block(50), (50, 1), (170, 170)),
+}
+
+
+# ---- the meaning in digits
+
+
+def values_in_digits(p, order: Order, n_q: int, n_k: int) -> np.ndarray:
+    env = {}
+    for side, n, shape in (("q", n_q, (-1, 1)), ("k", n_k, (1, -1))):
+        x = np.arange(n).reshape(shape)
+        for i, (stride, extent) in enumerate(zip(order.strides, order.extents)):
+            env[f"{side}{i}"] = x // stride if extent is None else x // stride % extent
+    return np.broadcast_to(evaluate(p, env), (n_q, n_k))
+
+
+@st.composite
+def expressions(draw):
+    """Conjunctions and unions of comparisons with moduli and coordinates, as users write them."""
+    m, w, c = draw(st.integers(2, 7)), draw(st.integers(2, 12)), draw(st.integers(1, 40))
+    pool = [
+        (q - k) % m == draw(st.integers(0, m - 1)), q // w == k // w, q % w == k % w, k <= q, q - k < c, pc.window(c), (q // w - k // w) % 2 == 0,
+        k // w % 3 == 1, (q + k) % m < 2, near(q // w, k // w, 30, 3), near(q % w, k % w, w, 2), pc.dilate(m), q // w % m == k // w % m,
+    ]  # fmt: skip
+    out = draw(st.sampled_from(pool))
+    for _ in range(draw(st.integers(0, 3))):
+        other = draw(st.sampled_from(pool))
+        out = draw(st.sampled_from([out & other, out & other, out | other, out - other]))
+    return out
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(expressions(), st.sampled_from([(60, 60), (41, 41), (30, 55)]))
+def test_digits_mean_what_positions_mean(p, sizes):
+    lowered = lower(p)
+    want = evaluate(lowered, {"q": np.arange(sizes[0])[:, None], "k": np.arange(sizes[1])[None]})
+    for order in orders(lowered)[:4]:
+        for column in ("k", "q"):
+            found = in_digits(lowered, order, column)
+            assert (values_in_digits(found, order, *sizes) == want).all(), (str(p), order, str(found))
+            axis = box_axis(lowered, order, column)
+            if axis is not None:
+                n_q, n_k = sizes
+                check_boxes(axis, Sizes(n_q, n_k, n_k - n_q), p)
+
+
+# ---- boxes
+
+
+def check_boxes(axis, sizes: Sizes, p) -> Boxes | None:
+    """Visited boxes cover the allowed pairs, once, and full ones hold allowed pairs only."""
+    boxes = choose_boxes(axis, sizes, 16, 8)
+    if boxes is None:
+        return None
+    dense = p.dense(sizes.n_q, sizes.n_k, q_start=sizes.q_start)[0, 0].numpy()
+    dense = dense if axis.row == "q" else dense.T
+    seen, full_seen = np.zeros(dense.shape, int), np.zeros(dense.shape, bool)
+    order, programs, tiles, full = axis.order, 0, 0, 0
+    digits = {i: _Digit(axis, i, sizes) for i in axis.digits}
+    visited = {i: box_tiles(d.bounds_of(boxes.rows[i]), d.columns, boxes.columns[i], boxes.offset) for i, d in digits.items()}
+    row_values = [range(0, len(visited[i])) if i in digits else _values(order, i, *sizes.span(axis.row)) for i in range(len(order.strides))]
+    first, last = sizes.span(axis.column)
+    periods = range(-(-first // order.strides[0]), (last + 1) // order.strides[0])
+    for row in itertools.product(*row_values):
+        programs += 1
+        first = [digits[i].rows.start + at * boxes.rows[i] if i in digits else at for i, at in enumerate(row)]
+        spans = [range(a, a + extent) for a, extent in zip(first, boxes.rows)]
+        rows = positions(order, spans, sizes.span(axis.row))
+        choices = []
+        for i, at in enumerate(row):
+            if i not in digits:
+                choices.append([(range(at, at + 1), True)])
+                continue
+            d, b = digits[i], boxes.columns[i]
+            origin = int(np.clip(d.bounds_of(boxes.rows[i])[at, :, 0].min(), d.columns.start, d.columns.stop - 1)) if boxes.offset else d.columns.start
+            own = []
+            for start, stop, full_start, full_stop in visited[i][at]:
+                own += [(range(origin + t * b, origin + (t + 1) * b), full_start <= t < full_stop) for t in range(start, stop)]
+            choices.append(own)
+        for box in itertools.product(*choices):
+            columns = positions(order, [span for span, _ in box], sizes.span(axis.column))
+            whole = all(inside for _, inside in box) and (0 not in axis.tied or row[0] in periods)
+            tiles, full = tiles + 1, full + whole
+            seen[np.ix_(rows, columns)] += 1
+            if whole:
+                full_seen[np.ix_(rows, columns)] = True
+                assert len(columns) == np.prod([len(span) for span, _ in box]), "a full box leaves the sequence"
+    assert (seen <= 1).all() and not dense[seen == 0].any() and dense[full_seen].all(), (str(p), axis.order, axis.column)
+    assert (programs, tiles) == (boxes.programs, boxes.tiles) and (full == boxes.full or 0 in axis.tied)
+    return boxes
+
+
+def positions(order: Order, spans, ends) -> np.ndarray:
+    """Places in their sequence of the positions in a box, without those that do not exist."""
+    out = []
+    for values in itertools.product(*spans):
+        if all(extent is None or v < extent for v, extent in zip(values, order.extents)):
+            x = sum(v * s for v, s in zip(values, order.strides))
+            if ends[0] <= x <= ends[1]:
+                out.append(x - ends[0])
+    return np.array(out, int)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_boxes_cover(name):
+    p, strides, (n_q, n_k) = CASES[name]
+    for column in ("k", "q"):
+        axis = box_axis(lower(p), Order(strides), column)
+        assert axis is not None and check_boxes(axis, Sizes(n_q, n_k, n_k - n_q), p) is not None
+
+
+# Visited over allowed pairs at 64 x 64, as the study of orders measured them.
+COUNTS = {
+    "dilated 2": (pc.causal & pc.dilate(2) & pc.window(1024), (2, 1), 16384, 1.13),
+    "dilated 8": (pc.causal & pc.dilate(8) & pc.window(4096), (8, 1), 16384, 1.13),
+    "13 x 13": (grid(128, 128, 13), (128, 1), 16384, 2.57),
+    "33 x 33": (grid(128, 128, 33), (128, 1), 16384, 1.48),
+    "33 x 33 dilated": (grid(128, 128, 33, 2), (256, 128, 2, 1), 16384, 1.48),
+    "5 x 5 x 5": (cube(24, 5), (576, 24, 1), 13824, 3.76),
+}
+
+
+@pytest.mark.parametrize("name", list(COUNTS))
+def test_counts(name):
+    p, strides, n, most = COUNTS[name]
+    lowered = lower(p)
+    assert Order(strides) in orders(lowered)
+    boxes = choose_boxes(box_axis(lowered, Order(strides), "k"), Sizes(n, n, 0), 64, 64)
+    assert boxes.tiles * 64 * 64 / pc.compile(p).cost(n).allowed_pairs < most
+
+
+def test_a_users_own_predicate_gets_the_plan_of_the_primitives():
+    own = (q >= k) & ((q - k) % 6 == 0) & (q - k < 3072)
+    one, two = (box_axis(lower(p), Order((6, 1)), "k") for p in (own, pc.causal & pc.dilate(6) & pc.window(3072)))
+    assert one.mask is two.mask and [r.lo for r in one.runs][0] is [r.lo for r in two.runs][0]
+    assert Order((6, 1)) in orders(lower(own))
+
+
+# ---- kernels
+
+
+@pytest.mark.parametrize("name", ["queries at the end", "two runs", "grid of no power of two", "dilated grid", "cube"])
+def test_kernels_in_digits(name):
+    p, strides, (n_q, n_k) = CASES[name]
+    plan = Plan(p, *(box_axis(lower(p), Order(strides), column) for column in ("k", "q")))
+
+    def boxes(direction, m, n):
+        return choose_boxes(getattr(plan, direction), Sizes(n_q, n_k, n_k - n_q), *((n, m) if direction == "transposed" else (m, n)))
+
+    x = torch.randn(1, 2, n_q, 16, device=DEVICE, requires_grad=True)
+    y, z = (torch.randn(1, 1, n_k, 16, device=DEVICE, requires_grad=True) for _ in range(2))
+    out, lse = pc.compile(p, "reference")(x, y, z, return_lse=True)
+    dout = torch.randn_like(out)
+    grads = torch.autograd.grad(out, (x, y, z), dout)
+    configs = dict.fromkeys(("forward", "backward_dq", "backward_dkdv"), Config(32, 16, 4, 1))
+    call = Call(plan, 0.25, n_k - n_q, boxes=boxes, configs=configs)
+    with torch.no_grad():
+        found, found_lse = attention_forward(call, x, y, z)
+        found_grads = attention_backward(call, x, y, z, found, found_lse, dout)
+    for a, b in zip((out, lse, *grads), (found, found_lse, *found_grads)):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-5)
