@@ -112,13 +112,13 @@ def _load_box(base, first, offsets, ok, stride, D: tl.constexpr, BLOCK_D: tl.con
     """Rows first + offsets of a matrix of rows of D entries, as [rows, BLOCK_D]; 0 where not `ok`, which is None where all rows exist."""
     d = tl.arange(0, BLOCK_D)[None, :]
     at = base + tl.cast(first, tl.int64) * stride + ((offsets * stride)[:, None] + d)
-    if ok is None:
-        if D == BLOCK_D:
-            return tl.load(at)
-        return tl.load(at, mask=d < D, other=0.0)
-    if D == BLOCK_D:
-        return tl.load(at, mask=ok[:, None], other=0.0)
-    return tl.load(at, mask=ok[:, None] & (d < D), other=0.0)
+    if ok is not None:
+        rows = tl.load(at, mask=ok[:, None] & (d < D), other=0.0)
+    elif D < BLOCK_D:
+        rows = tl.load(at, mask=d < D, other=0.0)
+    else:
+        rows = tl.load(at)
+    return rows
 ''',
     '''
 @triton.jit
