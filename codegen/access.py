@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-VARIANTS = ("pointers", "descriptors", "rows", "boxes")
+from patternc.orders.boxes import BoxAxis
+
+VARIANTS = ("pointers", "descriptors", "rows", "boxes", "box descriptors")
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,36 @@ class Rows:
         return f"{m.name}_desc.store([{m.name}_first + {first}, 0], {values}.to({m.name}_desc.dtype))"
 
 
-def access(variant: str):
-    """The access of a name in `VARIANTS`."""
-    return {"pointers": Pointers, "descriptors": Descriptors, "rows": Rows, "boxes": Boxes}[variant]()
+class BoxDescriptors:
+    """Boxes of one digit, for lengths that are whole periods: descriptors of [B, heads, tied digit, free digit, width]."""
+
+    variant = "box descriptors"
+
+    def __init__(self, axis: BoxAxis):
+        self.axis = axis
+
+    def parameters(self, m: Matrix) -> list[str]:
+        return [f"{m.name}_desc"]
+
+    def base(self, m: Matrix) -> list[str]:
+        return []
+
+    def _place(self, m: Matrix) -> str:
+        side = "q" if m.count == "n_q" else "k"
+        digits = (*self.axis.tied, *self.axis.digits)
+        # Descriptors count the first digit from the sequence's own begin.
+        own = [f"{side}{i}_first" + (f" - q_start // {self.axis.order.strides[0]}" if side == "q" and i == 0 else "") for i in digits]
+        return f"[b, {m.head}, {', '.join(own)}, 0]"
+
+    def load(self, m: Matrix, first: str, check: bool) -> str:
+        return f"{m.name}_desc.load({self._place(m)}).reshape({m.block}, {m.block_d})"
+
+    def store(self, m: Matrix, first: str, values: str) -> str:
+        return f"{m.name}_desc.store({self._place(m)}, {values}.to({m.name}_desc.dtype).reshape(1, 1, 1, {m.block}, {m.block_d}))"
+
+
+def access(variant: str, axis=None):
+    """The access of a name in `VARIANTS`; a direction in digits has its own: descriptors where one describes its boxes."""
+    if axis is not None and axis.kind == "boxes":
+        return BoxDescriptors(axis) if variant == "descriptors" and axis.one_digit else Boxes()
+    return {"pointers": Pointers, "descriptors": Descriptors, "rows": Rows}[variant]()

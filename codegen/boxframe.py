@@ -193,11 +193,11 @@ class BoxFrame:
 
     def column_vectors(self, check: bool) -> list[str]:
         if not check:
-            return ["at = vectors + start + start_offsets", "lse = tl.load(lse2_ptr + at)", "delta = tl.load(delta_ptr + at)"]
+            return ["at = start + start_offsets", "lse = tl.load(lse2_ptr + vectors + at)", "delta = tl.load(delta_ptr + vectors + at)"]
         return [
-            "at = vectors + start + start_offsets",
-            'lse = tl.load(lse2_ptr + at, mask=start_ok, other=float("inf"))',
-            "delta = tl.load(delta_ptr + at, mask=start_ok, other=0.0)",
+            "at = start + start_offsets",
+            'lse = tl.load(lse2_ptr + vectors + at, mask=start_ok, other=float("inf"))',
+            "delta = tl.load(delta_ptr + vectors + at, mask=start_ok, other=0.0)",
         ]
 
     def store_rows(self, pointer: str, value: str) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from patternc.expr.arithmetic import add, scale, terms
-from patternc.plan import R0, R1, AxisPlan
+from patternc.orders.boxes import BoxAxis
+from patternc.plan import AxisPlan
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,15 @@ POINTERS = DESCRIPTORS | {
     ("backward_dkdv", 128): Config(32, 128, 8, 2),
     ("backward_dkdv", 256): Config(32, 32, 4, 1),
 }
+# Tiles that are boxes of digits.  Boxes of one digit are described, but what dk/dv read of each query lies apart.
+BOXES = POINTERS | {
+    ("forward", 128): Config(64, 64, 4, 3),
+    ("backward_dq", 64): Config(64, 64, 4, 3),
+    ("backward_dkdv", 64): Config(64, 64, 4, 1),
+    ("backward_dkdv", 128): Config(64, 64, 4, 1),
+}
+BOX_DESCRIPTORS = DESCRIPTORS | {("backward_dkdv", 128): Config(32, 64, 4, 2)}
+TABLES = {"pointers": POINTERS, "boxes": BOXES, "box descriptors": BOX_DESCRIPTORS}
 # IEEE products of float32 run on the ordinary units, which hold operands in registers: small tiles and many warps.
 FLOAT32 = {
     ("forward", 64): Config(64, 32, 8, 1),
@@ -64,13 +74,16 @@ def padded(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def is_short(axis: AxisPlan) -> bool:
+def is_short(axis: AxisPlan | BoxAxis) -> bool:
     """Whether every run is provably a few columns wider than its row tile, as in a window: then start-up counts."""
+    if axis.kind == "boxes":
+        return len(axis.digits) == 1 and all(map(is_short, axis.digits.values()))
     if axis.kind != "formula":
         return False
     for run in axis.all_runs:
         width, parts = terms(add(run.hi, scale(run.lo, -1)))
-        if width > SHORT or parts not in ({}, {R1: 1, R0: -1}):
+        ends = {x.args[0][:2]: w for x, w in parts.items() if x.op == "var"}
+        if width > SHORT or len(ends) < len(parts) or ends not in ({}, {"r1": 1, "r0": -1}):
             return False
     return True
 
@@ -89,7 +102,7 @@ def choose(kernel: str, variant: str, head_dim: int, value_dim: int, itemsize: i
         return Config(64 if width < 256 else 32, 64, 4, 1)
     if itemsize == 4 and not tf32:
         return FLOAT32[kernel, width]
-    table = POINTERS if variant in ("pointers", "boxes") else DESCRIPTORS
+    table = TABLES.get(variant, DESCRIPTORS)
     config = table[(f"{kernel} short" if short and kernel == "forward" else kernel, width)]
     if itemsize == 4:
         config = replace(config, block_n=min(config.block_n, 32), stages=min(config.stages, 2))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from patternc.orders.boxes import BoxAxis
+
 
 def reachable(x: torch.Tensor) -> bool:
     """Whether a descriptor can be made of a [B, heads, n, d] tensor: its address, rows and strides are multiples of 16 bytes."""
@@ -24,6 +26,15 @@ def describe(x: torch.Tensor, rows: int, width: int, variant: str) -> TensorDesc
     unit = d  # strides of axes of one entry are never used, but must be valid
     strides = [x.stride(axis) if x.shape[axis] > 1 else unit for axis in range(3)]
     return TensorDescriptor(x, [b, heads, count, d], [*strides, 1], [1, 1, rows, width])
+
+
+def describe_box(x: torch.Tensor, axis: BoxAxis, rows: int, width: int) -> TensorDescriptor:
+    """A descriptor of [B, heads, tied digit, free digit, d] for tiles of [rows, width] along the free digit (`BoxAxis.one_digit`)."""
+    order, digits = axis.order, (*axis.tied, *axis.digits)
+    sizes = [order.extents[i] or x.shape[2] // order.strides[0] for i in digits]
+    plain = describe(x, rows, width, "descriptors")
+    steps = [order.strides[i] * plain.strides[2] for i in digits]
+    return TensorDescriptor(x, [*plain.shape[:2], *sizes, plain.shape[3]], [*plain.strides[:2], *steps, 1], [1, 1, 1, rows, width])
 
 
 def moved(pattern: TensorDescriptor, x: torch.Tensor) -> TensorDescriptor:

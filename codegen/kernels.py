@@ -90,10 +90,6 @@ def _frame(plan: Plan, rows: str):
     return Frame(plan, axis, rows, *(("BLOCK_M", "BLOCK_N") if rows == "q" else ("BLOCK_N", "BLOCK_M")))
 
 
-def _access(axis, variant: str):
-    return access("boxes" if axis.kind == "boxes" else variant)
-
-
 def _q_tile(a) -> list[str]:
     """One program a tile of queries and a head."""
     return [
@@ -108,7 +104,7 @@ def _q_tile(a) -> list[str]:
 
 
 def _forward(plan: Plan, variant: str) -> Kernel:
-    a, mem = _frame(plan, "q"), _access(plan.forward, variant)
+    a, mem = _frame(plan, "q"), access(variant, plan.forward)
     q, o = (Matrix(n, "h", "n_q", w, "BLOCK_M", f"BLOCK_{w}") for n, w in (("q", "D"), ("o", "DV")))
     k, v = (Matrix(n, "kv_h", "n_k", w, "BLOCK_N", f"BLOCK_{w}") for n, w in (("k", "D"), ("v", "DV")))
 
@@ -165,7 +161,7 @@ def _backward_rows() -> Kernel:
 
 
 def _backward_dq(plan: Plan, variant: str) -> Kernel:
-    a, mem = _frame(plan, "q"), _access(plan.forward, variant)
+    a, mem = _frame(plan, "q"), access(variant, plan.forward)
     q, do, dq = (Matrix(n, "h", "n_q", w, "BLOCK_M", f"BLOCK_{w}") for n, w in (("q", "D"), ("do", "DV"), ("dq", "D")))
     k, v = (Matrix(n, "kv_h", "n_k", w, "BLOCK_N", f"BLOCK_{w}") for n, w in (("k", "D"), ("v", "DV")))
 
@@ -194,7 +190,7 @@ def _backward_dq(plan: Plan, variant: str) -> Kernel:
 
 
 def _backward_dkdv(plan: Plan, variant: str) -> Kernel:
-    a, mem = _frame(plan, "k"), _access(plan.transposed, variant)
+    a, mem = _frame(plan, "k"), access(variant, plan.transposed)
     q, do = (Matrix(n, "h", "n_q", w, "BLOCK_M", f"BLOCK_{w}") for n, w in (("q", "D"), ("do", "DV")))
     k, v, dk, dv = (Matrix(n, "kv_h", "n_k", w, "BLOCK_N", f"BLOCK_{w}") for n, w in (("k", "D"), ("v", "DV"), ("dk", "D"), ("dv", "DV")))
 

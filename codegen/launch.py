@@ -17,7 +17,7 @@ from triton.runtime.errors import OutOfResources
 
 from patternc.codegen import cache, configs
 from patternc.codegen.configs import Config
-from patternc.codegen.descriptors import describe, moved, reachable
+from patternc.codegen.descriptors import describe, describe_box, moved, reachable
 from patternc.codegen.kernels import VECTOR, Kernel, Source, generate
 from patternc.codegen.parameters import box_constants, runtime_values
 from patternc.errors import BackendError
@@ -175,6 +175,8 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
 def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor]) -> Launch:
     """Decide variant, configuration, grid and constants for inputs of one layout."""
     variant = call.variant or _variant(matrices.values())
+    if variant == "descriptors" and not _whole_periods(call, name, matrices):
+        variant = "pointers"
     source = generate(call.plan, variant)
     kernel = source.kernels[name]
     any_q, any_v = matrices.get("q"), matrices.get("v", matrices.get("do"))
@@ -193,14 +195,15 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor]) -> Launch
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": _precision(dtype), "ALIGN": align,
     }  # fmt: skip
     grid = -(-count // block)
-    if kernel.variant == "boxes":
+    in_digits = kernel.variant in ("boxes", "box descriptors")
+    if in_digits:
         boxes = call.boxes("transposed" if name == "backward_dkdv" else "forward", config.block_m, config.block_n)
         constants |= box_constants(boxes, name == "backward_dkdv")
         grid = boxes.programs
     values = {"n_q": queries.shape[2], **{c: constants[c] for c in kernel.constants}}
     if kernel.axis is not None:
         values["n_k"] = matrices["k"].shape[2]
-    if kernel.variant == "boxes":
+    if in_digits:
         values["row_boxes"] = boxes.first_boxes
     pointers, descriptors = [], {}
     for matrix, x in matrices.items():
@@ -209,10 +212,21 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor]) -> Launch
             values |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in _strides(x))))
         else:
             tall = config.block_n if matrix in ("k", "v", "dk", "dv") else config.block_m
-            descriptors[matrix] = describe(x, tall, configs.padded(x.shape[3]), kernel.variant)
+            wide = configs.padded(x.shape[3])
+            boxed = kernel.variant == "box descriptors"
+            descriptors[matrix] = describe_box(x, kernel.axis, tall, wide) if boxed else describe(x, tall, wide, kernel.variant)
             descriptors[matrix].base = None  # only its layout is kept, not the tensor
     grid *= rows.shape[0] * rows.shape[1]
     return Launch(kernel, getattr(cache.load(source.text), name), config, grid, values, pointers, descriptors)
+
+
+def _whole_periods(call: Call, name: str, matrices: dict[str, torch.Tensor]) -> bool:
+    """Whether a direction in digits can be described: sequences that begin and end with a period, boxes along one digit."""
+    axis = call.plan.transposed if name == "backward_dkdv" else call.plan.forward
+    if axis.kind != "boxes" or name == "backward_rows":
+        return True
+    period = axis.order.strides[0]
+    return axis.one_digit and call.q_start % period == 0 and all(x.shape[2] % period == 0 for x in matrices.values())
 
 
 def _step_down(call: Call, name: str, launch: Launch, key: tuple, error: OutOfResources) -> None:

@@ -18,8 +18,10 @@ from pathlib import Path
 from patternc.codegen import cache, configs
 from patternc.codegen.configs import Config
 from patternc.codegen.kernels import Kernel, Source
+from patternc.codegen.parameters import box_constants
 from patternc.codegen.uses import is_pointer
 from patternc.errors import BackendError
+from patternc.orders.search import Boxes
 
 SHARED_LIMIT = 227 * 1024  # bytes a program may have on sm_90
 
@@ -32,6 +34,7 @@ class Job:
         dtype: "bf16", "fp16" or "fp32".
         heads, group: query heads, and query heads for each key head.
         arch: compute capability times ten.
+        boxes: `orders.search.Boxes` of a kernel in digits.
         types: Triton types that replace the usual ones, such as "*i32" for a `q_start_value` that is a tensor.
     """
 
@@ -44,6 +47,7 @@ class Job:
     heads: int = 16
     group: int = 1
     arch: int = 90
+    boxes: Boxes | None = None
     types: tuple[tuple[str, str], ...] = ()
 
 
@@ -74,6 +78,8 @@ def signature(job: Job) -> tuple[dict[str, str], dict[str, object]]:
         "HEADS": job.heads, "GROUP": job.group, "D": job.head_dim, "DV": job.value_dim, "BLOCK_D": d, "BLOCK_DV": dv, "BLOCK_M": c.block_m,
         "BLOCK_N": c.block_n, "STAGES": c.stages, "PRECISION": "ieee", "ALIGN": 16 if job.head_dim % 16 == job.value_dim % 16 == 0 else 8,
     }  # fmt: skip
+    if job.boxes is not None:
+        constants |= box_constants(job.boxes, job.kernel == "backward_dkdv")
     types = {p: dict(job.types).get(p) or _type(p, job, kernel) for p in kernel.parameters}
     return types, {name: constants[name] for name in kernel.constants}
 
@@ -87,7 +93,7 @@ def _type(parameter: str, job: Job, kernel: Kernel) -> str:
     if kind == "desc":
         keys, values = name in ("k", "v", "dk", "dv"), name in ("v", "o", "do", "dv")
         block = [job.config.block_n if keys else job.config.block_m, configs.padded(job.value_dim if values else job.head_dim)]
-        return f"tensordesc<{job.dtype}{[1, 1, *block] if job.source.variant == 'descriptors' else block}>"
+        return f"tensordesc<{job.dtype}{[1] * {'rows': 0, 'descriptors': 2, 'box descriptors': 3}[kernel.variant] + block}>"
     if parameter in ("q_ptr", "k_ptr", "v_ptr", "o_ptr", "do_ptr", "dq_ptr", "dk_ptr", "dv_ptr"):
         return f"*{job.dtype}"
     if parameter in ("lse_ptr", "lse2_ptr", "delta_ptr", "dlse_ptr"):

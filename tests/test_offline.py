@@ -7,6 +7,9 @@ import pytest
 import patternc as pc
 from patternc.codegen import configs, offline
 from patternc.codegen.kernels import generate
+from patternc.orders.boxes import box_axis
+from patternc.orders.search import Sizes, choose_boxes, orders
+from patternc.passes import lower
 from patternc.plan import R0, R1, AxisPlan, Plan, Run, make_plan
 
 WIDTH = 512
@@ -87,6 +90,20 @@ def test_choices_keep_loops_in_registers():
         for kernel in ("forward", "backward_dq", "backward_dkdv")
     ]
     assert all(report.stack <= 16 and report.loop_spills == 0 for report in offline.compile_all(jobs))
+
+
+@pytest.mark.parametrize("d, p, variant", [(128, pc.causal & pc.dilate(4) & pc.window(2048), "descriptors"), (64, pc.same(pc.i // 128 // 9) & pc.same(pc.i % 128 // 9), "pointers")])
+def test_boxes_keep_loops_in_registers(d, p, variant):
+    order = orders(lower(p))[-1]
+    in_digits = Plan(p, box_axis(lower(p), order, "k"), box_axis(lower(p), order, "q"))
+    source, jobs = generate(in_digits, variant), []
+    for kernel, axis in (("forward", in_digits.forward), ("backward_dq", in_digits.forward), ("backward_dkdv", in_digits.transposed)):
+        config = configs.choose(kernel, source.kernels[kernel].variant, d, d, 2)
+        rows, columns = (config.block_n, config.block_m) if kernel == "backward_dkdv" else (config.block_m, config.block_n)
+        boxes = choose_boxes(axis, Sizes(16384, 16384, 0), rows, columns)
+        jobs.append(offline.Job(source, kernel, "bf16", d, d, config, boxes=boxes))
+    for report, job in zip(offline.compile_all(jobs), jobs):
+        assert report.stack <= 16 and report.loop_spills == 0, (job.kernel, report.registers, report.stack)
 
 
 def test_float32():

@@ -187,8 +187,10 @@ def test_a_users_own_predicate_gets_the_plan_of_the_primitives():
 # ---- kernels
 
 
-@pytest.mark.parametrize("name", ["queries at the end", "two runs", "grid of no power of two", "dilated grid", "cube"])
-def test_kernels_in_digits(name):
+@pytest.mark.parametrize(
+    "name, variant", [("dilated", "descriptors"), ("queries at the end", None), ("two runs", None), ("grid of no power of two", None), ("dilated grid", None), ("cube", None)]
+)
+def test_kernels_in_digits(name, variant):
     p, strides, (n_q, n_k) = CASES[name]
     plan = Plan(p, *(box_axis(lower(p), Order(strides), column) for column in ("k", "q")))
 
@@ -201,7 +203,7 @@ def test_kernels_in_digits(name):
     dout = torch.randn_like(out)
     grads = torch.autograd.grad(out, (x, y, z), dout)
     configs = dict.fromkeys(("forward", "backward_dq", "backward_dkdv"), Config(32, 16, 4, 1))
-    call = Call(plan, 0.25, n_k - n_q, boxes=boxes, configs=configs)
+    call = Call(plan, 0.25, n_k - n_q, boxes=boxes, variant=variant, configs=configs)
     with torch.no_grad():
         found, found_lse = attention_forward(call, x, y, z)
         found_grads = attention_backward(call, x, y, z, found, found_lse, dout)

@@ -44,6 +44,11 @@ class BoxAxis:
         return "q" if self.column == "k" else "k"
 
     @property
+    def one_digit(self) -> bool:
+        """Whether boxes extend along one digit, beside one that is tied: equally spaced positions."""
+        return len(self.digits) == len(self.tied) == 1
+
+    @property
     def runs(self) -> tuple[Run, ...]:
         return tuple(run for axis in self.digits.values() for run in axis.runs)
 
