@@ -135,9 +135,8 @@ class BoxFrame:
 
     def positions(self) -> list[str]:
         r, a, strides = self.row, self.a, self.order.strides
-        text = " + ".join(f"{s} * x{i}" if s > 1 else f"x{i}" for i, s in enumerate(strides))
         shared = ", ".join(f"x{i}" for i in self.axis.tied)
-        lines = [f"# A position is {text}, and a tile is a box of these digits{f'; a query and its keys share {shared}' if shared else ''}."]
+        lines = [f"# A position is {self.order}, and a tile is a box of these digits{f'; a query and its keys share {shared}' if shared else ''}."]
         lines += ["q_start = _scalar(q_start_value, b * q_start_stride)", *self.uses.prologue(), "rest = tile"]
         # Tied digits change slowest: neighbouring programs read the same keys.
         inner = [*reversed(self.free), *reversed(self.axis.tied)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from patternc.args import bind, signature
 from patternc.choices import Listed, Stepped
@@ -11,6 +11,8 @@ from patternc.cost import Cost, cost, first_row
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.layout import Layout, layout
+from patternc.orders.boxes import BoxAxis
+from patternc.orders.choose import Option, axes_in_digits, options
 from patternc.plan import AxisPlan, Plan, Run, make_plan
 
 DIRECTIONS = {"forward": ("q tiles over keys", "forward, dq"), "transposed": ("k tiles over queries", "dk, dv")}
@@ -38,7 +40,8 @@ class Explanation:
 
     Attributes:
         spec: the pattern or attention.
-        plan: how kernels find their tiles, for every length.
+        plan: how kernels find their tiles at this length.
+        orders: for "forward" and "transposed", the orders there are, best first; empty where there is only the natural one.
         layout: the exact tiles of the exact part at this length.
         cost: of the forward pass of one batch row, in the kernels' own tiles.
         parts: E, D and R of an attention with a term, else empty.
@@ -47,6 +50,7 @@ class Explanation:
 
     spec: Pattern | Attention
     plan: Plan
+    orders: dict[str, list[Option]]
     layout: Layout
     cost: Cost
     parts: tuple[Part, ...]
@@ -64,6 +68,7 @@ class Explanation:
             "",
         ]
         lines += describe_plan(self.plan)
+        lines += describe_orders(self.orders)
         lines += ["", f"tiles     {tiles_line(found)}"]
         lines += [
             f"cost      {price.allowed_pairs:,} allowed pairs of {price.visited_pairs:,} visited ({price.waste:.1%} masked away)",
@@ -117,10 +122,15 @@ def explain(
         given = {name: args[name] for name in signature(p)}
         return layout(p, first_row(bind(p, given, n_q, n_k, heads, batch, q_start)), tile, count=count)
 
-    plan = make_plan(exact)
+    natural = make_plan(exact)
+    bound = first_row(bind(exact, own, n_q, n_k, heads, batch, q_start))
+    compared = {}
+    if isinstance(bound.q_start, int) and any(axes_in_digits(exact).values()):
+        compared = {name: options(exact, getattr(natural, name), bound, column) for name, column in (("forward", "k"), ("transposed", "q"))}
+    plan = replace(natural, **{name: found[0].axis for name, found in compared.items()})
     price = cost(
         exact,
-        plan,
+        natural,
         whole.n_q,
         whole.n_k,
         heads,
@@ -137,7 +147,7 @@ def explain(
         rest = all_of(spec.domain, negate(exact))
         named = (("E", exact), ("D", spec.domain), ("R", rest))
         parts = tuple(Part(name, p, provably_causal(p), tiles(p)) for name, p in named)
-    return Explanation(spec, plan, tiles(exact), price, parts, kernels_of(spec, backend), head_dim)
+    return Explanation(spec, plan, compared, tiles(exact), price, parts, kernels_of(spec, backend), head_dim)
 
 
 def kernels_of(spec, backend: str) -> dict[str, str]:
@@ -162,7 +172,29 @@ def describe_plan(plan: Plan) -> list[str]:
     return lines
 
 
-def describe_axis(title: str, axis: AxisPlan, columns: str) -> list[str]:
+def describe_orders(orders: dict[str, list[Option]]) -> list[str]:
+    """The orders that were compared: what each visits, and how long it is predicted to take beside the best."""
+    lines = []
+    for name, found in orders.items():
+        lines += ["", f"orders    {name}: position = {found[0].order}, predicted fastest"]
+        for option in found:
+            text = f"visits {option.pairs:,} pairs, predicted time {option.time / found[0].time:.2f}"
+            lines.append(f"          {option.order}: {text}")
+    return lines
+
+
+def _describe_boxes(title: str, axis: BoxAxis, columns: str) -> list[str]:
+    shared = ", ".join(f"x{i}" for i in axis.tied)
+    lines = [f"{title}: position = {axis.order}{f', {shared} shared' if shared else ''}; boxes of the other digits"]
+    for i, digit in axis.digits.items():
+        for run in digit.runs:
+            lines.append(f"    x{i} of {columns} {run.lo} .. {run.hi}, every pair in {run.inner_lo} .. {run.inner_hi}")
+    return lines
+
+
+def describe_axis(title: str, axis: AxisPlan | BoxAxis, columns: str) -> list[str]:
+    if isinstance(axis, BoxAxis):
+        return _describe_boxes(title, axis, columns)
     if axis.kind == "list":
         return [f"{title}: lists of tiles, made for each length on the host"]
     if axis.kind == "table":

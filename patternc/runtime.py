@@ -26,7 +26,6 @@ from patternc.errors import DeviceError, DtypeError, OperandError, ParameterErro
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.layout import Layout
-from patternc.orders.boxes import BoxAxis
 from patternc.orders.choose import axes_in_digits, plan_at
 from patternc.passes import Conjunct, lower
 from patternc.plan import Plan, make_plan
@@ -58,21 +57,16 @@ class Compiled:
     def plan(self) -> Plan:
         return make_plan(self.exact)
 
-    @cached_property
-    def in_digits(self) -> dict[str, list[BoxAxis]]:
-        """The orders of both directions beside the natural one."""
-        return axes_in_digits(self.exact)
-
     def plan_at(self, bound: Bound) -> Plan:
         """The plan for the lengths of a call; kept."""
-        if not any(self.in_digits.values()) or not isinstance(bound.q_start, int):
+        if not any(axes_in_digits(self.exact).values()) or not isinstance(bound.q_start, int):
             return self.plan
         kept = self.state.setdefault("plans", {})
         key = bound.n_q, bound.n_k, bound.heads, bound.q_start
         if key not in kept:
             if len(kept) >= MOST_SIZES:
                 kept.pop(next(iter(kept)))
-            kept[key] = plan_at(self.exact, self.plan, self.in_digits, bound)
+            kept[key] = plan_at(self.exact, self.plan, bound)
         return kept[key]
 
     @cached_property

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
-from test_kernels import DEVICE
+from kernel_check import DEVICE
 
 import patternc as pc
 from patternc.analysis.evaluate import evaluate

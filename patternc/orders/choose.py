@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from patternc.args import Bound
-from patternc.expr.node import postorder, roomy
+from patternc.expr.node import fact, postorder, roomy
 from patternc.expr.pattern import Pattern
 from patternc.orders.boxes import BoxAxis, box_axis
-from patternc.orders.search import Boxes, Sizes, choose_boxes, orders
+from patternc.orders.digits import NATURAL, Order
+from patternc.orders.search import Sizes, choose_boxes, orders
 from patternc.passes import lower
 from patternc.plan import AxisPlan, Plan
-from patternc.visits import visits
+from patternc.visits import Visits, visits
 
 TILE = 64  # rows and columns of the tiles that orders are compared by
 # Times in units of one full 64 x 64 tile, fitted to published rows of windows (the study of orders); to be measured on the card.
@@ -35,10 +36,11 @@ class Option:
     time: float
 
     @property
-    def strides(self) -> tuple[int, ...]:
-        return self.axis.order.strides if isinstance(self.axis, BoxAxis) else (1,)
+    def order(self) -> Order:
+        return self.axis.order if isinstance(self.axis, BoxAxis) else NATURAL
 
 
+@fact
 @roomy
 def axes_in_digits(p: Pattern) -> dict[str, list[BoxAxis]]:
     """The orders of both directions ("k": q tiles over keys, "q": k tiles over queries) in which a static pattern has bounds."""
@@ -49,35 +51,39 @@ def axes_in_digits(p: Pattern) -> dict[str, list[BoxAxis]]:
     return {column: [axis for order in found if (axis := box_axis(lowered, order, column)) is not None] for column in ("k", "q")}
 
 
-def options(p: Pattern, natural: AxisPlan, in_digits: list[BoxAxis], bound: Bound, column: str) -> list[Option]:
-    """The natural order and those in digits, by predicted time; `bound` has an int `q_start`."""
-    sizes = Sizes(bound.n_q, bound.n_k, bound.q_start)
-    rows, transposed = (bound.n_q, False) if column == "k" else (bound.n_k, True)
-    seen = visits(p, natural, bound, (TILE, TILE), transposed)
-    found = [Option(natural, seen.pairs, _time(seen.full_tiles, seen.partial_tiles, -(-rows // TILE) * bound.heads))]
-    for axis in in_digits:
-        boxes = choose_boxes(axis, sizes, TILE, TILE)
-        if boxes is not None:
-            tiles = boxes.tiles * bound.heads
-            time = _time(boxes.full * bound.heads, tiles - boxes.full * bound.heads, boxes.programs * bound.heads, POINTERS)
-            found.append(Option(axis, tiles * TILE * TILE, time))
+def visits_of(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, tile: tuple[int, int], transposed: bool = False) -> Visits:
+    """What kernels visit in one direction (`visits.visits`), in digits too; `tile` is rows and columns of that direction."""
+    if axis.kind != "boxes":
+        return visits(p, axis, bound, tile, transposed)
+    boxes = choose_boxes(axis, Sizes(bound.n_q, bound.n_k, bound.q_start), *tile)
+    times = bound.heads * bound.batch
+    return Visits(boxes.tiles * tile[0] * tile[1] * times, boxes.full * times, (boxes.tiles - boxes.full) * times, None)
+
+
+def options(p: Pattern, natural: AxisPlan, bound: Bound, column: str) -> list[Option]:
+    """The natural order and those in digits of one direction, by predicted time; `bound` has an int `q_start`."""
+    sizes, transposed = Sizes(bound.n_q, bound.n_k, bound.q_start), column == "q"
+    rows = bound.n_k if transposed else bound.n_q
+    found = []
+    for axis in (natural, *axes_in_digits(p)[column]):
+        programs, rate = -(-rows // TILE), 1.0
+        if axis is not natural:
+            boxes = choose_boxes(axis, sizes, TILE, TILE)
+            if boxes is None:
+                continue
+            described = axis.one_digit and all(x % axis.order.strides[0] == 0 for x in (bound.n_q, bound.n_k, bound.q_start))
+            programs, rate = boxes.programs, 1.0 if described else POINTERS
+        seen = visits_of(p, axis, bound, (TILE, TILE), transposed)
+        work = rate * (seen.full_tiles + seen.partial_tiles) + PARTIAL * seen.partial_tiles
+        found.append(Option(axis, seen.pairs, work + PROGRAM * programs * bound.heads * bound.batch))
     return sorted(found, key=lambda option: option.time)
 
 
-def _time(full: int, partial: int, programs: int, rate: float = 1.0) -> float:
-    return rate * (full + partial) + PARTIAL * partial + PROGRAM * programs
-
-
-def plan_at(p: Pattern, natural: Plan, in_digits: dict[str, list[BoxAxis]], bound: Bound) -> Plan:
+def plan_at(p: Pattern, natural: Plan, bound: Bound) -> Plan:
     """The natural plan, or one with a direction in digits where that is predicted to be faster."""
-    if not isinstance(bound.q_start, int) or not any(in_digits.values()):
+    if not isinstance(bound.q_start, int) or not any(axes_in_digits(p).values()):
         return natural
-    forward, transposed = (
-        options(p, axis, in_digits[column], bound, column)[0].axis for axis, column in ((natural.forward, "k"), (natural.transposed, "q"))
-    )
+    forward, transposed = (options(p, axis, bound, column)[0].axis for axis, column in ((natural.forward, "k"), (natural.transposed, "q")))
     if forward is natural.forward and transposed is natural.transposed:
         return natural
     return replace(natural, forward=forward, transposed=transposed)
-
-
-__all__ = ["Boxes", "Option", "axes_in_digits", "options", "plan_at"]

@@ -54,6 +54,10 @@ class Order:
         """`p` with positions written in digits, not yet simplified."""
         return substitute(p, {Q: self.position("q"), K: self.position("k")})
 
+    def __str__(self):
+        """`6 * x0 + x1`."""
+        return " + ".join(f"{stride} * x{i}" if stride > 1 else f"x{i}" if not self.natural else "x" for i, stride in enumerate(self.strides))
+
     def split(self, digit: int, cut: int) -> Order | None:
         """The order with a digit cut into `digit // cut` and `digit % cut`; None if its extent is no multiple of `cut`."""
         extent = self.extents[digit]

@@ -112,7 +112,7 @@ def choose_boxes(axis: BoxAxis, sizes: Sizes, rows: int, columns: int) -> Boxes 
             if best is None or key < best[0]:
                 first = counts[free.index(0)][0] if 0 in free else len(_values(axis.order, 0, *sizes.span(axis.row)))
                 best = key, Boxes(_spread(axis, free, a), _spread(axis, free, b), offset, first, programs, tiles, full)
-    return best[1]
+    return best[1] if best else None
 
 
 def _spread(axis: BoxAxis, free: list[int], box: tuple[int, ...]) -> tuple[int, ...]:
