@@ -52,11 +52,15 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
     check_width(compiled, bound)
     if wide:
         raise InternalError("a term reached the triton backend")
-    return attention_forward(call_of(compiled, scale, bound, q, k, v), q, k, v)
+    parts, found = compiled.parts_at(bound), None
+    for part in parts:
+        found = attention_forward(call_of(part, scale, bound, q, k, v), q, k, v, found, part is not parts[-1])
+    return found
 
 
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound):
-    return attention_backward(call_of(compiled, scale, bound, q, k, v, out, dout), q, k, v, out, lse, dout, dlse)
+    calls = [call_of(part, scale, bound, q, k, v, out, dout) for part in compiled.parts_at(bound)]
+    return attention_backward(calls, q, k, v, out, lse, dout, dlse)
 
 
 def check_width(compiled, bound: Bound) -> None:

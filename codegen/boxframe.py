@@ -199,6 +199,11 @@ class BoxFrame:
             "delta = tl.load(delta_ptr + vectors + at, mask=start_ok, other=0.0)",
         ]
 
+    def load_rows(self, name: str, pointer: str) -> list[str]:
+        """Load one value a row from a vector [B, H, n_q]; -inf where there is no row."""
+        at = f"{pointer} + tl.cast(b * HEADS + h, tl.int64) * n_q + first + first_offsets"
+        return [f'{name} = tl.load({at}, mask=first_ok, other=float("-inf"))']
+
     def store_rows(self, pointer: str, value: str) -> list[str]:
         """Store one value a row in a vector [B, H, n_q]."""
         return [f"tl.store({pointer} + tl.cast(b * HEADS + h, tl.int64) * n_q + first + first_offsets, {value}, mask=first_ok)"]

@@ -86,6 +86,13 @@ class Frame:
         """The same for the queries of a tile of columns."""
         return ["at = vectors + start + tl.arange(0, BLOCK_M)", "lse = tl.load(lse2_ptr + at)", "delta = tl.load(delta_ptr + at)"]
 
+    def load_rows(self, name: str, pointer: str) -> list[str]:
+        """Load one value a row from a vector [B, H, n_q]; -inf where there is no row."""
+        return [
+            "rows = first + tl.arange(0, BLOCK_M)",
+            f'{name} = tl.load({pointer} + tl.cast(b * HEADS + h, tl.int64) * n_q + rows, mask=rows < n_q, other=float("-inf"))',
+        ]
+
     def store_rows(self, pointer: str, value: str) -> list[str]:
         """Store one value a row in a vector [B, H, n_q]."""
         return [

@@ -141,6 +141,16 @@ def _softmax_step(acc, total, peak, s, v_tile, score_scale, PRECISION: tl.conste
 ''',
     '''
 @triton.jit
+def _merge(acc, total, peak, o, lse):
+    """The state of the online softmax with what o and its natural log-sum-exp stand for; lse is -inf where they stand for nothing."""
+    before = lse * 1.4426950408889634
+    higher = tl.maximum(peak, before)
+    shrink = tl.math.exp2(peak - higher)
+    share = tl.math.exp2(before - higher)
+    return acc * shrink[:, None] + o * share[:, None], total * shrink + share, higher
+''',
+    '''
+@triton.jit
 def _dq_step(dq, s, do_tile, k_tile, v_tile, lse, delta, score_scale, PRECISION: tl.constexpr):
     """dq += ds @ k for one tile; s, p, dp, ds are [queries, keys]."""
     p = tl.math.exp2(s * score_scale - lse[:, None])

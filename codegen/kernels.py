@@ -60,9 +60,14 @@ class Source:
 
 
 @lru_cache(maxsize=1024)
-def generate(plan: Plan, variant: str = "pointers") -> Source:
-    """The source of a plan's kernels; equal bytes for equal plans, in every process."""
-    kernels = [_forward(plan, variant), _backward_rows(), _backward_dq(plan, variant), _backward_dkdv(plan, variant)]
+def generate(plan: Plan, variant: str = "pointers", later: bool = False) -> Source:
+    """The source of a plan's kernels; equal bytes for equal plans, in every process.
+
+    Args:
+        later: the plan is that of a later part of a pattern: its kernels add to what earlier parts found (o0, lse0, dq0, ..).
+    """
+    forward, dq, dkdv = (make(plan, variant, later) for make in (_forward, _backward_dq, _backward_dkdv))
+    kernels = [forward, _backward_rows(), dq, dkdv]
     body = "\n\n\n".join(k.text for k in kernels)
     closing = "\n".join(f"# {line}".rstrip() for line in ["Pattern:", *str(plan.mask).splitlines()])
     return Source(f"{HEADER}{helpers.used_by(body)}\n\n{body}\n\n\n{closing}\n", {k.name: k for k in kernels}, variant, plan)
@@ -103,9 +108,16 @@ def _q_tile(a) -> list[str]:
     ]
 
 
-def _forward(plan: Plan, variant: str) -> Kernel:
+def _sum(mem, value: str, before: Matrix | None) -> str:
+    """A gradient, added to that of earlier parts."""
+    if before is None:
+        return f"({value})" if " " in value else value
+    return f"({value} + {mem.load(before, 'first', True)})"
+
+
+def _forward(plan: Plan, variant: str, later: bool) -> Kernel:
     a, mem = _frame(plan, "q"), access(variant, plan.forward)
-    q, o = (Matrix(n, "h", "n_q", w, "BLOCK_M", f"BLOCK_{w}") for n, w in (("q", "D"), ("o", "DV")))
+    q, o, o0 = (Matrix(n, "h", "n_q", w, "BLOCK_M", f"BLOCK_{w}") for n, w in (("q", "D"), ("o", "DV"), ("o0", "DV")))
     k, v = (Matrix(n, "kv_h", "n_k", w, "BLOCK_N", f"BLOCK_{w}") for n, w in (("k", "D"), ("v", "DV")))
 
     def load(check: bool) -> list[str]:
@@ -116,20 +128,24 @@ def _forward(plan: Plan, variant: str) -> Kernel:
         ]
 
     step = ["acc, total, peak = _softmax_step(acc, total, peak, s, v_tile, score_scale, PRECISION)"]
+    matrices = (q, k, v, o, o0) if later else (q, k, v, o)
+    merge = ["# What earlier parts of the pattern found.", *a.load_rows("lse0", "lse0_ptr")] if later else []
+    merge += [f"acc, total, peak = _merge(acc, total, peak, {mem.load(o0, 'first', True)}, lse0)"] if later else []
     body = [
         *_q_tile(a), *a.positions(), "", *a.hoisted(False), *a.before(), "",
-        *(line for m in (q, k, v, o) for line in mem.base(m)),
+        *(line for m in matrices for line in mem.base(m)),
         f"q_tile = {mem.load(q, 'first', True)}",
         "acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)",
         "total = tl.zeros([BLOCK_M], tl.float32)",
         'peak = tl.full([BLOCK_M], -1.0e30, tl.float32)  # finite, so that rows without a key so far make no NaN',
-        *a.loops(load, step, step), "",
+        *a.loops(load, step, step), "", *merge,
         "o = acc / tl.where(total > 0, total, 1.0)[:, None]",
         mem.store(o, "first", "o"),
         'lse = tl.where(total > 0, (peak + tl.math.log2(total)) * 0.6931471805599453, float("-inf"))',
         *a.store_rows("lse_ptr", "lse"),
     ]
-    parameters = [*(p for m in (q, k, v, o) for p in mem.parameters(m)), "lse_ptr", "score_scale", *COMMON, *a.parameters]
+    vectors = ["lse0_ptr", "lse_ptr"] if later else ["lse_ptr"]
+    parameters = [*(p for m in matrices for p in mem.parameters(m)), *vectors, "score_scale", *COMMON, *a.parameters]
     doc = "o = softmax(q k^T * scale) v over the pattern; lse is its natural log-sum-exp [B, H, n_q].  score_scale is scale * log2(e)."
     return _finish("forward", doc, parameters, [*_constants(mem.variant), *a.constants], body, plan.forward, a.uses, mem.variant)
 
@@ -160,9 +176,9 @@ def _backward_rows() -> Kernel:
     return _finish("backward_rows", doc, parameters, ["HEADS", "DV", "BLOCK_DV", "BLOCK_M", "ALIGN"], body, None, Uses(), "pointers")
 
 
-def _backward_dq(plan: Plan, variant: str) -> Kernel:
+def _backward_dq(plan: Plan, variant: str, later: bool) -> Kernel:
     a, mem = _frame(plan, "q"), access(variant, plan.forward)
-    q, do, dq = (Matrix(n, "h", "n_q", w, "BLOCK_M", f"BLOCK_{w}") for n, w in (("q", "D"), ("do", "DV"), ("dq", "D")))
+    q, do, dq, dq0 = (Matrix(n, "h", "n_q", w, "BLOCK_M", f"BLOCK_{w}") for n, w in (("q", "D"), ("do", "DV"), ("dq", "D"), ("dq0", "D")))
     k, v = (Matrix(n, "kv_h", "n_k", w, "BLOCK_N", f"BLOCK_{w}") for n, w in (("k", "D"), ("v", "DV")))
 
     def load(check: bool) -> list[str]:
@@ -172,27 +188,30 @@ def _backward_dq(plan: Plan, variant: str) -> Kernel:
             "s = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)",
         ]
 
+    matrices = (q, k, v, do, dq, dq0) if later else (q, k, v, do, dq)
     step = ["dq = _dq_step(dq, s, do_tile, k_tile, v_tile, lse, delta, score_scale, PRECISION)"]
     body = [
         *_q_tile(a), *a.positions(), "", *a.hoisted(False), *a.before(), "",
-        *(line for m in (q, k, v, do, dq) for line in mem.base(m)),
+        *(line for m in matrices for line in mem.base(m)),
         f"q_tile = {mem.load(q, 'first', True)}",
         f"do_tile = {mem.load(do, 'first', True)}",
         WHOLE,
         *a.row_vectors(),
         "dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)",
         *a.loops(load, step, step), "",
-        mem.store(dq, "first", "(dq * scale)"),
+        mem.store(dq, "first", _sum(mem, "dq * scale", dq0 if later else None)),
     ]
-    parameters = [*(p for m in (q, k, v, do, dq) for p in mem.parameters(m)), *GRADIENT, *COMMON, *a.parameters]
+    parameters = [*(p for m in matrices for p in mem.parameters(m)), *GRADIENT, *COMMON, *a.parameters]
     doc, constants = "dq, one program a tile of queries.", [*_constants(mem.variant), *a.constants]
     return _finish("backward_dq", doc, parameters, constants, body, plan.forward, a.uses, mem.variant)
 
 
-def _backward_dkdv(plan: Plan, variant: str) -> Kernel:
+def _backward_dkdv(plan: Plan, variant: str, later: bool) -> Kernel:
     a, mem = _frame(plan, "k"), access(variant, plan.transposed)
     q, do = (Matrix(n, "h", "n_q", w, "BLOCK_M", f"BLOCK_{w}") for n, w in (("q", "D"), ("do", "DV")))
-    k, v, dk, dv = (Matrix(n, "kv_h", "n_k", w, "BLOCK_N", f"BLOCK_{w}") for n, w in (("k", "D"), ("v", "DV"), ("dk", "D"), ("dv", "DV")))
+    widths = (("k", "D"), ("v", "DV"), ("dk", "D"), ("dv", "DV"), ("dk0", "D"), ("dv0", "DV"))
+    k, v, dk, dv, dk0, dv0 = (Matrix(n, "kv_h", "n_k", w, "BLOCK_N", f"BLOCK_{w}") for n, w in widths)
+    own = (k, v, dk, dv, dk0, dv0) if later else (k, v, dk, dv)
 
     def load(check: bool) -> list[str]:
         return [
@@ -218,16 +237,16 @@ def _backward_dkdv(plan: Plan, variant: str) -> Kernel:
         *a.first(),
         WHOLE,
         *a.positions(), "", *a.hoisted(False), "",
-        *(line for m in (k, v, dk, dv) for line in mem.base(m)),
+        *(line for m in own for line in mem.base(m)),
         f"k_tile = {mem.load(k, 'first', True)}",
         f"v_tile = {mem.load(v, 'first', True)}",
         "dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)",
         "dv = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)",
         "for g in range(0, GROUP):  # the query heads that share these keys",
         *("    " + line for line in inner), "",
-        mem.store(dk, "first", "(dk * scale)"),
-        mem.store(dv, "first", "dv"),
+        mem.store(dk, "first", _sum(mem, "dk * scale", dk0 if later else None)),
+        mem.store(dv, "first", _sum(mem, "dv", dv0 if later else None)),
     ]
-    parameters = [*(p for m in (q, k, v, do, dk, dv) for p in mem.parameters(m)), *GRADIENT, *COMMON, *a.parameters]
+    parameters = [*(p for m in (q, *own[:2], do, *own[2:]) for p in mem.parameters(m)), *GRADIENT, *COMMON, *a.parameters]
     doc, constants = "dk and dv, one program a tile of keys.", [*_constants(mem.variant), *a.constants]
     return _finish("backward_dkdv", doc, parameters, constants, body, plan.transposed, a.uses, mem.variant)

@@ -54,30 +54,43 @@ class Call:
     configs: dict[str, Config] = field(default_factory=dict)
 
 
-def attention_forward(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(o, lse)`."""
-    o = _empty(q, q.shape[2], v.shape[3])
+Partial = tuple[torch.Tensor, torch.Tensor]  # o in float32 and lse of earlier parts of a pattern
+
+
+def attention_forward(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, before: Partial | None = None, partial: bool = False) -> Partial:
+    """`(o, lse)`; of a pattern in parts, one call each: `before` is what the parts before it found, `partial` that more follow."""
+    o = _empty(q, q.shape[2], v.shape[3], torch.float32 if partial else q.dtype)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     q, scale, _ = _positive(q, call.scale)
     matrices = {"q": _rows(q), "k": _rows(k), "v": _rows(v), "o": o}
-    _launch(call, "forward", matrices, {"lse_ptr": lse, "score_scale": scale * LOG2E})
+    extra = {"lse_ptr": lse, "score_scale": scale * LOG2E}
+    if before is not None:
+        matrices["o0"], extra["lse0_ptr"] = before
+    _launch(call, "forward", matrices, extra, before is not None)
     return o, lse
 
 
-def attention_backward(call: Call, q, k, v, o, lse, do, dlse=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def attention_backward(calls: Call | list[Call], q, k, v, o, lse, do, dlse=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(dq, dk, dv)` from the forward's inputs and results and the gradients of `o` and, where it has one, of `lse`."""
+    calls = calls if isinstance(calls, list) else [calls]
     do = _rows(do.to(o.dtype), warn=False)
     dlse = torch.zeros_like(lse) if dlse is None else dlse.float().contiguous()
     delta, lse2 = (torch.empty(*lse.shape[:2], _whole(lse.shape[2]), dtype=torch.float32, device=lse.device) for _ in range(2))
     o = _rows(o)
-    _launch(call, "backward_rows", {"o": o, "do": do}, {"lse_ptr": lse, "dlse_ptr": dlse, "delta_ptr": delta, "lse2_ptr": lse2})
-    flipped, scale, sign = _positive(q, call.scale)
-    dq, dk, dv = _empty(q, q.shape[2], q.shape[3]), _empty(k, k.shape[2], k.shape[3]), _empty(v, v.shape[2], v.shape[3])
+    _launch(calls[0], "backward_rows", {"o": o, "do": do}, {"lse_ptr": lse, "dlse_ptr": dlse, "delta_ptr": delta, "lse2_ptr": lse2})
+    flipped, scale, sign = _positive(q, calls[0].scale)
     matrices = {"q": _rows(flipped), "k": _rows(k), "v": _rows(v), "do": do}
     shared = {"lse2_ptr": lse2, "delta_ptr": delta, "scale": scale, "score_scale": scale * LOG2E}
-    _launch(call, "backward_dq", {**matrices, "dq": dq}, shared)
-    _launch(call, "backward_dkdv", {**matrices, "dk": dk, "dv": dv}, shared)
-    return (dq if sign == 1 else dq.neg() if sign else torch.zeros_like(dq)), dk, dv
+    found: dict[str, torch.Tensor] = {}
+    for call in calls:
+        before = {f"{name}0": x for name, x in found.items()}
+        dtype = q.dtype if call is calls[-1] else torch.float32
+        found = {name: _empty(x, x.shape[2], x.shape[3], dtype) for name, x in (("dq", q), ("dk", k), ("dv", v))}
+        for kernel, own in (("backward_dq", ("dq",)), ("backward_dkdv", ("dk", "dv"))):
+            mine = {name: found[name] for name in own} | {f"{name}0": before[f"{name}0"] for name in own if before}
+            _launch(call, kernel, {**matrices, **mine}, shared, bool(before))
+    dq = found["dq"]
+    return (dq if sign == 1 else dq.neg() if sign else torch.zeros_like(dq)), found["dk"], found["dv"]
 
 
 def _whole(n: int) -> int:
@@ -107,12 +120,12 @@ def _rows(x: torch.Tensor, warn: bool = True) -> torch.Tensor:
     return x.contiguous() if x.stride(2) > WIDEST_ROW_STRIDE else x
 
 
-def _empty(like: torch.Tensor, count: int, width: int) -> torch.Tensor:
+def _empty(like: torch.Tensor, count: int, width: int, dtype: torch.dtype) -> torch.Tensor:
     """Uninitialised [B, heads, count, width] in the order of axes that `like` has in memory."""
     b, heads = like.shape[:2]
     if not like.is_contiguous() and like.transpose(1, 2).is_contiguous():
-        return torch.empty(b, count, heads, width, dtype=like.dtype, device=like.device).transpose(1, 2)
-    return torch.empty(b, heads, count, width, dtype=like.dtype, device=like.device)
+        return torch.empty(b, count, heads, width, dtype=dtype, device=like.device).transpose(1, 2)
+    return torch.empty(b, heads, count, width, dtype=dtype, device=like.device)
 
 
 # Launching one kernel
@@ -142,17 +155,17 @@ _launches: dict[tuple, Launch] = {}
 MOST_LAUNCHES = 4096
 
 
-def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict) -> None:
+def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, later: bool = False) -> None:
     any_v = matrices.get("v", matrices.get("do"))
     device, dtype = any_v.device, any_v.dtype
-    layouts = [(x.shape, x.stride(), x.data_ptr() % 16) for x in matrices.values()]
+    layouts = [(x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for x in matrices.values()]
     # The number of boxes depends on where they begin, the number of tiles does not.
     start = call.q_start if "boxes" in (call.plan.forward.kind, call.plan.transposed.kind) else None
-    key = (call.plan, name, call.variant, device, dtype, _precision(dtype), start, *layouts)
+    key = (call.plan, name, call.variant, device, dtype, _precision(dtype), start, later, *layouts)
     while True:
         launch = None if call.configs else _launches.get(key)
         if launch is None:
-            launch = _prepare(call, name, matrices)
+            launch = _prepare(call, name, matrices, later)
             if len(_launches) >= MOST_LAUNCHES:
                 _launches.clear()
             if not call.configs:
@@ -172,12 +185,12 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
             _step_down(call, name, launch, key, error)
 
 
-def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor]) -> Launch:
+def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool) -> Launch:
     """Decide variant, configuration, grid and constants for inputs of one layout."""
     variant = call.variant or _variant(matrices.values())
     if variant == "descriptors" and not _whole_periods(call, name, matrices):
         variant = "pointers"
-    source = generate(call.plan, variant)
+    source = generate(call.plan, variant, later)
     kernel = source.kernels[name]
     any_q, any_v = matrices.get("q"), matrices.get("v", matrices.get("do"))
     dtype = any_v.dtype
@@ -211,7 +224,7 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor]) -> Launch
             pointers.append(matrix)
             values |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in _strides(x))))
         else:
-            tall = config.block_n if matrix in ("k", "v", "dk", "dv") else config.block_m
+            tall = config.block_n if matrix.rstrip("0") in ("k", "v", "dk", "dv") else config.block_m
             wide = configs.padded(x.shape[3])
             boxed = kernel.variant == "box descriptors"
             descriptors[matrix] = describe_box(x, kernel.axis, tall, wide) if boxed else describe(x, tall, wide, kernel.variant)

@@ -90,6 +90,8 @@ def _type(parameter: str, job: Job, kernel: Kernel) -> str:
             return "fp32"
         return "i64" if f"{parameter}: tl.int64" in kernel.text else "i32"
     name, _, kind = parameter.rpartition("_")
+    if name.endswith("0") and kind == "ptr" and not name.startswith("table"):  # what earlier parts found
+        return "*fp32"
     if kind == "desc":
         keys, values = name in ("k", "v", "dk", "dv"), name in ("v", "o", "do", "dv")
         block = [job.config.block_n if keys else job.config.block_m, configs.padded(job.value_dim if values else job.head_dim)]

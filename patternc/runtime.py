@@ -27,6 +27,7 @@ from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.layout import Layout
 from patternc.orders.choose import axes_in_digits, plan_at
+from patternc.orders.parts import parts_at, splits
 from patternc.passes import Conjunct, lower
 from patternc.plan import Plan, make_plan
 from patternc.tables import runtime_conjuncts
@@ -56,6 +57,19 @@ class Compiled:
     @cached_property
     def plan(self) -> Plan:
         return make_plan(self.exact)
+
+    def parts_at(self, bound: Bound) -> list[Compiled]:
+        """The disjoint parts that kernels run one after the other at the lengths of a call: mostly the pattern alone; kept."""
+        if not splits(self.exact):
+            return [self]
+        kept = self.state.setdefault("parts", {})
+        key = bound.n_q, bound.n_k, bound.heads, bound.q_start
+        if key not in kept:
+            if len(kept) >= MOST_SIZES:
+                kept.pop(next(iter(kept)))
+            found = parts_at(self.exact, bound)
+            kept[key] = [self] if len(found) == 1 else [compiled(part) for part in found]
+        return kept[key]
 
     def plan_at(self, bound: Bound) -> Plan:
         """The plan for the lengths of a call; kept."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from patterns import CHOICES, PRIMITIVES, composition, ids
+from patterns import CHOICES, ORDERED, PRIMITIVES, composition, ids
 
 import patternc as pc
 
@@ -19,6 +19,13 @@ def test_choice(spec):
     options = dict(backend="triton", device="cuda", dtype=torch.bfloat16, heads=4, kv_heads=2, quiet=True, raise_error=True)
     for head_dim in (64, 128):
         pc.verify(spec, sizes=[(700, 700), (65, 1033)], head_dim=head_dim, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
+@pytest.mark.parametrize("p, n", ORDERED, ids=str)
+def test_order(p, n, head_dim, dtype):
+    pc.verify(p, backend="triton", device="cuda", dtype=dtype, sizes=[(n, n)], heads=4, kv_heads=2, head_dim=head_dim, quiet=True, raise_error=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

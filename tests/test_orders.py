@@ -7,30 +7,23 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from kernel_check import DEVICE
+from patterns import ORDERED, grid, near
 
 import patternc as pc
 from patternc.analysis.evaluate import evaluate
+from patternc.args import bind
 from patternc.codegen.configs import Config
 from patternc.codegen.launch import Call, attention_backward, attention_forward
 from patternc.orders.boxes import box_axis
 from patternc.orders.digits import Order
+from patternc.orders.parts import parts_at, splits
 from patternc.orders.search import Boxes, Sizes, _Digit, _values, box_tiles, choose_boxes, orders
 from patternc.orders.simplify import in_digits
 from patternc.passes import lower
-from patternc.plan import Plan
+from patternc.plan import Plan, make_plan
+from patternc.runtime import compiled
 
 q, k = pc.q, pc.k
-
-
-def near(a, b, length, kernel):
-    start = pc.min(pc.max(a - kernel // 2, 0), length - kernel)
-    return (start <= b) & (b < start + kernel)
-
-
-def grid(width, height, kernel, dilation=1):
-    """A neighbourhood on a `height` x `width` image."""
-    one = lambda a, b, n: (a % dilation == b % dilation) & near(a // dilation, b // dilation, n // dilation, kernel)  # noqa: E731
-    return one(q // width, k // width, height) & one(q % width, k % width, width)
 
 
 def cube(side, kernel):
@@ -194,18 +187,59 @@ def test_kernels_in_digits(name, variant):
     p, strides, (n_q, n_k) = CASES[name]
     plan = Plan(p, *(box_axis(lower(p), Order(strides), column) for column in ("k", "q")))
 
-    def boxes(direction, m, n):
-        return choose_boxes(getattr(plan, direction), Sizes(n_q, n_k, n_k - n_q), *((n, m) if direction == "transposed" else (m, n)))
+    check_kernels(p, [(plan, variant)], n_q, n_k)
+
+
+def check_kernels(p, plans, n_q: int, n_k: int):
+    """Outputs and gradients of a pattern whose disjoint parts have the plans `(plan, variant)`."""
+
+    def call(plan, variant):
+        def boxes(direction, m, n):
+            return choose_boxes(getattr(plan, direction), Sizes(n_q, n_k, n_k - n_q), *((n, m) if direction == "transposed" else (m, n)))
+
+        configs = dict.fromkeys(("forward", "backward_dq", "backward_dkdv"), Config(32, 16, 4, 1))
+        return Call(plan, 0.25, n_k - n_q, boxes=boxes, variant=variant, configs=configs)
 
     x = torch.randn(1, 2, n_q, 16, device=DEVICE, requires_grad=True)
     y, z = (torch.randn(1, 1, n_k, 16, device=DEVICE, requires_grad=True) for _ in range(2))
     out, lse = pc.compile(p, "reference")(x, y, z, return_lse=True)
     dout = torch.randn_like(out)
     grads = torch.autograd.grad(out, (x, y, z), dout)
-    configs = dict.fromkeys(("forward", "backward_dq", "backward_dkdv"), Config(32, 16, 4, 1))
-    call = Call(plan, 0.25, n_k - n_q, boxes=boxes, variant=variant, configs=configs)
+    calls, found = [call(*plan) for plan in plans], None
     with torch.no_grad():
-        found, found_lse = attention_forward(call, x, y, z)
-        found_grads = attention_backward(call, x, y, z, found, found_lse, dout)
-    for a, b in zip((out, lse, *grads), (found, found_lse, *found_grads)):
+        for one in calls:
+            found = attention_forward(one, x, y, z, found, one is not calls[-1])
+        found_grads = attention_backward(calls, x, y, z, *found, dout)
+    for a, b in zip((out, lse, *grads), (*found, *found_grads)):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("p, n", ORDERED, ids=str)
+def test_plans_choose_orders(p, n):
+    made = compiled(p)
+    for part in made.parts_at(bind(p, {}, n))[-1:]:
+        plan = part.plan_at(bind(p, {}, n))
+        assert plan.forward.kind == plan.transposed.kind == "boxes"
+
+
+# ---- parts
+
+
+def test_parts_of_a_union_are_disjoint_and_found():
+    p = pc.parse("causal & (window(128) | dilate(128))")
+    for parts in splits(p):
+        masks = [part.dense(300)[0, 0].numpy() for part in parts]
+        assert (sum(m.astype(int) for m in masks) == p.dense(300)[0, 0].numpy()).all()
+    assert parts_at(p, bind(p, {}, 16384)) == (pc.causal & pc.window(128), pc.causal & pc.dilate(128) & ~pc.window(128))
+    for text in ("causal & (window(1024) | sink(4))", "window(left=256, right=256) | global(64)", "causal & (documents(ids) | dilate(64))"):
+        assert splits(pc.parse(text)) == [] or parts_at(pc.parse(text), bind(pc.parse(text), {}, 16384)) == (pc.parse(text),)
+
+
+@pytest.mark.parametrize("variant", [None, "descriptors"])
+def test_kernels_of_parts(variant):
+    """The natural order, then another, then rows that some part leaves without a key."""
+    p = pc.parse("causal & (window(9) | dilate(16))")
+    near_part, far_part = splits(p)[0]
+    far = Plan(far_part, *(box_axis(lower(far_part), Order((16, 1)), column) for column in ("k", "q")))
+    check_kernels(p, [(make_plan(near_part), variant), (far, variant)], 144, 144)
+    check_kernels(p, [(far, None), (make_plan(near_part), None)], 70, 100)

@@ -1,0 +1,62 @@
+"""Splitting a union into disjoint parts that want different orders, merged by their log-sum-exps.
+
+Worth it only where one order cannot serve both sides, as in `causal & (window(128) | dilate(128))`: a part costs a program for
+every row tile again, and the reading and writing of partial results.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from patternc.args import Bound
+from patternc.expr.node import fact, postorder, roomy
+from patternc.expr.pattern import Pattern, all_of, negate
+from patternc.orders.choose import TILE, axes_in_digits, options
+from patternc.passes import lower
+from patternc.plan import make_plan
+
+MERGE = 3.6  # for 64 rows: a float32 partial result, written and read once; in the units of `choose`
+MOST_ALTERNATIVES = 3
+
+
+def alternatives(p: Pattern) -> tuple[list[Pattern], list[Pattern]]:
+    """`(common, [a, b, ..])` of `common & (a | b | ..)`; no alternatives where there is not exactly one union."""
+    if p.op == "or":
+        return [], list(p.args)
+    unions = [x for x in p.args if x.op == "or"] if p.op == "and" else []
+    if len(unions) != 1:
+        return [], []
+    return [x for x in p.args if x is not unions[0]], list(unions[0].args)
+
+
+@fact
+@roomy
+def splits(p: Pattern) -> list[tuple[Pattern, ...]]:
+    """Ways to cut a pattern into disjoint parts, of which at least one has bounds in another order."""
+    common, either = alternatives(p)
+    if not 2 <= len(either) <= MOST_ALTERNATIVES or any(x.op == "arg" for x in postorder(p)):
+        return []
+    found = []
+    for order in itertools.permutations(either):
+        parts = tuple(all_of(*common, a, *(negate(b) for b in order[:i])) for i, a in enumerate(order))
+        if all(lower(part).op != "false" for part in parts) and any(axes_in_digits(part)["k"] for part in parts):
+            found.append(parts)
+    return found
+
+
+def parts_at(p: Pattern, bound: Bound) -> tuple[Pattern, ...]:
+    """The parts that a length asks for: the pattern alone, or parts that are predicted to be faster together; contiguous ones first."""
+    if not isinstance(bound.q_start, int):
+        return (p,)
+
+    def time(part: Pattern) -> float:
+        plan = make_plan(part)
+        return sum(options(part, axis, bound, column)[0].time for axis, column in ((plan.forward, "k"), (plan.transposed, "q")))
+
+    rows = (bound.n_q + bound.n_k) / TILE * bound.heads * bound.batch
+    best, least = (p,), time(p)
+    for parts in splits(p):
+        total = sum(map(time, parts)) + MERGE * (len(parts) - 1) * rows
+        if total < least:
+            best, least = parts, total
+    return best
