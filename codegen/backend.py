@@ -89,9 +89,12 @@ def check_width(compiled, bound: Bound) -> None:
     kept.add(key)
 
 
-def source(compiled) -> str:
-    """The generated module of a compiled pattern."""
-    return generate(compiled.plan).text
+def source(compiled, bound: Bound | None = None) -> str:
+    """The generated module of a compiled pattern; with lengths, the modules of its parts in the orders that these ask for."""
+    if bound is None:
+        return generate(compiled.plan).text
+    parts = compiled.parts_at(bound)
+    return "\n\n".join(generate(part.plan_at(bound), later=part is not parts[0]).text for part in parts)
 
 
 # The normal form of a call's args on the device: a forward and its backward get the same `Bound`.

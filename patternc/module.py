@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from patternc import functional, runtime
-from patternc.args import bind
+from patternc.args import bind, signature
 from patternc.cost import Cost, cost
-from patternc.errors import ArgError, BackendError, ParameterError, ShapeError
+from patternc.errors import ArgError, BackendError, OperandError, ParameterError, ShapeError
 from patternc.expr.attention import Attention, Term
 from patternc.expr.pattern import Pattern
 from patternc.forms import count
@@ -134,9 +134,14 @@ class AttentionModule(nn.Module):
 
         return explain(self.spec, self.backend, n_q, n_k, heads, head_dim, **options)
 
-    def source(self) -> str:
-        """The generated Triton kernels, as text."""
-        return runtime.backend_module("triton").source(self.compiled)
+    def source(self, n_q: int | None = None, n_k: int | None = None, q_start: int | None = None) -> str:
+        """The generated Triton kernels, as text: in the natural order of positions, or in the order that these lengths ask for."""
+        bound = None
+        if n_q is not None:
+            if signature(self.compiled.exact):
+                raise OperandError("a pattern with runtime args has one source for all lengths", fix="leave the lengths out")
+            bound = bind(self.compiled.exact, {}, n_q, n_k, q_start=q_start)
+        return runtime.backend_module("triton").source(self.compiled, bound)
 
     def extra_repr(self) -> str:
         return f'"{self.spec}", backend="{self.backend}"'

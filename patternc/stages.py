@@ -13,8 +13,8 @@ from patternc.plan import make_plan
 STAGES = ("text", *(name for name, _, _ in PASSES), "conjuncts", "plan", "kernels")
 
 
-def stage_text(spec: Pattern | Attention, stage: str) -> str:
-    """One stage of STAGES as text; of an attention, the exact part from the first pass on."""
+def stage_text(spec: Pattern | Attention, stage: str, n: int | None = None) -> str:
+    """One stage of STAGES as text; of an attention, the exact part from the first pass on.  `n`: kernels for this length."""
     if stage == "text":
         return str(spec)
     if not isinstance(spec, (Pattern, Attention)):
@@ -24,9 +24,9 @@ def stage_text(spec: Pattern | Attention, stage: str) -> str:
         plan = make_plan(p)
         return "\n".join([f"mask {plan.mask}", *describe_plan(plan)])
     if stage == "kernels":
-        from patternc.codegen.kernels import generate
+        from patternc.compile import compile
 
-        return generate(make_plan(p)).text
+        return compile(p).source(n)
     after: dict[str, Pattern] = {}
     lowered = lower(p, watch=lambda name, _, new: after.setdefault(name, new))
     if stage == "conjuncts":

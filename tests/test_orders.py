@@ -243,3 +243,12 @@ def test_kernels_of_parts(variant):
     far = Plan(far_part, *(box_axis(lower(far_part), Order((16, 1)), column) for column in ("k", "q")))
     check_kernels(p, [(make_plan(near_part), variant), (far, variant)], 144, 144)
     check_kernels(p, [(far, None), (make_plan(near_part), None)], 70, 100)
+
+
+def test_source_of_a_length():
+    module = pc.compile("causal & (window(128) | dilate(128))")
+    text = module.source(16384)
+    assert "# A position is 128 * x0 + x1" in text and "lse0_ptr" in text
+    assert "A position" not in module.source() and module.source(64) == module.source()
+    with pytest.raises(pc.errors.OperandError, match="one source for all lengths"):
+        pc.compile("causal & window(w)").source(64)
