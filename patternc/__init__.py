@@ -5,7 +5,7 @@ from patternc.compile import compile
 from patternc.equivalence import equivalent
 from patternc.expr.arithmetic import clamp, maximum as max, minimum as min
 from patternc.expr.attention import Attention, Term, linear_tail
-from patternc.expr.index import Index, arg, table, where
+from patternc.expr.index import Index, arg, fixed_length, table, where
 from patternc.expr.pattern import Pattern
 from patternc.parsing import parse
 from patternc.plotting import plot
@@ -35,4 +35,5 @@ from patternc.primitives import (
     window,
     within,
 )
+from patternc.structured import block_table, neighborhood, random_blocks
 from patternc.verify import verify

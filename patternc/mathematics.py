@@ -40,7 +40,7 @@ def to_sympy(node: Node):
 
 def _convert(n: Node, parts: list):
     op = n.op
-    if op == "const":
+    if op in ("const", "length"):
         return sp.Integer(n.args[0])
     if op in ("var", "arg"):
         return sp.Symbol(n.args[0])

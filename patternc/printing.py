@@ -14,6 +14,7 @@ from patternc.expr.index import Index
 from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import FULL, Pattern, all_of, any_of, compare
 from patternc.recognise import Call, named, named_group
+from patternc.recognise_structured import structured
 from patternc.vocabulary import plain
 
 COMPARISON, UNION, XOR, BOTH, SUM, PRODUCT, UNARY, ATOM = range(1, 9)
@@ -75,6 +76,9 @@ class Printer:
 
     def _const(self, x, bare):
         return str(x.args[0]), ATOM if x.args[0] >= 0 else UNARY
+
+    def _length(self, x, bare):
+        return f"fixed_length({x.args[0]})", ATOM
 
     def _var(self, x, bare):
         return x.args[0], ATOM
@@ -153,7 +157,7 @@ class Printer:
         return "empty", ATOM
 
     def _in(self, p, bare):
-        call = named(p)
+        call = named(p) or (structured("or", (p,)) or [None])[0]
         return (self.call(call), ATOM) if call else (self.comparison(p, bare), COMPARISON)
 
     def comparison(self, p: Pattern, bare: bool) -> str:
@@ -182,6 +186,11 @@ class Printer:
         """The operands of `&` or `|` with their precedence; neighbours that one name covers print as that name."""
         out, n = [], 0
         while n < len(p.args):
+            found = structured(p.op, p.args[n:])
+            if found is not None:
+                out.append((self.call(found[0]), ATOM))
+                n += found[1]
+                continue
             pair = p.args[n : n + 2]
             call = named_group(p.op, pair) if len(pair) == 2 else None
             if isinstance(call, Call):

@@ -98,7 +98,7 @@ def value(x: Node, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """The integer, and whether every read that it depends on was inside its tensor; of a `where`, only the side it takes."""
     op, args = x.op, x.args
     always = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=pairs.device)
-    if op == "const":
+    if op in ("const", "length"):
         return pairs.number(args[0]), always
     if op == "var":
         return pairs.vars[args[0]], always

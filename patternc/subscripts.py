@@ -29,6 +29,9 @@ def check_subscripts(use: ArgUse, value, env: dict, n_k: int) -> None:
 
 def check_static(expr: Node, env: dict, heads: int) -> None:
     for node in postorder(expr):
+        if node.op == "length" and node.args[0] != env["n_k"][0]:
+            message = f"the pattern is made for {node.args[0]} keys, and there are {env['n_k'][0]}"
+            raise ShapeError(message, fix="a grid's sides multiply to the number of keys; more tokens beside a grid go into a pattern of their own")
         if node.op == "per_head" and len(node.args) != heads:
             message = f"per_head gives {len(node.args)} patterns, and there are {heads} query heads"
             raise ShapeError(message, fix="give one pattern for each query head")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import keyword
 
-from patternc import primitives
+from patternc import primitives, structured
 from patternc.expr import arithmetic as ar, index
 from patternc.expr.attention import linear_tail
 
@@ -17,12 +17,16 @@ VALUES = {
     "None": None,
 }
 
-PRIMITIVES = {"global" if name == "global_" else name: getattr(primitives, name) for name in primitives.__all__}
+PRIMITIVES = {
+    **{"global" if name == "global_" else name: getattr(primitives, name) for name in primitives.__all__},
+    **{name: getattr(structured, name) for name in structured.__all__},
+}
 """Functions with parameters: an unknown name among these is an arg."""
 
 INDEX_FUNCTIONS = {
     "arg": index.arg,
     "table": index.table,
+    "fixed_length": index.fixed_length,
     "where": index.where,
     "min": ar.minimum,
     "max": ar.maximum,

@@ -21,7 +21,7 @@ def bounds(x: Node, env: dict[str, Interval]) -> Interval:
         env: intervals of variables and of scalar args by name, and of the values of a tensor arg as `name[]`.
     """
     op, args = x.op, x.args
-    if op == "const":
+    if op in ("const", "length"):
         return args[0], args[0]
     if op in ("var", "arg"):
         return env.get(args[0], (-INF, INF))

@@ -168,6 +168,22 @@ RESERVED = frozenset(
 )
 
 
+@fitting("fixed_length")
+def fixed_length(count) -> Index:
+    """The number of keys where it is known: the integer `count`, and a promise that there are as many keys.
+
+    Any other number of keys is a ShapeError at the call.  Grids need it: what lies above a pixel depends on the width.
+    """
+    try:
+        number = operator.index(count)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ParameterError(f"fixed_length takes an integer of at least 1, got {count!r}", fix="write `fixed_length(64 * 64)`")
+    const(number)  # checks its magnitude
+    return Index("length", number)
+
+
 @fitting("where")
 def where(condition, x, y) -> Index:
     """`x` where the condition (a pattern) holds, else `y`."""

@@ -21,7 +21,7 @@ def _without(*ops: str):
 
 PASSES = (
     ("guard", guard, _without()),
-    ("expand", expand, _without("per_head", "xor", "where")),
+    ("expand", expand, _without("per_head", "length", "xor", "where")),
     ("negate", negation_normal, _without("per_head", "xor", "where", "not")),
     ("decide", decide, _without("per_head", "xor", "where", "not")),
     ("merge", merge, _without("per_head", "xor", "where", "not")),

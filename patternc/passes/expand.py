@@ -1,8 +1,9 @@
-"""Remove what is only notation: per-head lists, `^`, `where`, and `abs`, `min`, `max` that mix queries and keys."""
+"""Remove what is only notation: per-head lists, promised lengths, `^`, `where`, and `abs`, `min`, `max` that mix queries and keys."""
 
 from __future__ import annotations
 
 from patternc.expr.arithmetic import add, scale, terms
+from patternc.expr.index import Index
 from patternc.expr.node import Node, fact, postorder
 from patternc.expr.pattern import H, Pattern, all_of, any_of, between, negate
 from patternc.expr.transform import substitute
@@ -22,6 +23,11 @@ def mixes_sides(x: Node) -> bool:
 def _per_head(p: Node) -> Node | None:
     if p.op == "per_head":
         return any_of(*(all_of(between(H, j, j), part) for j, part in enumerate(p.args)))
+
+
+def _length(x: Node) -> Node | None:
+    if x.op == "length":
+        return Index("const", x.args[0])
 
 
 def _xor(p: Node) -> Node | None:
@@ -62,6 +68,7 @@ def _extremum(p: Node) -> Node | None:
 
 RULES = (
     Rule("per_head(A, B, ..) -> (h == 0) & A | (h == 1) & B | ..", _per_head),
+    Rule("fixed_length(n) -> n: a call with another number of keys was refused", _length),
     Rule("A ^ B -> (A & ~B) | (~A & B)", _xor),
     Rule("f(where(c, x, y)) in I -> c & (f(x) in I) | ~c & (f(y) in I)", _where),
     Rule("min(a, b) + r >= c -> (a + r >= c) & (b + r >= c), and its three mirror images", _extremum),
@@ -69,5 +76,5 @@ RULES = (
 
 
 def expand(p: Pattern) -> Pattern:
-    """Before: any pattern.  After: no per_head, xor or where; abs, min and max read one side only or sit inside `//`, `%`, `[]`."""
+    """Before: any pattern.  After: no per_head, length, xor or where; abs, min and max read one side only or sit inside `//`, `%`, `[]`."""
     return apply_rules(p, RULES)
