@@ -17,6 +17,7 @@ from patternc.analysis.exact import contraction_is_exact
 from patternc.analysis.grid import Grid
 from patternc.analysis.runs import NOTHING, Runs, from_members, intersect, members, subtract, total_length, union
 from patternc.analysis.specialise import relabel, specialise
+from patternc.analysis.tabulate import tabulate
 from patternc.analysis.tiles import live_runs
 from patternc.args import Bound
 from patternc.expr.bounds import bounds
@@ -213,12 +214,12 @@ def _row(value, row: int):
 
 
 def simplify(p: Pattern, env: dict) -> Pattern:
-    """What holds by the ranges of positions: unwrapped `%` and `//`, decided comparisons, sorted ids."""
+    """What holds by the ranges of positions: unwrapped `%` and `//`, decided comparisons, sorted ids, tabulated functions of blocks."""
 
     def known(x):
         return bounds(x, env)
 
-    return relabel(unwrap(decide(p, known), known))
+    return relabel(unwrap(tabulate(decide(p, known), env), known))
 
 
 @roomy

@@ -10,6 +10,7 @@ import numpy as np
 
 from patternc.analysis.contract import forward
 from patternc.analysis.evaluate import evaluate
+from patternc.expr.arithmetic import terms
 from patternc.expr.index import Index
 from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern
@@ -19,6 +20,7 @@ from patternc.passes import literals
 _MIX = np.random.default_rng(1).integers(1, 1 << 62, 8192, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 NEVER = 1 << 60
 MOST_PAIRS = 1 << 26  # of one tile, which are looked at together
+MOST_ENTRIES = 8  # of an array that one tile reads, to be told apart by their values and not by their place
 
 
 def shape_columns(p: Pattern, box: dict, count: int) -> list[np.ndarray]:
@@ -55,10 +57,46 @@ def shape_columns(p: Pattern, box: dict, count: int) -> list[np.ndarray]:
         cuts_low, cuts_high = ~missed & (a < low), ~missed & (b > high)
         open_ = cuts_low | cuts_high
         keys.append(np.where(open_, 2, missed * 1))
+        entries = _entries(literal, domain, shift, shape)
+        if entries is not None:
+            keys += [np.where(open_, column, 0) for column in entries]
+            continue
         keys.append(np.where(cuts_low, low - shift[core], -NEVER))
         keys.append(np.where(cuts_high, high - shift[core], NEVER))
         keys += [np.where(open_, column, 0) for column in shape[core]]
     return keys
+
+
+def _entries(literal: Pattern, domain, shift, shape) -> list[np.ndarray] | None:
+    """Columns of `w * T[s] + rest in [low, high]` where few entries of T meet a tile: each relative to `rest`, and if it may decide at all."""
+    core, low, high = literal.args
+    constant, parts = terms(core)
+    reads = [x for x in parts if x.op == "read" and len(x.args) == 2]
+    if len(reads) != 1 or not len(shift[core]):
+        return None
+    read, s, data = reads[0], reads[0].args[1], reads[0].args[0].args[0]
+    first, last = domain[s]
+    count = int((last - first).max()) + 1
+    if count > MOST_ENTRIES or s.op == "const":
+        return None
+    w, rest_low, rest_high, base = parts[read], constant, constant, constant
+    columns = [last - first, *shape[s]]
+    for x, c in parts.items():
+        if x is not read:
+            a, b = domain[x]
+            rest_low, rest_high = (rest_low + c * a, rest_high + c * b) if c > 0 else (rest_low + c * b, rest_high + c * a)
+            base = base + c * shift[x]
+            columns += shape[x]
+    for j in range(count):
+        value = w * data.at(np.minimum(first + j, last))
+        fails = np.zeros(len(value), bool)
+        holds = np.ones(len(value), bool)
+        if low is not None:
+            fails, holds = fails | (value + rest_high < low), holds & (value + rest_low >= low)
+        if high is not None:
+            fails, holds = fails | (value + rest_low > high), holds & (value + rest_high <= high)
+        columns.append(np.where(fails, -NEVER, np.where(holds, NEVER, value + base)))
+    return columns
 
 
 def _shape_of(x: Index, domain, shift, shape, zero):

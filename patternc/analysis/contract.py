@@ -111,12 +111,14 @@ def backward(x: Index, domain: Domain, meet) -> None:
         a, b = domain[args[0]]
         ra, rb = a % m, b % m
         meet(args[0], np.where((ra >= low) & (ra <= high), a, a + (low - a) % m), np.where((rb >= low) & (rb <= high), b, b - (b - high) % m))
-    elif op == "min":
+    elif op == "min":  # all operands are at least `low`; the one that alone can be as small as `high` is
         for arg in args:
-            meet(arg, low, domain[arg][1])
+            others = _least([domain[x][0] for x in args if x is not arg])
+            meet(arg, low, np.where(others > high, high, domain[arg][1]))
     elif op == "max":
         for arg in args:
-            meet(arg, domain[arg][0], high)
+            others = _greatest([domain[x][1] for x in args if x is not arg])
+            meet(arg, np.where(others < low, low, domain[arg][0]), high)
     elif op == "abs":
         meet(args[0], -np.asarray(high), high)
     elif op == "read" and len(args) == 2:
@@ -149,8 +151,8 @@ def _backward_member(positions, x: Index, low, domain: Domain, meet) -> None:
     meet(x, np.where(wanted, first, a), np.where(wanted, last, b))
 
 
-def contract(conjunct: Conjunct, box: dict, sweeps: int = 2) -> tuple[Domain, np.ndarray]:
-    """Narrow `box` (variable name -> (low, high) arrays) under a conjunct.
+def contract(conjunct: Conjunct, box: dict, sweeps: int = 2, given: Domain | None = None) -> tuple[Domain, np.ndarray]:
+    """Narrow `box` (variable name -> (low, high) arrays) under a conjunct, where the nodes `given` lie within bounds of their own.
 
     Returns:
         the domain of every node, and whether each box survives.
@@ -176,6 +178,8 @@ def contract(conjunct: Conjunct, box: dict, sweeps: int = 2) -> tuple[Domain, np
                 low, high = conjunct[x]
                 a, b = domain[x]
                 domain[x] = (a if low == -INF else np.maximum(a, int(low))), (b if high == INF else np.minimum(b, int(high)))
+            if sweep == 0 and given and x in given:
+                meet(x, *given[x])
         alive = _alive(order, domain)
         if not alive.any():
             break

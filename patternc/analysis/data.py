@@ -98,6 +98,22 @@ class Data:
             np.where(point, value, np.maximum(highs[left], highs[right])),
         )
 
+    # The entries by value.
+
+    @cached_property
+    def ranked(self) -> np.ndarray:
+        """Subscripts of a one-dimensional array in the order of its entries."""
+        return np.argsort(self.values, kind="stable")
+
+    @cached_property
+    def _sorted(self) -> np.ndarray:
+        return self.values[self.ranked]
+
+    def ranks_within(self, low, high):
+        """`(first, last)`: `ranked[first:last]` are the subscripts of the entries in `low .. high`."""
+        first = np.searchsorted(self._sorted, low, "left")
+        return first, np.maximum(np.searchsorted(self._sorted, high, "right"), first)
+
     # The values as a sorted set of positions (operation `member`).
 
     def count_within(self, low, high):

@@ -12,7 +12,8 @@ import numpy as np
 from patternc.analysis.contract import contract
 from patternc.analysis.evaluate import evaluate
 from patternc.analysis.grid import Grid
-from patternc.analysis.runs import MOST_KEYS, NOTHING, Runs, from_members, intersect, ragged_arange, union
+from patternc.analysis.runs import MOST_KEYS, NOTHING, Runs, from_members, intersect, ragged_arange, subtract, union
+from patternc.analysis.split import jumps, split
 from patternc.expr.arithmetic import terms
 from patternc.expr.index import Index
 from patternc.expr.node import postorder
@@ -51,11 +52,23 @@ def live_runs(p: Pattern, grid: Grid, within: Runs | None = None, known: dict | 
     known = {} if known is None else known
     if p not in known:
         try:
-            known[p] = union([conjunct_runs(c, grid, within) for c in disjuncts(p)])
+            known[p] = _any_of(disjuncts(p), grid, within)
         except TooManyConjuncts:  # combine the runs of the parts instead: sound, a little loose
             parts = [live_runs(part, grid, within, known) for part in p.args]
             known[p] = union(parts) if p.op == "or" else functools.reduce(intersect, parts)
     return known[p]
+
+
+def _any_of(conjuncts: list[Conjunct], grid: Grid, within: Runs | None) -> Runs:
+    """The union over conjuncts; inside `within` each is only asked for what those before it left, and simple ones come first."""
+    if within is None:
+        return union([conjunct_runs(c, grid) for c in conjuncts])
+    found = []
+    for c in sorted(conjuncts, key=lambda c: len(jumps(c))):
+        if len(within[0]):
+            found.append(conjunct_runs(c, grid, within))
+            within = subtract(within, union(found[-1:]), grid.total)
+    return union(found)
 
 
 def conjunct_runs(conjunct: Conjunct, grid: Grid, within: Runs | None = None) -> Runs:
@@ -78,7 +91,10 @@ def conjunct_runs(conjunct: Conjunct, grid: Grid, within: Runs | None = None) ->
         if alone[axis.name] and len(runs[0]):
             allowed = _tiles_of_one_variable(alone[axis.name], axis)
             runs = _keep_rows(runs, allowed, grid) if axis is grid.row else _keep_columns(runs, allowed, grid)
-    if any(_has_holes(core, grid) for core in joint):
+    cuts, done = jumps(joint), True
+    if cuts and len(runs[0]):
+        runs, done = split(narrowed, runs, grid, cuts)
+    if any(_has_holes(core, grid, cuts if done else []) for core in joint):
         runs = _bisect(narrowed, runs, grid)
     return runs
 
@@ -127,11 +143,11 @@ def _keep_columns(runs: Runs, allowed: np.ndarray, grid: Grid) -> Runs:
     return base + np.maximum(a[of], start[piece]), base + np.minimum(b[of], stop[piece])
 
 
-def _has_holes(core: Index, grid: Grid) -> bool:
-    """Whether the solutions in the column variable for a fixed row tile may be more than one run."""
+def _has_holes(core: Index, grid: Grid, cut: list[Index]) -> bool:
+    """Whether the solutions in the column variable may be more than one run, in a box that was cut at the operations `cut`."""
     name = grid.column.name
     for x in postorder(core):
-        if name not in variables(x):
+        if name not in variables(x) or any(x is y for y in cut):
             continue
         if x.op == "mod" and not (x.args[1].op == "const" and x.args[1].args[0] <= spread(x.args[0], grid)):
             return True
