@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from patternc.analysis.tabulate import is_hard
 from patternc.expr.arithmetic import add, linear, maximum, minimum, scale, terms
 from patternc.expr.bounds import INF, interval
 from patternc.expr.index import Index, where
@@ -56,7 +57,7 @@ FAR = 2**29  # beyond all positions; sums of a few such numbers fit into 32 bits
 
 
 class NeedsTable(Exception):
-    """The bounds depend on the values of a tensor, which symbols do not know."""
+    """The bounds depend on the values of a tensor, or on arithmetic that formulas do not bound usefully."""
 
 
 class Symbols:
@@ -169,6 +170,8 @@ class Projector:
             return low, high
         if op in ("read", "member", "inside"):
             return f.read(x, [self.span(s) for s in args[1:] if isinstance(s, Index)])
+        if op in ("mod", "mul") and isinstance(f, Symbols) and is_hard(x):
+            raise NeedsTable
         spans = [self.span(c) for c in x.children]
         if op in ("min", "max"):
             pick = f.minimum if op == "min" else f.maximum

@@ -17,6 +17,7 @@ from patternc.expr.transform import substitute
 from patternc.passes import literals, variables
 
 MOST_VALUES = 1 << 17
+POSITIONS = frozenset({"q", "k"})
 
 
 def tabulate(p: Pattern, env: dict[str, Interval]) -> Pattern:
@@ -31,7 +32,7 @@ def _collect(x: Index, env: dict[str, Interval], mapping: dict[Node, Node]) -> N
     """Add the outermost parts that are worth tabulating."""
     if x in mapping or x.op in ("const", "var", "data"):
         return
-    atom = _block_number(x) if x.op != "sum" and _is_hard(x) else None
+    atom = _block_number(x) if x.op != "sum" and is_hard(x) else None
     if atom is not None:
         low, high = (int(bound) // atom.args[1].args[0] for bound in env[atom.args[0].args[0]])
         if high - low < MOST_VALUES:
@@ -42,10 +43,12 @@ def _collect(x: Index, env: dict[str, Interval], mapping: dict[Node, Node]) -> N
             _collect(child, env, mapping)
 
 
-def _is_hard(x: Index) -> bool:
-    """A product of two unknowns, or a remainder of more than a sum of variables and quotients."""
+def is_hard(x: Index) -> bool:
+    """A product of two functions of positions, or a remainder of such products or remainders: intervals say nothing useful about it."""
     for n in postorder(x):
-        if n.op == "mul" or (n.op == "mod" and any(m.op in ("mod", "mul", "read") for m in postorder(n.args[0]))):
+        if n.op == "mul" and all(variables(c) & POSITIONS for c in n.args):
+            return True
+        if n.op == "mod" and any(m.op in ("mod", "mul", "read") and variables(m) & POSITIONS for m in postorder(n.args[0])):
             return True
     return False
 
