@@ -13,7 +13,13 @@ from patternc.tail import favor_projection, feature_map
 
 
 def default_sizes(spec: Node) -> list[tuple[int, int]]:
-    """Small ones, ragged ones, one with fewer queries than keys, and one beyond the largest number in the pattern."""
+    """Small ones, ragged ones, one with fewer queries than keys, and one beyond the largest number in the pattern.
+
+    Where the pattern fixes the number of keys: that many queries (unless that is a long dense reference), and a few.
+    """
+    fixed = [node.args[0] for node in postorder(spec) if node.op == "length"]
+    if fixed:
+        return [(n, fixed[0]) for n in dict.fromkeys((fixed[0] if fixed[0] <= 4096 else 8, min(37, fixed[0]), 1))]
     numbers = [abs(a) for node in postorder(spec) for a in node.args if isinstance(a, int) and not isinstance(a, bool) and node.op != "term"]
     reach = min(max([n for n in numbers if n <= 1200], default=0), 1200)
     return [(1, 1), (37, 37), (128, 128), (64, 203), (1, 150), *([(2 * reach + 29,) * 2] if reach > 100 else [(300, 300)])]

@@ -18,6 +18,7 @@ from patternc.expr.table import Table
 from patternc.primitives import n_k
 
 MOST_BLOCKS = 64  # blocks a row of a block table: each is a comparison of its own
+MOST_DRAWS = 16  # random blocks a row: each is a page of arithmetic
 PRIME = 46337  # the largest prime whose products fit in 32 bits; cubing permutes the remainders, since PRIME % 3 == 2
 
 
@@ -191,7 +192,7 @@ def random_blocks(count, block, seed=0, near=None, first=0, last=0, per_head=Tru
     is drawn twice.  A longer sequence has more candidates, hence other draws.
 
     Args:
-        count: blocks a row, 1 to 64.  Where fewer candidates are left, all of them.
+        count: blocks a row, 1 to 16.  Where fewer candidates are left, all of them.
         block: tokens a block, of queries and of keys.
         seed: 0 to 46336.
         near: candidates exclude the query's own block and `near` on each side of it (0 excludes the own block only); None excludes none.
@@ -202,7 +203,7 @@ def random_blocks(count, block, seed=0, near=None, first=0, last=0, per_head=Tru
         ParameterError: a parameter is out of range.
     """
     names = ("count", "block", "seed", "first", "last")
-    ranges = ((1, MOST_BLOCKS), (1, None), (0, PRIME - 1), (0, 1 << 20), (0, 1 << 20))
+    ranges = ((1, MOST_DRAWS), (1, None), (0, PRIME - 1), (0, 1 << 20), (0, 1 << 20))
     count, block, seed, first, last = (
         _whole("random_blocks", name, x, *limits) for name, x, limits in zip(names, (count, block, seed, first, last), ranges)
     )
