@@ -279,8 +279,8 @@ def _label(subscripts) -> str:
 
 
 INDEX = {
-    "const": Printer._const, "length": Printer._const, "var": Printer._var, "arg": Printer._arg, "sum": Printer._sum, "mul": Printer._mul, "div": Printer._div,
-    "mod": Printer._mod, "min": Printer._extremum, "max": Printer._extremum, "abs": Printer._abs, "where": Printer._where,
+    "const": Printer._const, "length": Printer._const, "var": Printer._var, "arg": Printer._arg, "sum": Printer._sum, "mul": Printer._mul,
+    "div": Printer._div, "mod": Printer._mod, "min": Printer._extremum, "max": Printer._extremum, "abs": Printer._abs, "where": Printer._where,
     "read": Printer._read, "member": Printer._member, "inside": Printer._inside_value,
 }  # fmt: skip
 PATTERN = {

@@ -1,6 +1,6 @@
 """patternc: a compiler for attention patterns."""
 
-from patternc import nn
+from patternc import nn, zoo
 from patternc.compile import compile
 from patternc.equivalence import equivalent
 from patternc.expr.arithmetic import clamp, maximum as max, minimum as min

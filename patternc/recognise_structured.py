@@ -6,7 +6,7 @@ As in `recognise`, parameters are guessed from the shape of nodes, and a guess c
 from __future__ import annotations
 
 from patternc.errors import PatterncError
-from patternc.expr.index import Index
+from patternc.expr.index import Index, const
 from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import H, K, Pattern, Q
 from patternc.expr.table import INLINE
@@ -79,7 +79,8 @@ def _axis(q: Index, k: Index, side: int, operands: list[Pattern]):
         strides = {1, *factors, *(x // y for x in factors for y in factors if x % y == 0)}
         for stride in sorted(strides):
             bound = high if low is None else low
-            kernels = [high - low + 1] if None not in (low, high) else [abs(bound) + 1, abs(bound) + stride, abs(bound) - stride + 2, abs(bound + stride)]
+            size = abs(bound)
+            kernels = [high - low + 1] if None not in (low, high) else [size + 1, size + stride, size - stride + 2, abs(bound + stride)]
             for kernel in kernels:
                 if not stride <= kernel <= side // dilation:
                     continue
@@ -114,9 +115,10 @@ def _block_table(operands):
         data = source.args[0]
         yield Call("block_table", (data.data.tolist() if data.data.size <= INLINE else source, size))
         return
-    width = next((j for j, p in enumerate(operands) if (r := _listed_row(p)) is None or r.args[:-1] != read.args[:-1] or r.args[-1].args != (j,)), None)
-    options = {"per_head": True} if row[0] is H else {}
-    yield Call("block_table", (source, size), {"width": len(operands) if width is None else width, **options})
+    width = 1
+    while width < len(operands) and (r := _listed_row(operands[width])) is not None and r is Index("read", source, *row, const(width)):
+        width += 1
+    yield Call("block_table", (source, size), {"width": width, **({"per_head": True} if row[0] is H else {})})
 
 
 def _listed_row(p: Pattern) -> Index | None:

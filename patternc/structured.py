@@ -87,7 +87,8 @@ def _sides(shape) -> list[int]:
 def _each(name: str, value, axes: int) -> list[int]:
     values = list(value) if isinstance(value, (tuple, list)) else [value] * axes
     if len(values) != axes:
-        raise ParameterError(f"neighborhood: `{name}` has {len(values)} entries, and the grid {axes} axes", fix="give one for each axis, or one for all")
+        message = f"neighborhood: `{name}` has {len(values)} entries, and the grid {axes} axes"
+        raise ParameterError(message, fix="give one for each axis, or one for all")
     return [_whole("neighborhood", name, x, 1) for x in values]
 
 
@@ -96,7 +97,8 @@ def _check_axis(side: int, kernel: int, dilation: int, stride: int) -> None:
         what = f"kernel {kernel}" if dilation == 1 else f"kernel {kernel} with dilation {dilation}"
         raise ParameterError(f"neighborhood: {what} does not fit an axis of {side}", fix="kernel * dilation <= side, on every axis")
     if stride > kernel:
-        raise ParameterError(f"neighborhood: stride {stride} leaves out keys, since the kernel is {kernel}", fix="1 <= stride <= kernel, on every axis")
+        message = f"neighborhood: stride {stride} leaves out keys, since the kernel is {kernel}"
+        raise ParameterError(message, fix="1 <= stride <= kernel, on every axis")
 
 
 def _whole(primitive: str, name: str, value, least: int, most: int | None = None) -> int:
@@ -106,7 +108,8 @@ def _whole(primitive: str, name: str, value, least: int, most: int | None = None
         raise ParameterError(f"{primitive}: `{name}` must be an integer, got {value!r}", fix=f"use an integer of at least {least}") from None
     if number < least or (most is not None and number > most):
         wanted = f"at least {least}" if most is None else f"{least} to {most}"
-        raise ParameterError(f"{primitive}: `{name}` must be {wanted}, got {number}", fix=f"use {name} >= {least}" if most is None else f"use {wanted}")
+        fix = f"use {name} >= {least}" if most is None else f"use {wanted}"
+        raise ParameterError(f"{primitive}: `{name}` must be {wanted}, got {number}", fix=fix)
     return number
 
 
