@@ -134,9 +134,8 @@ def bigbird_plan(length: int, size: int = 64, random: int = 3, heads: int = 12, 
     The trap: the released generator is numpy's global one, so no released plan can be drawn again; give it as `plan=`.  transformers draws 2048
     tokens by the second rule.
     """
-    length, size, random, heads = (
-        whole("bigbird_plan", name, x, least) for name, x, least in (("length", length, 1), ("size", size, 1), ("random", random, 1), ("heads", heads, 1))
-    )
+    given = {"length": length, "size": size, "random": random, "heads": heads}
+    length, size, random, heads = (whole("bigbird_plan", name, x, 1) for name, x in given.items())
     seed = whole("bigbird_plan", "seed", seed, 0)
     blocks = length // size
     plan = np.full((heads, blocks, random), -1, np.int64)

@@ -1,0 +1,197 @@
+"""Every entry of the zoo: what the documentation, the command line, the benchmark and the tests share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from patternc import zoo
+from patternc.errors import UnknownNameError, suggest
+from patternc.expr.pattern import Pattern
+from patternc.signature import signature
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One published pattern.
+
+    Attributes:
+        name: of the entry: its function's, or that with a variant behind it.
+        function: of `pc.zoo`.
+        source: authors, year, and the code it is defined by.
+        small: parameters of the example that tests run and pictures show.
+        heads: query heads of the small example.
+        published: parameters as published, a function of the number of tokens where they depend on it.
+        published_heads: how many heads its parts are made for; 1 where all heads are alike.
+        oracle: the test that compares it with something independent of patternc, as `file::test`.
+        length: tokens of the small example.
+        samples: runtime args that differ from those of `SAMPLES`.
+    """
+
+    name: str
+    function: Callable
+    source: str
+    small: dict
+    oracle: str
+    heads: int = 1
+    published: dict | Callable[[int], dict] = field(default_factory=dict)
+    published_heads: int = 1
+    length: int = 97
+    samples: dict = field(default_factory=dict)
+
+    def example(self) -> Pattern:
+        """The small pattern."""
+        return self.function(**self.small)
+
+    def at(self, n: int) -> Pattern:
+        """The published pattern for `n` tokens."""
+        return self.function(**self.options(n))
+
+    def options(self, n: int) -> dict:
+        return self.published(n) if callable(self.published) else self.published
+
+    def args(self, p: Pattern, n: int) -> dict:
+        """Runtime args for a pattern of this entry at `n` tokens: two documents in three, a few images, one token in a hundred global."""
+        makers = {**SAMPLES, **self.samples}
+        return {name: makers[name](n) for name in signature(p)}
+
+    def call(self, options: dict) -> str:
+        """The call as Python code."""
+        shown = ", ".join(f"{name}={_shown(value)}" for name, value in options.items())
+        return f"pc.zoo.{self.function.__name__}({shown})"
+
+
+def _shown(value) -> str:
+    if isinstance(value, Pattern):
+        return f'pc.parse("{value}")'
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _document(n: int) -> np.ndarray:
+    """Ids of documents of 2/7, 1/3 and the rest of the row."""
+    return np.searchsorted([2 * n // 7, 2 * n // 7 + n // 3], np.arange(n), "right")
+
+
+def _position(n: int) -> np.ndarray:
+    ids = _document(n)
+    return np.arange(n) - np.searchsorted(ids, ids)
+
+
+def _images(n: int) -> np.ndarray:
+    """Text with two images of a tenth of the row each."""
+    ids = np.full(n, -1)
+    ids[n // 5 : n // 5 + n // 10] = 0
+    ids[n // 2 : n // 2 + n // 10] = 1
+    return ids
+
+
+SAMPLES = {
+    "document": _document,
+    "position": _position,
+    "images": _images,
+    "segment": _document,
+    "prefix": lambda n: n // 4,
+    "padding": lambda n: n // 9,
+    "tokens": lambda n: np.arange(0, n, max(n // 4, 1024 if n > 4096 else 1)),
+}
+
+
+def _square(n: int) -> list[int]:
+    return [n // math.isqrt(n), math.isqrt(n)]
+
+
+def _cube(n: int) -> list[int]:
+    side = round(n ** (1 / 3))
+    return [side] * 3 if side**3 == n else [n // 1024, 32, 32]
+
+
+HF, OWN = "test_oracles.py::test_", "test_zoo.py::test_definition"
+GRID = "test_structured.py::test_neighborhoods_are_exact"
+
+ENTRIES = tuple(
+    Entry(*given[:4], given[4] if given[4] in (OWN, GRID) else f"{HF}{given[0]}", **(given[5] if len(given) > 5 else {}))
+    for given in (
+        ("sliding_window", zoo.sliding_window, "masking_utils of transformers", {"size": 20}, "hf", {"published": {"size": 512}}),
+        ("sliding_window_two_sided", zoo.sliding_window, "masking_utils of transformers", {"size": 11, "causal_only": False}, "hf",
+         {"published": {"size": 512, "causal_only": False}}),
+        ("sliding_window_flash", zoo.sliding_window, "FlashAttention, `window_size`", {"size": (19, 5), "convention": "flash"}, OWN,
+         {"published": {"size": (511, 0), "convention": "flash"}}),
+        ("sliding_window_rattention", zoo.sliding_window, "Wang et al. 2025 (RATTENTION), axlearn", {"size": 20, "convention": "rattention"}, OWN,
+         {"published": {"size": 512, "convention": "rattention"}}),
+        ("sliding_window_encoder", zoo.sliding_window, "Longformer, ModernBERT", {"size": 20, "convention": "encoder"}, OWN,
+         {"published": {"size": 512, "convention": "encoder"}}),
+        ("strided", zoo.strided, "Child et al. 2019, section 4.2", {"stride": 11}, OWN),
+        ("strided_heads", zoo.strided, "Child et al. 2019; openai/sparse_attention", {"stride": 11, "version": "code", "use": "heads"}, OWN,
+         {"heads": 2, "published": {"version": "code", "use": "heads"}, "published_heads": 2}),
+        ("fixed", zoo.fixed, "Child et al. 2019, section 4.3", {"stride": 16, "summary": 3}, OWN),
+        ("fixed_heads", zoo.fixed, "openai/sparse_attention `get_blocksparse_obj`", {"stride": 16, "summary": 2, "verts": 2}, OWN,
+         {"heads": 4, "published": {"summary": 32, "verts": 4, "block_size": 32}, "published_heads": 4}),
+        ("blockwise", zoo.blockwise, "Xiong et al. 2021, xformers", {"size": 16, "cls": True}, OWN, {"published": {"cls": True}}),
+        ("overlapping_blocks", zoo.overlapping_blocks, "Xiong et al. 2021, xformers", {"size": 16}, OWN),
+        ("longformer", zoo.longformer, "Beltagy et al. 2020", {"width": 16}, "hf"),
+        ("longformer_dilated", zoo.longformer, "Beltagy et al. 2020; allenai/longformer", {"width": 12, "dilation": [1, 3]}, OWN,
+         {"heads": 2, "published": {"dilation": [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2]}, "published_heads": 12}),
+        ("blockbert", zoo.blockbert, "Qiu et al. 2019", {"blocks": 3, "shifts": [0, 1, 2, 0]}, OWN, {"heads": 4, "published_heads": 12}),
+        ("s2_attn", zoo.s2_attn, "Chen et al. 2023 (LongLoRA)", {"group": 22, "heads": 2}, OWN,
+         {"heads": 2, "published": lambda n: {"group": n // 4}, "published_heads": 32}),
+        ("s2_attn_leak_free", zoo.s2_attn, "Chen et al. 2023 (LongLoRA), repaired", {"group": 22, "heads": 2, "version": "leak_free"}, OWN,
+         {"heads": 2, "published": lambda n: {"group": n // 4, "version": "leak_free"}, "published_heads": 32}),
+        ("s2_attn_flash", zoo.s2_attn, "Chen et al. 2023 (LongLoRA), `forward_flashattn`", {"group": 22, "heads": 2, "version": "flash"}, OWN,
+         {"heads": 2, "published": lambda n: {"group": n // 4, "version": "flash"}, "published_heads": 32}),
+        ("streaming_llm", zoo.streaming_llm, "Xiao et al. 2023", {"sinks": 3, "recent": 17}, OWN),
+        ("lm_infinite", zoo.lm_infinite, "Han et al. 2023", {"start": 5, "recent": 22}, OWN),
+        ("longt5_local", zoo.longt5_local, "Guo et al. 2021", {"radius": 10}, "hf"),
+        ("longt5_unmasked", zoo.longt5_local, "Guo et al. 2021; transformers without a mask", {"radius": 10, "masked": False}, OWN,
+         {"published": {"masked": False}}),
+        ("etc", zoo.etc, "Ainslie et al. 2020", {"global_tokens": 9, "radius": 12}, OWN),
+        ("etc_hard", zoo.etc, "Ainslie et al. 2020", {"global_tokens": 9, "radius": 12, "hard_g2l": True}, OWN, {"published": {"hard_g2l": True}}),
+        ("bigbird", zoo.bigbird, "Zaheer et al. 2020; random blocks of our own", {"size": 8, "random": 2}, OWN, {"heads": 2, "published_heads": 12}),
+        ("bigbird_released", zoo.bigbird, "Zaheer et al. 2020; transformers' rule", {"length": 104, "size": 8, "random": 2, "heads": 2}, "hf",
+         {"heads": 2, "length": 101, "published": lambda n: {"length": n}, "published_heads": 12}),
+        ("bigbird_etc", zoo.bigbird_etc, "Zaheer et al. 2020", {"length": 104, "global_tokens": 8, "size": 8, "random": 2, "heads": 2}, OWN,
+         {"heads": 2, "length": 101, "published": lambda n: {"length": n}, "published_heads": 12}),
+        ("neighborhood_1d", zoo.neighborhood, "Hassani et al. 2022 (NATTEN)", {"shape": 97, "kernel": 12, "dilation": 2}, GRID,
+         {"published": lambda n: {"shape": n, "kernel": 255}}),
+        ("neighborhood_2d", zoo.neighborhood, "Hassani et al. 2022 (NATTEN)", {"shape": [9, 11], "kernel": [5, 4]}, GRID,
+         {"length": 99, "published": lambda n: {"shape": _square(n), "kernel": 13}}),
+        ("neighborhood_3d", zoo.neighborhood, "Hassani et al. 2025 (GNA)", {"shape": [4, 5, 6], "kernel": 3, "stride": [1, 2, 3]}, GRID,
+         {"length": 120, "published": lambda n: {"shape": _cube(n), "kernel": 7}}),
+        ("biblosan", zoo.biblosan, "Shen et al. 2018 (Bi-BloSAN)", {"size": 14}, OWN),
+        ("biblosan_backward", zoo.biblosan, "Shen et al. 2018 (Bi-BloSAN), over block vectors", {"size": None, "direction": "backward"}, OWN,
+         {"published": {"size": None, "direction": "backward"}}),
+        ("reformer_local", zoo.reformer_local, "Kitaev et al. 2020", {"chunk": 13, "causal_only": False}, "hf", {"published": {"causal_only": False}}),
+        ("routing_local", zoo.routing_local, "Roy et al. 2020", {"size": 13}, OWN),
+        ("mistral", zoo.mistral, "Jiang et al. 2023", {"window": 20}, "hf"),
+        ("gemma2", zoo.gemma2, "Gemma team 2024", {"layer": 1, "window": 20}, "hf"),
+        ("gemma3", zoo.gemma3, "Gemma team 2025", {"layer": 0, "window": 20}, "hf"),
+        ("gemma3_images", zoo.gemma3, "Gemma team 2025", {"layer": 0, "window": 20, "images": True}, "hf", {"published": {"images": True}}),
+        ("gemma3_bidirectional", zoo.gemma3, "Gemma team 2025", {"layer": 0, "window": 20, "bidirectional": True}, "hf",
+         {"published": {"bidirectional": True}}),
+        ("gpt_neo", zoo.gpt_neo, "Black et al. 2021", {"layer": 1, "window": 20}, "hf", {"published": {"layer": 1}}),
+        ("modernbert", zoo.modernbert, "Warner et al. 2024", {"layer": 1, "window": 20}, "hf", {"published": {"layer": 1}}),
+        ("llama4", zoo.llama4, "Meta 2025", {"chunk": 30}, "hf"),
+        ("llama4_padded", zoo.llama4, "Meta 2025; transformers", {"chunk": 30, "left_padding": True}, "hf", {"published": {"left_padding": True}}),
+        ("gpt_oss", zoo.gpt_oss, "OpenAI 2025", {"window": 20}, "hf"),
+        ("packed", zoo.packed, "sequence packing", {}, "hf"),
+        ("packed_local", zoo.packed, "sequence packing, positions in documents", {"local": zoo.streaming_llm(2, 9)}, OWN,
+         {"published": {"local": zoo.streaming_llm()}}),
+        ("prefix_lm", zoo.prefix_lm, "Raffel et al. 2020", {}, OWN),
+        ("prefix_lm_documents", zoo.prefix_lm, "Raffel et al. 2020, packed", {"per_document": True}, OWN,
+         {"published": {"per_document": True}, "samples": {"prefix": lambda n: _position(n) < n // 12}}),
+        ("image_blocks", zoo.image_blocks, "PaliGemma, Gemma 3; transformers `blockwise_overlay`", {}, "hf"),
+    )
+)  # fmt: skip
+
+NAMES = {entry.name: entry for entry in ENTRIES}
+
+
+def entry(name: str) -> Entry:
+    """The entry of a name.  Raises UnknownNameError."""
+    if name not in NAMES:
+        close = suggest(name, NAMES)
+        raise UnknownNameError(f"no entry of the zoo is named `{name}`", fix=f"did you mean `{close}`?" if close else "`patternc zoo` lists all")
+    return NAMES[name]
