@@ -2,6 +2,9 @@
 
 import random
 
+import numpy as np
+import torch
+
 import patternc as pc
 
 ids, tokens, mask, width, place = pc.arg("ids"), pc.arg("tokens"), pc.arg("mask"), pc.arg("width"), pc.arg("place")
@@ -52,3 +55,13 @@ def composition(seed: int) -> pc.Pattern:
         other, operator = draw.choice(pool), draw.choice("&&|||-^")
         out = {"&": out & other, "|": out | other, "-": out - other, "^": out ^ other}[operator]
     return pc.causal & out if draw.random() < 0.5 else out
+
+
+def zoo_case(entry, backend: str, device: str, dtype: torch.dtype) -> None:
+    """Outputs and all gradients of an entry's small example, at its own length."""
+    p = entry.example()
+    args = {name: torch.as_tensor(x, device=device) if isinstance(x, np.ndarray) else x for name, x in entry.args(p, entry.length).items()}
+    pc.verify(
+        p, backend=backend, device=device, dtype=dtype, sizes=[entry.length], heads=entry.heads, kv_heads=1, head_dim=16, batch=1, args=args,
+        quiet=True, raise_error=True,
+    )  # fmt: skip

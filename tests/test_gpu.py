@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from patterns import CHOICES, ORDERED, PRIMITIVES, composition, ids
+from patterns import CHOICES, ORDERED, PRIMITIVES, composition, ids, zoo_case
 
 import patternc as pc
+from patternc.zoo.registry import ENTRIES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -32,6 +33,11 @@ def test_order(p, n, head_dim, dtype):
 @pytest.mark.parametrize("seed", range(20))
 def test_composition(seed, dtype):
     check(composition(seed), dtype)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+def test_zoo(entry):
+    zoo_case(entry, "triton", "cuda", torch.bfloat16)
 
 
 def check(spec, dtype):

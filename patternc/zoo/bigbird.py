@@ -69,11 +69,12 @@ def bigbird_etc(
 ) -> Pattern:
     """BigBird, extended transformer construction: global tokens are added in front, beside a window and random blocks.
 
-    Source: Zaheer et al. 2020, section 2.  Other parameters as in `bigbird`; rows and entries of a plan count blocks of the whole row.
+    Source: Zaheer et al. 2020, section 2.
 
     Args:
         length: of the whole row, global tokens included, for random blocks by the released rule; None draws from all blocks.
         global_tokens: in front, whole blocks.
+        size, random, heads, seed, plan: as in `bigbird`; rows and entries of a plan count blocks of the whole row.
     Raises:
         ParameterError: `global_tokens` is no multiple of `size`.
     The trap: the last block is not global here; the random rule never draws it all the same.

@@ -13,7 +13,7 @@ from patternc.zoo.windows import sliding_window
 def mistral(window: int = 4096) -> Pattern:
     """Every layer of Mistral 7B: `window` keys including the query's own.
 
-    Source: Jiang et al. 2023; transformers `MistralModel`.  Default: 4096.
+    Source: Jiang et al. 2023; transformers `MistralModel`.  Default: a window of 4096.
     The trap: a cache that rolls keeps `window` keys with the query's own, not `window` before it.
     """
     return sliding_window(whole("mistral", "window", window, 1))
@@ -22,7 +22,11 @@ def mistral(window: int = 4096) -> Pattern:
 def gemma2(layer: int = 0, window: int = 4096) -> Pattern:
     """Gemma 2: layers 0, 2, 4, .. slide, the others are full.
 
-    Source: Gemma team 2024; transformers `Gemma2Config.layer_types`.  Default: 4096.
+    Source: Gemma team 2024; transformers `Gemma2Config.layer_types`.
+
+    Args:
+        layer: number of the layer.
+        window: keys including the query's own, 4096.
     The trap: the scores are capped (softcap 50), which is no part of a pattern.
     """
     layer = whole("gemma2", "layer", layer, 0)
@@ -56,7 +60,11 @@ def gemma3(layer: int = 0, window: int = 512, every: int = 6, images: bool = Fal
 def gpt_neo(layer: int = 0, window: int = 256) -> Pattern:
     """GPT-Neo: layers 1, 3, 5, .. slide, the others are full.
 
-    Source: Black et al. 2021; transformers `GPTNeoConfig.attention_types`.  Default: 256.
+    Source: Black et al. 2021; transformers `GPTNeoConfig.attention_types`.
+
+    Args:
+        layer: number of the layer.
+        window: keys including the query's own, 256.
     The trap: it starts with a full layer, unlike Gemma 2; and scores have no factor 1/sqrt(d).
     """
     layer = whole("gpt_neo", "layer", layer, 0)
@@ -66,7 +74,12 @@ def gpt_neo(layer: int = 0, window: int = 256) -> Pattern:
 def modernbert(layer: int = 0, window: int = 128, every: int = 3) -> Pattern:
     """ModernBERT: layers 0, 3, 6, .. are full, the others see `window // 2` keys on each side.
 
-    Source: Warner et al. 2024; transformers `ModernBertConfig.local_attention`.  Defaults: 128, every third layer full.
+    Source: Warner et al. 2024; transformers `ModernBertConfig.local_attention`.
+
+    Args:
+        layer: number of the layer.
+        window: the full width, 128.
+        every: of so many layers the first is full, 3.
     The trap: `window` 128 is 129 keys: 64 on each side and the query's own.
     """
     layer, every = whole("modernbert", "layer", layer, 0), whole("modernbert", "every", every, 1)
@@ -96,7 +109,11 @@ def llama4(layer: int = 0, chunk: int = 8192, every: int = 4, left_padding: bool
 def gpt_oss(layer: int = 0, window: int = 128) -> Pattern:
     """gpt-oss: layers 0, 2, 4, .. slide, the others are full.
 
-    Source: OpenAI 2025; transformers `GptOssConfig.layer_types`.  Default: 128.
+    Source: OpenAI 2025; transformers `GptOssConfig.layer_types`.
+
+    Args:
+        layer: number of the layer.
+        window: keys including the query's own, 128.
     The trap: its learned sink is a logit in the softmax's denominator and no key, so it is no part of the pattern.
     """
     layer = whole("gpt_oss", "layer", layer, 0)

@@ -81,7 +81,10 @@ def blockwise(size: int = 512, cls: bool = False) -> Pattern:
 def overlapping_blocks(size: int = 256) -> Pattern:
     """Blockwise attention with overlap: the query's block and half a block on each side of it.
 
-    Source: Xiong et al. 2021; the same tiling as Long-Short Transformer (Zhu et al. 2021).  Default: 256, so 512 keys.
+    Source: Xiong et al. 2021; the same tiling as Long-Short Transformer (Zhu et al. 2021).
+
+    Args:
+        size: tokens a block; 256, so 512 keys.
     The trap: what a query sees depends on its place in the block, so it is no window: 128 to 383 keys to each side.
     """
     size = whole("overlapping_blocks", "size", size, 1)
@@ -140,7 +143,11 @@ def s2_attn(group: int = 2048, heads: int = 32, version: str = "wrap") -> Patter
 def reformer_local(chunk: int = 64, causal_only: bool = True) -> Pattern:
     """Reformer's local attention: chunks that see themselves and the chunk before, around the end.
 
-    Source: Kitaev et al. 2020; transformers `LocalSelfAttention` (one chunk before, none after).  Default: 64.
+    Source: Kitaev et al. 2020; transformers `LocalSelfAttention` (one chunk before, none after).
+
+    Args:
+        chunk: tokens a chunk, 64.
+        causal_only: a decoder, which drops keys after the query.
     The trap: chunks are circular, so an encoder's first chunk sees the last one; causality hides that.  Lengths are multiples of `chunk`
     there; here the last chunk may be shorter.
     """
@@ -154,7 +161,11 @@ def reformer_local(chunk: int = 64, causal_only: bool = True) -> Pattern:
 def routing_local(size: int = 256, causal_only: bool = True) -> Pattern:
     """The local heads of Routing Transformer: blocks that see the block before, and where not causal the one after.
 
-    Source: Roy et al. 2020; lucidrains/routing-transformer.  Default: 256.
+    Source: Roy et al. 2020; lucidrains/routing-transformer.
+
+    Args:
+        size: tokens a block, 256.
+        causal_only: without, blocks see the block after them too.
     The trap: its other heads choose keys by content, which no pattern of positions says.
     """
     size = whole("routing_local", "size", size, 1)

@@ -57,8 +57,11 @@ def _right(limit: int) -> Pattern:
 def streaming_llm(sinks: int = 4, recent: int = 2000) -> Pattern:
     """StreamingLLM: the first keys and the most recent ones.
 
-    Source: Xiao et al. 2023; mit-han-lab/streaming-llm.  Defaults: 4 sinks, 2000 recent keys including the query's own (its demo; 512 in
-    the class of the cache).
+    Source: Xiao et al. 2023; mit-han-lab/streaming-llm.
+
+    Args:
+        sinks: first keys, 4.
+        recent: recent keys including the query's own; 2000 in its demo, 512 in the class of the cache.
     The trap: positions are those inside the cache, so a rotary embedding sees other distances than this pattern's positions; and the
     released prefill of a prompt longer than the cache is plain causal attention.
     """
@@ -68,7 +71,11 @@ def streaming_llm(sinks: int = 4, recent: int = 2000) -> Pattern:
 def lm_infinite(start: int = 10, recent: int = 4096) -> Pattern:
     """LM-Infinite's Lambda-shaped mask.
 
-    Source: Han et al. 2023.  Defaults: 10 to 100 first tokens; the window is the length of pre-training, 2048 or 4096.
+    Source: Han et al. 2023.
+
+    Args:
+        start: first keys, 10 to 100.
+        recent: recent keys including the query's own: the length of pre-training, 2048 or 4096.
     The trap: distances beyond the window are capped to it, which is the embedding's business; a first token inside the window has its
     true distance.
     """
