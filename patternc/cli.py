@@ -1,4 +1,4 @@
-"""The command line: `patternc show|explain|source|verify|bench|fuzz|cache`, also `python -m patternc`.
+"""The command line: `patternc show|explain|source|verify|zoo|bench|fuzz|cache`, also `python -m patternc`.
 
 A user's mistake prints patternc's own message and exits with 2; a check that fails (verify, fuzz) exits with 1.
 """
@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from patternc.errors import PatterncError, UnknownNameError, suggest
 from patternc.options import tile_of, values_of
+from patternc.zoo import command
 
 
 class Commands(TyperGroup):
@@ -131,6 +132,10 @@ def verify(
         seed=seed,
     )
     raise typer.Exit(0 if report.ok else 1)
+
+
+app.command("zoo")(command.zoo)
+bench.command("zoo")(command.bench_zoo)
 
 
 @bench.command("layout")

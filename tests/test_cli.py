@@ -167,3 +167,20 @@ def test_module_and_entry_point():
         assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     done = subprocess.run([sys.executable, "-m", "patternc", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and all(name in done.stdout for name in ("show", "explain", "source", "verify", "bench", "fuzz", "cache"))
+
+
+def test_zoo(tmp_path):
+    out = run("zoo")
+    assert "longformer" in out and "causal & window(512)" in out
+    out = run("zoo", "gemma3")
+    assert "Gemma 3: of `every` layers" in out and "causal & window(512)" in out and "oracle" in out and "97 queries" in out
+    assert "did you mean `bigbird`" in fails("zoo", "bigbrd")
+    assert run("zoo", "--markdown").startswith("# The zoo")
+    assert "wrote" in run("zoo", "--write", tmp_path / "made") and (tmp_path / "made" / "zoo" / "etc.svg").stat().st_size > 1000
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in fails("zoo", "--write", tmp_path / "file")
+
+
+def test_bench_zoo():
+    rows = json.loads(run("bench", "zoo", "-n", 1024, "--repeat", 1, "--json"))
+    assert len(rows) > 40 and all(row["exact"] and row["ms"] > 0 for row in rows if row["entry"] != "packed_local")

@@ -58,3 +58,12 @@ def test_the_annotated_kernel_is_what_is_generated():
     assert len(quoted) >= 6
     for block in quoted:
         assert "\n".join(line.strip() for line in textwrap.dedent(block).splitlines()) in flat, block
+
+
+def test_the_page_of_the_zoo_is_up_to_date():
+    from patternc.zoo.page import files
+
+    made = files()
+    for name, text in made.items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, f"{name}: run `patternc zoo --write docs`"
+    assert {f"zoo/{path.name}" for path in (ROOT / "docs" / "zoo").iterdir()} == {*made} - {"zoo.md"}

@@ -24,8 +24,8 @@ def sliding_window(size, convention: str = "hf", causal_only: bool | None = None
     Raises:
         ParameterError: sizes below what the convention allows.  UnknownNameError: another convention.
 
-    The trap: one number means 511, 512, 513, 1024 or 1025 keys.  `sliding_window(512)` has 512, "rattention" has 513, "hf" without
-    causality has 1025 (it includes both ends), and "encoder" 513.
+    The trap: one number means different windows.  With 512, "hf" has 512 keys and without causality 1025 (both ends included),
+    "rattention" has 513, and so has "encoder", half of them after the query.
     """
     chosen("sliding_window", "convention", convention, CONVENTIONS)
     if convention == "flash":
