@@ -15,6 +15,7 @@ from patternc.analysis.classes import count_pairs, group, shape_columns
 from patternc.analysis.data import Data
 from patternc.analysis.exact import contraction_is_exact
 from patternc.analysis.grid import Grid
+from patternc.analysis.orbits import Orbits, period_of
 from patternc.analysis.runs import NOTHING, Runs, from_members, intersect, members, subtract, total_length, union
 from patternc.analysis.specialise import relabel, specialise
 from patternc.analysis.tabulate import tabulate
@@ -28,6 +29,7 @@ from patternc.passes import decide, lower, negation_normal, unwrap, variables
 
 FEW_CLASSES = 256  # up to here partial tiles are always decided by their pairs
 MOST_CLASSES = 4096  # and up to here unless contraction is exact by itself
+MANY_TILES = 1 << 15  # partial ones, from which on it is worth asking whether they repeat
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,26 +233,57 @@ def analyse(p: Pattern, grid: Grid, count: bool = False) -> TileRuns:
     complement = decide(negation_normal(negate(p)), lambda x: bounds(x, env))
     live = live_runs(p, grid)
     not_full = live_runs(complement, grid, live)
-    runs = TileRuns(grid, subtract(live, not_full, grid.total), intersect(live, not_full), True, None)
-    keys = members(runs.partial)
+    full, partial = subtract(live, not_full, grid.total), intersect(live, not_full)
+    found = _by_orbits(p, full, partial, grid)
+    if found is not None:
+        return found
+    keys = members(partial)
     first, of = group(shape_columns(p, grid.boxes(keys), len(keys)), len(keys))
     if len(first) > FEW_CLASSES and not count:
         if contraction_is_exact(p) and contraction_is_exact(complement):
-            return runs
+            return TileRuns(grid, full, partial, True, None)
         if len(first) > MOST_CLASSES:
-            return TileRuns(grid, runs.full, runs.partial, False, None)
-    return _decide(p, runs, keys, first, of)
+            return TileRuns(grid, full, partial, False, None)
+    return _decided(grid, full, partial, keys, *_look(p, grid, keys, first, of))
 
 
-def _decide(p: Pattern, runs: TileRuns, keys: np.ndarray, first: np.ndarray, of: np.ndarray) -> TileRuns:
-    """Look at one tile of each class: `first` are their places in `keys`, `of` the class of every key."""
-    grid, full = runs.grid, runs.full
-    boxes = grid.boxes(keys)
-    chosen = {name: tuple(np.broadcast_to(v, keys.shape)[first] for v in boxes[name]) for name in ("q", "k")}
+def _by_orbits(p: Pattern, full: Runs, partial: Runs, grid: Grid) -> TileRuns | None:
+    """The same for a pattern that repeats along the diagonal, where tiles are many: one tile of each orbit is looked at."""
+    if total_length(partial) < MANY_TILES or (period := period_of(p, grid)) is None:
+        return None
+    rows = np.arange(grid.row.tiles, dtype=np.int64) * grid.width
+    last = rows + grid.column.tiles - 1
+    edge = union([(last, last + 1), (rows[-1:], rows[-1:] + grid.column.tiles)])  # ragged tiles are in no orbit
+    inner, outer = subtract(partial, edge, grid.total), intersect(partial, edge)
+    orbits = Orbits(inner, grid, period)
+    kind, allowed = _look(p, grid, orbits.examples)
+    keys = members(outer)
+    edge_kind, edge_allowed = _look(p, grid, keys)
+    tiles = _decided(grid, full, outer, keys, edge_kind, edge_allowed)
+    pairs = tiles.pairs + int((orbits.count * allowed).sum())  # full ones too, whose area is not in `tiles`
+    if (kind != 1).any():
+        inner_keys = members(inner)
+        kinds = kind[orbits.places(inner_keys)]
+        return TileRuns(grid, union([tiles.full, from_members(inner_keys[kinds == 2])]), union([tiles.partial, from_members(inner_keys[kinds == 1])]), True, pairs)
+    return TileRuns(grid, tiles.full, union([tiles.partial, inner]), True, pairs)
+
+
+def _look(p: Pattern, grid: Grid, keys: np.ndarray, first=None, of=None) -> tuple[np.ndarray, np.ndarray]:
+    """`(kind, allowed pairs)` of tiles, by looking at one of each class: `first` are their places in `keys`, `of` the class of every key."""
+    if first is None:
+        first, of = group(shape_columns(p, grid.boxes(keys), len(keys)), len(keys))
+    boxes = grid.boxes(keys[first])
+    chosen = {name: tuple(np.broadcast_to(v, first.shape) for v in boxes[name]) for name in ("q", "k")}
     allowed = count_pairs(p, chosen)
     (q0, q1), (k0, k1) = chosen["q"], chosen["k"]
-    kind = np.where(allowed == 0, 0, np.where(allowed == (q1 - q0 + 1) * (k1 - k0 + 1), 2, 1))[of]
-    pairs = int(allowed[of][kind == 1].sum())
+    kind = np.where(allowed == 0, 0, np.where(allowed == (q1 - q0 + 1) * (k1 - k0 + 1), 2, 1))
+    return kind[of], allowed[of]
+
+
+def _decided(grid: Grid, full: Runs, partial: Runs, keys: np.ndarray, kind: np.ndarray, allowed: np.ndarray) -> TileRuns:
+    """The tiles when the partial ones, `keys`, are known to be empty, partial or full in truth."""
+    pairs = int(allowed[kind == 1].sum())
     if (kind != 1).any():
-        runs = TileRuns(grid, union([full, from_members(keys[kind == 2])]), from_members(keys[kind == 1]), True, None)
-    return TileRuns(grid, runs.full, runs.partial, True, pairs + runs.area(runs.full))
+        full, partial = union([full, from_members(keys[kind == 2])]), from_members(keys[kind == 1])
+    tiles = TileRuns(grid, full, partial, True, None)
+    return TileRuns(grid, full, partial, True, pairs + tiles.area(full))
