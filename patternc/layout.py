@@ -264,7 +264,8 @@ def _by_orbits(p: Pattern, full: Runs, partial: Runs, grid: Grid) -> TileRuns | 
     if (kind != 1).any():
         inner_keys = members(inner)
         kinds = kind[orbits.places(inner_keys)]
-        return TileRuns(grid, union([tiles.full, from_members(inner_keys[kinds == 2])]), union([tiles.partial, from_members(inner_keys[kinds == 1])]), True, pairs)
+        full, partial = (union([found, from_members(inner_keys[kinds == k])]) for found, k in ((tiles.full, 2), (tiles.partial, 1)))
+        return TileRuns(grid, full, partial, True, pairs)
     return TileRuns(grid, tiles.full, union([tiles.partial, inner]), True, pairs)
 
 

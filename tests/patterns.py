@@ -14,6 +14,7 @@ PRIMITIVES = [
     pc.global_(tokens), pc.sink(4), pc.prefix(60), pc.prefix(pc.arg("p")), pc.same(lambda i: i // 40), pc.same(ids), pc.documents(ids), pc.valid(mask),
     pc.window(9).at(pc.i // 3), pc.causal.at(place), pc.window(20).shift(11), pc.block(64).roll(17), pc.heads([0, 3]) & pc.causal,
     pc.per_head(pc.causal, pc.window(30), pc.sink(3), pc.empty), (pc.q - pc.k) % 3 == 1, (pc.q - 5) // 7 - (pc.k - 5) // 7 == -1,
+    pc.random_blocks(2, 32, 3, near=0), pc.block_table([[(3 * i + j) % 26 for j in (0, 1, 5)] for i in range(26)], 13),
     pc.where(pc.q < 50, pc.k, pc.q) < 60, pc.table([0, 2, 1, 2])[pc.q % 4] == pc.table([0, 2, 1, 2])[pc.k % 4],
 ]  # fmt: skip
 

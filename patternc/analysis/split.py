@@ -13,9 +13,10 @@ from patternc.analysis.grid import Grid
 from patternc.analysis.runs import Runs, ragged_arange, union
 from patternc.expr.index import Index
 from patternc.expr.node import postorder
-from patternc.passes import Conjunct
+from patternc.passes import Conjunct, variables
 
 MOST_PIECES = 1 << 21  # over all boxes of a conjunct
+MOST_ENTRIES = 16  # of an array that a row tile reads, to be looked at one by one
 
 
 def jumps(conjunct: Conjunct) -> list[Index]:
@@ -37,7 +38,7 @@ def split(conjunct: Conjunct, runs: Runs, grid: Grid, cuts: list[Index]) -> tupl
     start, stop = runs[0] - row * grid.width, runs[1] - row * grid.width
     given: dict[Index, tuple[np.ndarray, np.ndarray]] = {}
     while True:
-        domain, alive = contract(conjunct, grid.box(row, start, stop), given=given)
+        domain, alive = contract(conjunct, grid.box(row, start, stop), sweeps=1, given=given)
         keep = np.flatnonzero(np.broadcast_to(alive, row.shape))
         column = next((bounds for x, bounds in domain.items() if x.op == "var" and x.args[0] == grid.column.name), None)
         if column is not None:
@@ -51,7 +52,7 @@ def split(conjunct: Conjunct, runs: Runs, grid: Grid, cuts: list[Index]) -> tupl
         domain = {x: (kept(a), kept(b)) for x, (a, b) in domain.items()}
         given = {x: (kept(a), kept(b)) for x, (a, b) in given.items()}
         row, start, stop = row[keep], start[keep], stop[keep]
-        todo = [(total, x) for x in cuts if (total := _pieces(x, domain).sum()) > len(row)]
+        todo = [(total, x) for x in cuts if (total := _pieces(x, domain).sum()) > len(row) and not _in_vain(x, domain, grid)]
         if not todo or min(todo, key=lambda t: t[0])[0] > MOST_PIECES:
             return union([(row * grid.width + start, row * grid.width + stop)]), not todo
         x = min(todo, key=lambda t: t[0])[1]
@@ -61,6 +62,17 @@ def split(conjunct: Conjunct, runs: Runs, grid: Grid, cuts: list[Index]) -> tupl
             low, high = np.maximum(low, given[node][0]), np.minimum(high, given[node][1])
         given[node] = low, high
         row, start, stop = row[of], start[of], stop[of]
+
+
+def _in_vain(x: Index, domain, grid: Grid) -> bool:
+    """Whether cutting tells little: a row tile that reads an entry a row, or in which every piece would have all remainders."""
+    if grid.column.name in variables(x):
+        return False
+    if not _is_remainder(x):
+        low, high = domain[x.args[1]]
+        return bool((high - low).sum() > MOST_ENTRIES * len(low))
+    (low, high), m = domain[x.args[0]], x.args[1].args[0]
+    return bool((low % m == 0).all() and (high % m == m - 1).all())
 
 
 def _pieces(x: Index, domain) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from patternc.analysis.contract import contract
 from patternc.analysis.evaluate import evaluate
 from patternc.analysis.grid import Grid
-from patternc.analysis.runs import MOST_KEYS, NOTHING, Runs, from_members, intersect, ragged_arange, subtract, union
+from patternc.analysis.runs import MOST_KEYS, NOTHING, Runs, from_members, intersect, ragged_arange, subtract, total_length, union
 from patternc.analysis.split import jumps, split
 from patternc.expr.arithmetic import terms
 from patternc.expr.index import Index
@@ -21,6 +21,7 @@ from patternc.expr.pattern import Pattern
 from patternc.forms import MOST_POSITIONS, afford
 from patternc.passes import Conjunct, TooManyConjuncts, disjuncts, variables
 
+FEW_TILES = 1 << 17
 HOLLOW = ("mod", "read", "member", "inside", "abs", "mul")  # operations whose solutions on one variable may have holes
 
 
@@ -91,7 +92,8 @@ def conjunct_runs(conjunct: Conjunct, grid: Grid, within: Runs | None = None) ->
         if alone[axis.name] and len(runs[0]):
             allowed = _tiles_of_one_variable(alone[axis.name], axis)
             runs = _keep_rows(runs, allowed, grid) if axis is grid.row else _keep_columns(runs, allowed, grid)
-    cuts, done = jumps(joint), True
+    # Where few tiles are left, those with an uncertain verdict are cheaper looked at (tile classes) than cut.
+    cuts, done = jumps(joint) if within is None or total_length(within) > FEW_TILES else [], True
     if cuts and len(runs[0]):
         runs, done = split(narrowed, runs, grid, cuts)
     if any(_has_holes(core, grid, cuts if done else []) for core in joint):
