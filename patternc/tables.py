@@ -193,8 +193,10 @@ class Tensors:
         if data is None:
             if x.args[0].op == "table":
                 return x.args[0].args[0].extremes
-            flat = self.bound.values[x.args[0].args[0]].long().flatten(1)
-            return flat.amin(1).view(-1, 1, 1), flat.amax(1).view(-1, 1, 1)
+            given = self.bound.values[x.args[0].args[0]].long()
+            few = self._few_entries(x, given, spans)
+            values = given.flatten(1)[:, None, None] if few is None else few
+            return values.amin(-1), values.amax(-1)
         subscript, (low, high) = (x.args[1] if x.op == "member" else x.args[-1]), spans[-1]
         low, high = self.tensor(low), self.tensor(high)
         own = subscript.op == "var" and subscript.args[0] == self.row
@@ -202,6 +204,20 @@ class Tensors:
         if x.op == "member":  # what is outside the set's sequence is no member
             least = torch.where((low < 0) | (high >= data.values.shape[-1]), 0, least)
         return least, most
+
+    def _few_entries(self, x: Index, given: torch.Tensor, spans) -> torch.Tensor | None:
+        """The entries [B', H', row tiles, few] that a row tile reads of a tensor where one subscript is `row // size` and the rest are points."""
+        index, count = [], 1
+        for s, (low, high), size in zip(x.args[1:], spans, given.shape[1:]):
+            steps = torch.zeros(1, dtype=torch.long, device=self.device)
+            if low is not high:
+                if count > 1 or s.op != "div" or s.args[0].op != "var" or s.args[1].op != "const":
+                    return None
+                count = (self.tile - 2) // s.args[1].args[0] + 2
+                steps = torch.arange(count, device=self.device)
+            index.append(torch.minimum(self.tensor(low)[..., None] + steps, self.tensor(high)[..., None]).clamp(0, size - 1))
+        batch = torch.arange(given.shape[0], device=self.device).view(-1, 1, 1, 1)
+        return given[(batch, *index)] if given.numel() else None
 
     def _span_of_row_tiles(self, data: Ordered):
         """Exact extremes over each row tile."""

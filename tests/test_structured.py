@@ -12,7 +12,7 @@ from patternc.args import bind
 from patternc.errors import ArgError, DtypeError, OperandError, ParameterError, PatterncError, ShapeError
 from patternc.layout import layout
 from patternc.printing import named_data
-from patternc.soundness import check_layout
+from patternc.soundness import Example, check, check_layout
 
 TILES = ((16, 16), (32, 16), (24, 17), (64, 64))
 
@@ -299,3 +299,16 @@ def test_patterns_that_repeat_along_the_diagonal(text, monkeypatch):
     p = pc.parse(text)
     for n_q, n in ((150, 150), (128, 128), (37, 131), (97, 200)):
         exact(p, n, p.dense(n_q, n).numpy(), n_q=n_q, tiles=((16, 16), (8, 8), (24, 17), (13, 13)))
+
+
+@pytest.mark.parametrize("batch, heads", [((), ()), ((2,), ()), ((), (3,)), ((2,), (3,))])
+def test_tables_of_runtime_block_tables(batch, heads):
+    """Row tiles inside one block visit exactly the listed blocks; all others are sound."""
+    draw = np.random.default_rng(3)
+    p = pc.block_table(pc.arg("plan"), 16, width=3, per_head=bool(heads)) | pc.block(16)
+    for tile in ((16, 16), (32, 16), (24, 17), (64, 64)):
+        for n_q in (150, 37):
+            check(Example(p, n_q, 150, 3, 2 if batch else 1, tile, None, {"plan": draw.integers(-1, 12, (*batch, *heads, 10, 3))}))
+    n = 4096
+    found = pc.compile(p).cost(n, heads=3, tile=(16, 16), plan=draw.integers(0, 256, (*heads, 256, 3)))
+    assert found.visited_pairs == found.allowed_pairs
