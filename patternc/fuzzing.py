@@ -23,6 +23,7 @@ from patternc.expr.node import postorder
 from patternc.expr.pattern import EMPTY, FULL, Pattern
 from patternc.passes import variables
 from patternc.soundness import Example, check
+from patternc.structured import random_blocks
 
 SCALARS, ARRAYS, SETS = ("w", "s"), ("doc", "ids"), ("tokens", "marks")
 LOOKUP = 8  # entries of the arg `lut`, which any index may subscript
@@ -112,6 +113,9 @@ class Generator:
                 "same": lambda: pc.same(self.function(), self.pick((None, self.function()))),
                 "documents": lambda: pc.documents(self.pick((arg("doc"), arg("grid")[pc.b, pc.i]))), "valid": lambda: pc.valid(arg("mask")),
                 "heads": lambda: pc.heads(self.pick((1, [0], range(0, 2), arg("which")))),
+                "random_blocks": lambda: random_blocks(
+                    self.number(1, 3), self.number(2, 40), self.number(0, 99), self.pick((None, 0, 1)), self.number(0, 1), self.number(0, 1)
+                ),
                 "within": lambda: pc.within(self.index(1), self.number(-9, 9), self.number(0, 30)),
             }
         )  # fmt: skip
