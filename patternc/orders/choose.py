@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from patternc.args import Bound
 from patternc.expr.node import fact, postorder, roomy
 from patternc.expr.pattern import Pattern
+from patternc.layout import layout
 from patternc.orders.boxes import BoxAxis, box_axis
 from patternc.orders.digits import NATURAL, Order
 from patternc.orders.search import Sizes, choose_boxes, orders
@@ -47,8 +48,8 @@ def axes_in_digits(p: Pattern) -> dict[str, list[BoxAxis]]:
     lowered = lower(p)
     if any(x.op == "arg" for x in postorder(lowered)):
         return {"k": [], "q": []}
-    found = orders(lowered)
-    return {column: [axis for order in found if (axis := box_axis(lowered, order, column)) is not None] for column in ("k", "q")}
+    forward = [axis for order in orders(lowered) if (axis := box_axis(lowered, order, "k")) is not None]
+    return {"k": forward, "q": [axis for one in forward if (axis := box_axis(lowered, one.order, "q")) is not None]}
 
 
 def visits_of(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, tile: tuple[int, int], transposed: bool = False) -> Visits:
@@ -73,10 +74,31 @@ def options(p: Pattern, natural: AxisPlan, bound: Bound, column: str) -> list[Op
                 continue
             described = axis.one_digit and all(x % axis.order.strides[0] == 0 for x in (bound.n_q, bound.n_k, bound.q_start))
             programs, rate = boxes.programs, 1.0 if described else POINTERS
-        seen = visits_of(p, axis, bound, (TILE, TILE), transposed)
+        seen = _sampled(p, bound) if axis.kind == "list" else visits_of(p, axis, bound, (TILE, TILE), transposed)
         work = rate * (seen.full_tiles + seen.partial_tiles) + PARTIAL * seen.partial_tiles
         found.append(Option(axis, seen.pairs, work + PROGRAM * programs * bound.heads * bound.batch))
     return sorted(found, key=lambda option: option.time)
+
+
+SAMPLES = 3
+
+
+def _sampled(p: Pattern, bound: Bound) -> Visits:
+    """About what lists of tiles would visit, from a few tiles of queries: lists are long to make, and seldom chosen."""
+    kept = p.facts.setdefault("sampled_visits", {})
+    key = bound.n_q, bound.n_k, bound.q_start, bound.heads
+    if key in kept:
+        return kept[key]
+    tiles = -(-bound.n_q // TILE)
+    chosen = sorted({tiles * i // SAMPLES for i in range(1, SAMPLES)} | {0, tiles - 1})
+    full = partial = 0
+    for tile in chosen:
+        rows = replace(bound, n_q=min(TILE, bound.n_q - tile * TILE), q_start=bound.q_start + tile * TILE)
+        found = layout(p, rows, (TILE, TILE))
+        full, partial = full + found.full_tiles, partial + found.partial_tiles
+    full, partial = (x * tiles // len(chosen) for x in (full, partial))
+    kept[key] = Visits((full + partial) * TILE * TILE, full, partial, None)
+    return kept[key]
 
 
 def plan_at(p: Pattern, natural: Plan, bound: Bound) -> Plan:

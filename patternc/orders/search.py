@@ -22,6 +22,7 @@ from patternc.visits import tiles_of_runs
 
 MOST_CUTS = 4  # digits beside the first
 MOST_ORDERS = 16
+LARGEST = 256  # values of one digit in a box
 
 
 @roomy
@@ -159,20 +160,24 @@ class _Digit:
 
     def count(self, a: int, b: int, offset: bool) -> tuple[int, int, int]:
         """`(row boxes, boxes of b column values that they visit, full ones)`."""
-        key = a, b, offset
-        if key not in self.counts:
-            bounds = self.bounds_of(a)
-            tiles = box_tiles(bounds, self.columns, b, offset)
-            self.counts[key] = len(bounds), int((tiles[..., 1] - tiles[..., 0]).sum()), int((tiles[..., 3] - tiles[..., 2]).sum())
-        return self.counts[key]
+        if (a, b, offset) not in self.counts:
+            extents = np.array([1 << e for e in range(LARGEST.bit_length())])  # all at once: arrays are short
+            tiles = box_tiles(self.bounds_of(a)[:, None], self.columns, extents[:, None], offset)
+            visited, full = (tiles[..., i + 1] - tiles[..., i] for i in (0, 2))
+            for i, extent in enumerate(extents.tolist()):
+                self.counts[a, extent, offset] = len(tiles), int(visited[:, i].sum()), int(full[:, i].sum())
+        return self.counts[a, b, offset]
 
 
-def box_tiles(bounds: np.ndarray, columns: range, b: int, offset: bool) -> np.ndarray:
-    """Bounds of a digit [.., runs, 4] to disjoint box numbers (start, stop, full start, full stop); offset ones count from the first bound."""
+def box_tiles(bounds: np.ndarray, columns: range, b, offset: bool) -> np.ndarray:
+    """Bounds of a digit [.., runs, 4] to disjoint box numbers (start, stop, full start, full stop); offset ones count from the first bound.
+
+    `b`: the extent of a box, or an array of extents that broadcasts against the runs.
+    """
     if not offset:
         return tiles_of_runs(bounds, Axis("", columns.start, len(columns), b))
     origin = np.clip(bounds[..., 0].min(-1, keepdims=True), columns.start, columns.stop - 1)
-    moved = np.minimum(np.maximum(bounds, columns.start), columns.stop - 1)
-    moved = np.stack([moved[..., 0], np.where(bounds[..., 0] > bounds[..., 1], moved[..., 0] - 1, moved[..., 1]), bounds[..., 2], bounds[..., 3]], -1)
-    moved[..., 2], moved[..., 3] = np.maximum(moved[..., 2], columns.start), np.minimum(moved[..., 3], columns.stop - 1)
-    return tiles_of_runs(moved - origin[..., None], Axis("", 0, len(columns), b))
+    low, high = np.maximum(bounds[..., 0], columns.start), np.minimum(bounds[..., 1], columns.stop - 1)
+    inner = np.maximum(bounds[..., 2], columns.start), np.minimum(bounds[..., 3], columns.stop - 1)
+    moved = np.stack([low, np.where(bounds[..., 0] > bounds[..., 1], low - 1, high), *inner], -1) - origin[..., None]
+    return tiles_of_runs(moved, Axis("", 0, len(columns), b))

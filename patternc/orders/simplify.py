@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from patternc.expr.arithmetic import linear, terms
 from patternc.expr.bounds import INF, bounds
@@ -22,6 +23,7 @@ ROUNDS = 16
 MOST_MULTIPLES = 2  # alternatives that one comparison may become
 
 
+@lru_cache(maxsize=256)
 def in_digits(p: Pattern, order: Order, column: str) -> Pattern:
     """A lowered pattern in the digits of an order.
 
