@@ -23,6 +23,23 @@ def nodes_of(conjunct: Conjunct) -> list[Index]:
     return [n for n in postorder(*conjunct) if n.op != "data"]
 
 
+def _nodes_above(conjunct: Conjunct, known: Domain) -> list[Index]:
+    """`nodes_of` without the known nodes and what is below them only."""
+    out: list[Index] = []
+    seen = set(known)
+
+    def visit(x: Index) -> None:
+        if x not in seen and x.op != "data":
+            seen.add(x)
+            for child in x.children:
+                visit(child)
+            out.append(x)
+
+    for core in conjunct:
+        visit(core)
+    return out
+
+
 def forward(x: Index, domain: Domain):
     """Bounds of a node from the bounds of its children."""
     op, args = x.op, x.args
@@ -151,14 +168,20 @@ def _backward_member(positions, x: Index, low, domain: Domain, meet) -> None:
     meet(x, np.where(wanted, first, a), np.where(wanted, last, b))
 
 
-def contract(conjunct: Conjunct, box: dict, sweeps: int = 2, given: Domain | None = None) -> tuple[Domain, np.ndarray]:
-    """Narrow `box` (variable name -> (low, high) arrays) under a conjunct, where the nodes `given` lie within bounds of their own.
+def contract(
+    conjunct: Conjunct, box: dict, sweeps: int = 2, given: Domain | None = None, known: Domain | None = None
+) -> tuple[Domain, np.ndarray]:
+    """Narrow `box` (variable name -> (low, high) arrays) under a conjunct.
+
+    Args:
+        given: bounds that nodes lie in besides.
+        known: bounds of nodes that were contracted before; what they are made of is not looked at again.
 
     Returns:
         the domain of every node, and whether each box survives.
     """
-    order = nodes_of(conjunct)
-    domain: Domain = {}
+    order = nodes_of(conjunct) if not known else _nodes_above(conjunct, known)
+    domain: Domain = dict(known or {})
 
     def meet(x: Index, low, high) -> None:
         if x.op != "const":

@@ -37,8 +37,9 @@ def split(conjunct: Conjunct, runs: Runs, grid: Grid, cuts: list[Index]) -> tupl
     row = runs[0] // grid.width
     start, stop = runs[0] - row * grid.width, runs[1] - row * grid.width
     given: dict[Index, tuple[np.ndarray, np.ndarray]] = {}
+    known: dict[Index, tuple[np.ndarray, np.ndarray]] = {}
     while True:
-        domain, alive = contract(conjunct, grid.box(row, start, stop), sweeps=1, given=given)
+        domain, alive = contract(conjunct, grid.box(row, start, stop), sweeps=1, given=given, known=known)
         keep = np.flatnonzero(np.broadcast_to(alive, row.shape))
         column = next((bounds for x, bounds in domain.items() if x.op == "var" and x.args[0] == grid.column.name), None)
         if column is not None:
@@ -49,19 +50,40 @@ def split(conjunct: Conjunct, runs: Runs, grid: Grid, cuts: list[Index]) -> tupl
         def kept(x, keep=keep, shape=row.shape):
             return np.broadcast_to(x, shape)[keep]
 
-        domain = {x: (kept(a), kept(b)) for x, (a, b) in domain.items()}
-        given = {x: (kept(a), kept(b)) for x, (a, b) in given.items()}
+        if not known and all(grid.column.name in variables(x) or _in_vain(x, domain, grid) for x in cuts):
+            # What rows alone decide stays as it is from here on.
+            known = {x: domain[x] for x in _of_rows(conjunct, grid)}
+            cuts = [x for x in cuts if grid.column.name in variables(x)]
+        needed = {y for x in cuts for y in (x, *x.children) if y in domain}
+        domain = {x: (kept(a), kept(b)) for x, (a, b) in domain.items() if x in needed}
+        given, known = ({x: (kept(a), kept(b)) for x, (a, b) in kind.items()} for kind in (given, known))
         row, start, stop = row[keep], start[keep], stop[keep]
         todo = [(total, x) for x in cuts if (total := _pieces(x, domain).sum()) > len(row) and not _in_vain(x, domain, grid)]
         if not todo or min(todo, key=lambda t: t[0])[0] > MOST_PIECES:
             return union([(row * grid.width + start, row * grid.width + stop)]), not todo
         x = min(todo, key=lambda t: t[0])[1]
         of, node, low, high = _cut(x, domain)
-        given = {n: (a[of], b[of]) for n, (a, b) in given.items()}
+        given, known = ({n: (a[of], b[of]) for n, (a, b) in kind.items()} for kind in (given, known))
         if node in given:
             low, high = np.maximum(low, given[node][0]), np.minimum(high, given[node][1])
         given[node] = low, high
         row, start, stop = row[of], start[of], stop[of]
+
+
+def _of_rows(conjunct: Conjunct, grid: Grid) -> list[Index]:
+    """The outermost nodes below the comparisons that vary with the row variable only."""
+    out: list[Index] = []
+
+    def visit(x: Index) -> None:
+        if variables(x) == {grid.row.name}:
+            out.append(x)
+        elif x.op != "data":
+            for child in x.children:
+                visit(child)
+
+    for core in conjunct:
+        visit(core)
+    return list(dict.fromkeys(out))
 
 
 def _in_vain(x: Index, domain, grid: Grid) -> bool:
