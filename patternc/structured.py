@@ -204,6 +204,7 @@ def random_blocks(count, block, seed=0, near=None, first=0, last=0, per_head=Tru
         per_head: whether heads draw by themselves.
     Raises:
         ParameterError: a parameter is out of range.
+        BackendError: at the call, where kernels' 32 bits do not hold the draws: beyond 46,346 candidates a share.
     """
     names = ("count", "block", "seed", "first", "last")
     ranges = ((1, MOST_DRAWS), (1, None), (0, PRIME - 1), (0, 1 << 20), (0, 1 << 20))
