@@ -15,6 +15,7 @@ from patternc.args import bind
 from patternc.codegen.configs import Config
 from patternc.codegen.launch import Call, attention_backward, attention_forward
 from patternc.orders.boxes import box_axis
+from patternc.orders.choose import axes_in_digits
 from patternc.orders.digits import Order
 from patternc.orders.parts import parts_at, splits
 from patternc.orders.search import Boxes, Sizes, _Digit, _values, box_tiles, choose_boxes, orders
@@ -175,6 +176,11 @@ def test_a_users_own_predicate_gets_the_plan_of_the_primitives():
     one, two = (box_axis(lower(p), Order((6, 1)), "k") for p in (own, pc.causal & pc.dilate(6) & pc.window(3072)))
     assert one.mask is two.mask and [r.lo for r in one.runs][0] is [r.lo for r in two.runs][0]
     assert Order((6, 1)) in orders(lower(own))
+
+
+@pytest.mark.parametrize("p", [pc.random_blocks(2, 32, seed=3, near=0), pc.documents(pc.arg("ids")), (q * k) % 7 == 1], ids=str)
+def test_what_has_no_order_keeps_the_natural_one(p):
+    assert axes_in_digits(p) == {"k": [], "q": []}
 
 
 # ---- kernels
