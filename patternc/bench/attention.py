@@ -16,6 +16,10 @@ from patternc.errors import BackendError, UnknownNameError, suggest
 DOCUMENT = 1500  # tokens of a document in the `documents` case
 
 
+# Blocks of 64: three beside the diagonal, three random ones, the first and the last for everybody.
+BIGBIRD = "block(64, back=1, ahead=1) | global(64) | (q >= 16320) | (k >= 16320) | random_blocks(3, 64, seed=0)"
+
+
 @dataclass(frozen=True)
 class Case:
     """One row: a pattern and a shape (batch, query heads, key heads, length, head_dim)."""
@@ -44,6 +48,13 @@ CASES = (
     Case("longformer", "window(left=256, right=256) | global(64)", 4, 16, 16, 16384, 64),
     Case("streaming", "causal & (window(1024) | sink(4))", 4, 16, 4, 16384, 128),
     Case("documents", "causal & documents(ids)", 4, 16, 4, 16384, 128),
+    Case("dilated-2", "causal & dilate(2) & window(1024)", 4, 16, 4, 16384, 128),
+    Case("dilated-4", "causal & dilate(4) & window(2048)", 4, 16, 4, 16384, 128),
+    Case("dilated-8", "causal & dilate(8) & window(4096)", 4, 16, 4, 16384, 128),
+    Case("strided", "causal & (window(128) | dilate(128))", 1, 16, 16, 16384, 64),
+    Case("grid-13", "neighborhood([128, 128], 13)", 4, 16, 16, 16384, 64),
+    Case("grid-33", "neighborhood([128, 128], 33)", 4, 16, 16, 16384, 64),
+    Case("bigbird", BIGBIRD, 4, 16, 16, 16384, 64),
 )
 
 
@@ -101,14 +112,14 @@ def _figure(rate: float | None, ms: float | None) -> str:
     return "" if rate is None else f"{rate:.0f} ({ms:.3f})"
 
 
-def mask_mod(pattern, args: dict) -> Callable:
-    """A FlexAttention `mask_mod` of a pattern: the closure that a user would write, from the expression."""
+def mask_mod(pattern, args: dict, n: int = 0) -> Callable:
+    """A FlexAttention `mask_mod` of a pattern at a length: the closure that a user would write, from the expression."""
     import torch
 
     from patternc.passes import lower
 
     text = f"lambda b, h, q, k: {_python(lower(pattern))}"
-    return eval(text, {"torch": torch, "args": args})  # the text is made of the nodes of a case of this file
+    return eval(text, {"torch": torch, "args": args, "n_q": n, "n_k": n})  # the text is made of the nodes of a case of this file
 
 
 def _python(x) -> str:
@@ -124,7 +135,13 @@ def _python(x) -> str:
         core, low, high = a
         checks = ([f"({_python(core)} >= {low})"] if low is not None else []) + ([f"({_python(core)} <= {high})"] if high is not None else [])
         return "(" + " & ".join(checks) + ")"
-    symbol = {"and": " & ", "or": " | ", "div": " // ", "mod": " % "}[op]
+    if op in ("min", "max"):
+        numbers, others = [c for c in a if c.op == "const"], [c for c in a if c.op != "const"]
+        if len(numbers) != 1 or len(others) != 1:
+            raise NotImplementedError(op)
+        x, c = _python(others[0]), _python(numbers[0])
+        return f"(torch.clamp({x}, {'max' if op == 'min' else 'min'}={c}) if torch.is_tensor({x}) else {op}({x}, {c}))"
+    symbol = {"mul": " * ", "and": " & ", "or": " | ", "div": " // ", "mod": " % "}[op]
     return "(" + symbol.join(_python(c) for c in a) + ")"
 
 
@@ -140,7 +157,7 @@ def _flex(case: Case, pattern, args: dict):
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     torch._dynamo.reset()
-    block_mask = None if case.text == "full" else create_block_mask(mask_mod(pattern, args), None, None, case.n, case.n, device="cuda")
+    block_mask = None if case.text == "full" else create_block_mask(mask_mod(pattern, args, case.n), None, None, case.n, case.n, device="cuda")
     run = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: run(q, k, v, block_mask=block_mask, enable_gqa=case.heads != case.kv_heads)
 
@@ -267,10 +284,8 @@ def _error(case: Case, pattern, args: dict, out, q, k, v, rows: int = 128) -> fl
     g = h // (case.heads // case.kv_heads)
     with torch.no_grad():
         scores = q[0, h, -rows:].double() @ k[0, g].double().T / math.sqrt(case.head_dim)
-        positions = torch.arange(case.n, device="cuda")
-        allowed = torch.broadcast_to(
-            torch.as_tensor(mask_mod(pattern, args)(0, h, positions[-rows:, None], positions[None]) if case.text != "full" else True, device="cuda"),
-            scores.shape,
-        )
+        positions, head = torch.arange(case.n, device="cuda"), torch.tensor(h, device="cuda")
+        allowed = True if case.text == "full" else mask_mod(pattern, args, case.n)(0, head, positions[-rows:, None], positions[None])
+        allowed = torch.broadcast_to(torch.as_tensor(allowed, device="cuda"), scores.shape)
         want = scores.masked_fill(~allowed, -math.inf).softmax(-1) @ v[0, g].double()
         return ((out[0, h, -rows:].double() - want).norm() / want.norm()).item()
