@@ -12,6 +12,7 @@ import numpy as np
 
 from patternc.errors import OperandError, ParameterError
 from patternc.expr.arithmetic import clamp, floordiv, maximum, minimum, mod
+from patternc.expr.calls import fitting
 from patternc.expr.index import Index, as_index, fixed_length, table
 from patternc.expr.pattern import H, K, Pattern, Q, all_of, any_of, between
 from patternc.expr.table import Table
@@ -241,3 +242,4 @@ def _cube(x: Index) -> Index:
 
 
 __all__ = ["block_table", "neighborhood", "random_blocks"]
+globals().update({name: fitting(name)(globals()[name]) for name in __all__})

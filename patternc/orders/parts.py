@@ -45,18 +45,24 @@ def splits(p: Pattern) -> list[tuple[Pattern, ...]]:
 
 
 def parts_at(p: Pattern, bound: Bound) -> tuple[Pattern, ...]:
-    """The parts that a length asks for: the pattern alone, or parts that are predicted to be faster together; contiguous ones first."""
+    """The parts that a length asks for: the pattern alone, or parts that are predicted to be faster together.
+
+    Parts in the natural order come first: what is left of a scattered part without a contiguous one keeps its shape in its own
+    order, and the other way round a contiguous part would be full of holes.
+    """
     if not isinstance(bound.q_start, int):
         return (p,)
 
-    def time(part: Pattern) -> float:
+    def best(part: Pattern) -> tuple[float, bool]:
         plan = make_plan(part)
-        return sum(options(part, axis, bound, column)[0].time for axis, column in ((plan.forward, "k"), (plan.transposed, "q")))
+        forward, transposed = (options(part, axis, bound, column)[0] for axis, column in ((plan.forward, "k"), (plan.transposed, "q")))
+        return forward.time + transposed.time, forward.order.natural
 
     rows = (bound.n_q + bound.n_k) / TILE * bound.heads * bound.batch
-    best, least = (p,), time(p)
+    chosen, least = (p,), best(p)[0]
     for parts in splits(p):
-        total = sum(map(time, parts)) + MERGE * (len(parts) - 1) * rows
-        if total < least:
-            best, least = parts, total
-    return best
+        times, natural = zip(*map(best, parts))
+        total = sum(times) + MERGE * (len(parts) - 1) * rows
+        if total < least and list(natural) == sorted(natural, reverse=True):
+            chosen, least = parts, total
+    return chosen

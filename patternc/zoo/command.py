@@ -37,7 +37,7 @@ def zoo(
         return cli.console().print(table())
     e = entry(name)
     cli.write(describe(e))
-    from patternc.plotting import text
+    from patternc.terminal import text
 
     p = e.example()
     cli.write(f"picture    {e.call(e.small)}\n")
