@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from patternc.analysis.tabulate import is_hard
 from patternc.args import Bound
 from patternc.expr.node import fact, postorder, roomy
 from patternc.expr.pattern import Pattern
@@ -47,7 +46,7 @@ class Option:
 def axes_in_digits(p: Pattern) -> dict[str, list[BoxAxis]]:
     """The orders of both directions ("k": q tiles over keys, "q": k tiles over queries) in which a static pattern has bounds."""
     lowered = lower(p)
-    if any(x.op == "arg" or is_hard(x) for x in postorder(lowered)):
+    if any(x.op in ("arg", "mul") for x in postorder(lowered)):
         return {"k": [], "q": []}
     forward = [axis for order in orders(lowered) if (axis := box_axis(lowered, order, "k")) is not None]
     return {"k": forward, "q": [axis for one in forward if (axis := box_axis(lowered, one.order, "q")) is not None]}
