@@ -14,7 +14,7 @@ from patternc.expr.index import Index, const, where
 from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern, all_of, any_of, between
 from patternc.orders.digits import Order
-from patternc.orders.simplify import in_digits
+from patternc.orders.simplify import in_digits, pruned
 from patternc.passes import Conjunct, TooManyConjuncts, disjuncts, variables
 from patternc.plan import MOST_RUNS, AxisPlan, Run, ascending, closed, columns_of
 
@@ -59,7 +59,7 @@ def box_axis(lowered: Pattern, order: Order, column: str) -> BoxAxis | None:
     if any(x.op in ("read", "member", "inside") for x in postorder(p)):
         return None
     try:
-        conjuncts = disjuncts(p, MOST_RUNS)
+        conjuncts = [c for conjunct in disjuncts(p, MOST_RUNS) if (c := pruned(conjunct, order)) is not None]
     except TooManyConjuncts:
         return None
     row = "q" if column == "k" else "k"

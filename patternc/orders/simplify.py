@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
-from patternc.expr.arithmetic import linear, terms
+from patternc.expr.arithmetic import affine, linear, terms
 from patternc.expr.bounds import INF, bounds
 from patternc.expr.index import Index, const
 from patternc.expr.node import Node
 from patternc.expr.pattern import EMPTY, Pattern, all_of, any_of, between
 from patternc.expr.transform import substitute
 from patternc.orders.digits import Order
-from patternc.passes import decide, merge, unwrap
+from patternc.passes import Conjunct, decide, merge, unwrap
 from patternc.passes.rules import Rule, apply_rules
 
 Bounds = Callable[[Index], tuple[float, float]]
@@ -162,3 +162,22 @@ def _equal_digits(p: Pattern) -> tuple[Index, Index] | None:
     return tuple(parts)
 
 
+def pruned(conjunct: Conjunct, order: Order) -> Conjunct | None:
+    """A conjunct without comparisons that others in it imply, None if they contradict: `128*(q0 - k0) + q1 - k1 >= 0` beside `q0 - k0 >= 1`."""
+    env = order.ranges()
+    out = dict(conjunct)
+    for core, (low, high) in conjunct.items():
+        for g in _factors(core):
+            whole, rest = _split(core, g)
+            part, scale, shift = affine(whole)
+            if part not in out or part is core:
+                continue
+            a, b = (scale * end + shift for end in out[part][:: 1 if scale > 0 else -1])
+            c, d = bounds(rest, env)
+            least, most = g * a + c, g * b + d
+            if least > high or most < low:
+                return None
+            if low <= least and most <= high:
+                del out[core]
+                break
+    return out
