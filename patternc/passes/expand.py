@@ -22,7 +22,14 @@ def mixes_sides(x: Node) -> bool:
 
 def _per_head(p: Node) -> Node | None:
     if p.op == "per_head":
-        return any_of(*(all_of(between(H, j, j), part) for j, part in enumerate(p.args)))
+        heads = {part: [j for j, other in enumerate(p.args) if other is part] for part in p.args}
+        return any_of(*(all_of(_listed(js), part) for part, js in heads.items()))
+
+
+def _listed(heads: list[int]) -> Pattern:
+    """`h` in an ascending list, run by run."""
+    first, last = [j for j in heads if j - 1 not in heads], [j for j in heads if j + 1 not in heads]
+    return any_of(*(between(H, a, b) for a, b in zip(first, last)))
 
 
 def _length(x: Node) -> Node | None:
@@ -67,7 +74,7 @@ def _extremum(p: Node) -> Node | None:
 
 
 RULES = (
-    Rule("per_head(A, B, ..) -> (h == 0) & A | (h == 1) & B | ..", _per_head),
+    Rule("per_head(A, B, A, ..) -> ((h == 0) | (h == 2)) & A | (h == 1) & B | ..", _per_head),
     Rule("fixed_length(n) -> n: a call with another number of keys was refused", _length),
     Rule("A ^ B -> (A & ~B) | (~A & B)", _xor),
     Rule("f(where(c, x, y)) in I -> c & (f(x) in I) | ~c & (f(y) in I)", _where),
