@@ -5,7 +5,7 @@ from __future__ import annotations
 from patternc.expr.index import arg
 from patternc.expr.pattern import FULL, Pattern
 from patternc.primitives import block, causal, k, q
-from patternc.zoo.checks import whole
+from patternc.zoo.checks import whole, wrong
 from patternc.zoo.packing import image_blocks
 from patternc.zoo.windows import sliding_window
 
@@ -43,10 +43,12 @@ def gemma3(layer: int = 0, window: int = 512, every: int = 6, images: bool = Fal
         window: keys including the query's own; released models have 512 (1B) and 1024, the configuration's default is 4096.
         every: 5 sliding layers, then a full one.
         images: tokens of one image see each other, by the arg `images` (an id for each token, negative for text).
-        bidirectional: the embedding variant, without causality.
+        bidirectional: the embedding variant, without causality and without images.
     The trap: the embedding variant rewrites its window to window // 2 + 1, so `window` counts both sides there; images are cut by
     the window of sliding layers.
     """
+    if images and bidirectional:
+        raise wrong("gemma3", "the bidirectional variant is a text model", "drop `images` or `bidirectional`")
     layer, window, every = whole("gemma3", "layer", layer, 0), whole("gemma3", "window", window, 1), whole("gemma3", "every", every, 1)
     sliding = (layer + 1) % every != 0
     if bidirectional:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from patternc.expr.index import arg
 from patternc.expr.pattern import Pattern
 from patternc.primitives import causal, cols, documents, prefix, q, same
+from patternc.zoo.checks import wrong
 
 
 def packed(local: Pattern | None = None, causal_only: bool = True) -> Pattern:
@@ -18,7 +19,9 @@ def packed(local: Pattern | None = None, causal_only: bool = True) -> Pattern:
     Args at call time: `document`, an id for each token (negative: padding), and with `local` also `position`.
     The trap: sinks, strides and chunks count from the row's start unless they are given as `local`; windows do not care.
     """
-    inside = documents(arg("document")) if local is None else documents(arg("document")) & local.at(arg("position"))
+    inside = documents(arg("document"))
+    if local is not None:
+        inside = inside & _pattern("packed", "local", local).at(arg("position"))
     return causal & inside if causal_only else inside
 
 
@@ -37,11 +40,20 @@ def prefix_lm(per_document: bool = False) -> Pattern:
     return causal | prefix(arg("prefix"))
 
 
-def image_blocks() -> Pattern:
+def image_blocks(text: Pattern = causal) -> Pattern:
     """Causal text with images whose tokens all see each other.
 
-    Source: PaliGemma and Gemma 3; transformers `blockwise_overlay`.
+    Source: Gemma 3 and others; transformers `blockwise_overlay`.
+
+    Args:
+        text: the pattern outside images, `causal`; a sliding one is not cut further in them, as transformers' shared mask functions have it.
     Args at call time: `images`, for each token the number of its image, negative for text.
-    The trap: ids are compared, so two neighbouring images need two ids.
+    The trap: ids are compared, so two neighbouring images need two ids.  Gemma 3 cuts images by its window too: `gemma3(images=True)`.
     """
-    return causal | (same(arg("images")) & (arg("images")[q] >= 0))
+    return _pattern("image_blocks", "text", text) | (same(arg("images")) & (arg("images")[q] >= 0))
+
+
+def _pattern(function: str, name: str, value) -> Pattern:
+    if not isinstance(value, Pattern):
+        raise wrong(function, f"`{name}` is a pattern, got {value!r}", f"write `{function}({name}=pc.zoo.sliding_window(512))`")
+    return value

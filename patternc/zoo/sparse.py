@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from patternc.expr.index import as_index
-from patternc.expr.pattern import Pattern, any_of, between
-from patternc.primitives import block, causal, dilate, global_, h, heads as heads_, k, n_k, q, window
+from patternc.expr.pattern import Pattern, between
+from patternc.primitives import block, causal, dilate, global_, h, k, n_k, per_head, q, window
 from patternc.zoo.checks import chosen, whole, wrong
 
 
@@ -26,7 +26,15 @@ def strided(stride: int = 128, version: str = "paper", use: str = "merged", laye
     return _factors("strided", near, causal & dilate(stride), use, layer)
 
 
-def fixed(stride: int = 128, summary: int = 8, verts: int = 1, use: str = "merged", layer: int = 0, block_size: int | None = None) -> Pattern:
+def fixed(
+    stride: int = 128,
+    summary: int = 8,
+    verts: int = 1,
+    use: str = "merged",
+    layer: int = 0,
+    block_size: int | None = None,
+    heads: int | None = None,
+) -> Pattern:
     """Sparse Transformer, fixed: the query's own block, and the last columns of every block as its summary.
 
     Source: Child et al. 2019, section 4.3; openai/sparse_attention `get_blocksparse_obj`.
@@ -34,12 +42,14 @@ def fixed(stride: int = 128, summary: int = 8, verts: int = 1, use: str = "merge
     Args:
         stride: tokens a block; 128 or 256.
         summary: columns of a summary; 8, 16 or 32.
-        verts: how many distinct summaries there are: head h uses the (h % verts)-th from the end of the block.  The released code's
-            `num_verts`; its `vertsize` is `summary / block_size`.
+        verts: how many distinct summaries there are: head h uses the (h % verts)-th from the end of the block, and where only every
+            other head has a summary (`use="heads"`) the (h // 2 % verts)-th.  The released code's `num_verts`; its `vertsize` is
+            `summary / block_size`.
         use: "merged" is the union in every head, as the released code does; "heads" and "layers" as in `strided`.
         block_size: granularity of the released kernels, which only checks that the other parameters are multiples of it.
+        heads: of the attention, which only checks that `verts` divides them, as the released code requires.
     Raises:
-        ParameterError: summaries do not fit in a block, or are no multiples of `block_size`.
+        ParameterError: summaries do not fit in a block, or are no multiples of `block_size`, or `heads` is none of `verts`.
     The trap: paper and code agree where `verts` is 1; several heads share one summary there.
     """
     stride, summary, verts = (whole("fixed", name, x, 1) for name, x in (("stride", stride), ("summary", summary), ("verts", verts)))
@@ -50,8 +60,10 @@ def fixed(stride: int = 128, summary: int = 8, verts: int = 1, use: str = "merge
         if stride % size or summary % size or (stride // size) % (summary // size):
             rule = "block_size divides stride and summary, and summary divides stride"
             raise wrong("fixed", f"stride {stride} and summary {summary} are no whole blocks of {size}", rule)
-    column = k % stride
-    last = column - (stride - summary) + (h % verts) * summary if verts > 1 else column - (stride - summary)
+    if heads is not None and whole("fixed", "heads", heads, 1) % verts:
+        raise wrong("fixed", f"{verts} summaries for {heads} heads", "verts divides heads")
+    own = (h // 2 if use == "heads" else h) % verts
+    last = k % stride - (stride - summary) + own * summary
     return _factors("fixed", causal & block(stride), causal & between(last, 0, summary - 1), use, layer)
 
 
@@ -109,22 +121,22 @@ def blockbert(blocks: int = 2, shifts=(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1)) -> P
         raise wrong("blockbert", f"a shift of {max(shifts)} blocks is more than the {blocks} blocks allow", "0 <= shift < blocks")
     size = (n_k + (blocks - 1)) // blocks
     apart = k // size - q // size
-    sees = {s: (apart - s) % as_index(blocks) == 0 if s else apart == 0 for s in shifts}
-    return any_of(*(heads_([h for h, own in enumerate(shifts) if own == s]) & p for s, p in sees.items()))
+    return per_head(*((apart - s) % as_index(blocks) == 0 if s else apart == 0 for s in shifts))
 
 
-def s2_attn(group: int = 2048, heads: int = 32, version: str = "wrap") -> Pattern:
+def s2_attn(group: int = 2048, heads: int = 32, version: str = "wrap", length: int | None = None) -> Pattern:
     """LongLoRA's shifted sparse attention: causal groups, shifted by half a group in the second half of the heads.
 
     Source: Chen et al. 2023; dvlab-research/LongLoRA `llama_attn_replace.py`.
 
     Args:
         group: tokens a group, usually a quarter of the length.
-        heads: of the attention; even.
+        heads: of the attention, exactly; even.
         version: "wrap" rolls as released; "leak_free" is the same without keys after the query; "flash" is the released FlashAttention
             path, whose first and last groups are half ones.
+        length: number of tokens, which only checks that `group` divides it, as the released code requires; otherwise the last group is shorter.
     Raises:
-        ParameterError: an odd number of heads.
+        ParameterError: an odd number of heads, or a length that is no whole groups.
     The trap: "wrap" leaks: the last group holds the first half group behind the last one, whose rows see the future.  For odd groups the
     released code rolls back by one token less than it rolled, which this does not repeat.  It is for training only.
     """
@@ -132,12 +144,13 @@ def s2_attn(group: int = 2048, heads: int = 32, version: str = "wrap") -> Patter
     chosen("s2_attn", "version", version, ("wrap", "leak_free", "flash"))
     if heads % 2:
         raise wrong("s2_attn", f"half of the heads are shifted, and {heads} is odd", "use an even number of heads")
+    if length is not None and whole("s2_attn", "length", length, 1) % group:
+        raise wrong("s2_attn", f"{length} tokens are no whole groups of {group}", "group divides length")
     own, shift = causal & block(group), (group + 1) // 2
     moved = own.shift(shift) if version == "flash" else own.roll(shift)
     if version == "leak_free":
         moved = causal & moved
-    half = heads // 2
-    return (heads_(half) & own) | (heads_(range(half, heads)) & moved)
+    return per_head(*[own] * (heads // 2), *[moved] * (heads // 2))
 
 
 def reformer_local(chunk: int = 64, causal_only: bool = True) -> Pattern:

@@ -22,12 +22,15 @@ def sliding_window(size, convention: str = "hf", causal_only: bool | None = None
         convention: "hf", "flash", "rattention" or "encoder".
         causal_only: drop keys after the query; by default as the convention does ("flash" and "encoder" do not).
     Raises:
-        ParameterError: sizes below what the convention allows.  UnknownNameError: another convention.
+        ParameterError: sizes below what the convention allows; "rattention" without causality, which it does not have.
+        UnknownNameError: another convention.
 
     The trap: one number means different windows.  With 512, "hf" has 512 keys and without causality 1025 (both ends included),
     "rattention" has 513, and so has "encoder", half of them after the query.
     """
     chosen("sliding_window", "convention", convention, CONVENTIONS)
+    if convention == "rattention" and causal_only is False:
+        raise wrong("sliding_window", "the rattention convention is causal", 'drop `causal_only=False`, or use "hf", which has two-sided windows')
     if convention == "flash":
         if not isinstance(size, (tuple, list)) or len(size) != 2:
             message = f"`size` is (left, right) in the flash convention, got {size!r}"
@@ -105,7 +108,9 @@ def longformer(width: int = 512, dilation=1, global_tokens=None, chunked: bool =
         width: the whole window, even; half of it on each side.
         dilation: distance between the window's keys; a list has one for each head.
         global_tokens: the arg `tokens` by default; a count, a range or a list of positions; 0 for none.
-        chunked: the released `sliding_chunks_no_overlap`: own and both neighbouring chunks of width // 2.
+        chunked: the released `sliding_chunks_no_overlap`: own and both neighbouring chunks of width // 2, without dilation.
+    Raises:
+        ParameterError: an odd width, or chunks with a dilation.
     The trap: global queries have projections of their own, so the model is not one attention with this pattern; a dilated window reaches
     `dilation * width / 2` on each side.  transformers has no dilation.
     """
@@ -114,6 +119,8 @@ def longformer(width: int = 512, dilation=1, global_tokens=None, chunked: bool =
         raise wrong("longformer", f"`width` is the whole window and even, got {width}", f"use {width + 1}")
     side = width // 2
     tokens = global_(arg("tokens") if global_tokens is None else global_tokens)
+    if chunked and dilation != 1:
+        raise wrong("longformer", "chunks have no dilation", "drop `dilation` or `chunked`")
     if chunked:
         return block(side, back=1, ahead=1) | tokens
     if isinstance(dilation, (tuple, list)):
