@@ -8,32 +8,26 @@ import patternc as pc
 from patternc.args import signature
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-arg, q, k, i = pc.arg, pc.q, pc.k, pc.i
+arg, zoo = pc.arg, pc.zoo
+valid = pc.valid(arg("mask"))
 
-
-sliding = lambda window: pc.causal & pc.window(window)
-chunked = lambda chunk: pc.causal & pc.block(chunk)
-documents, valid = pc.documents(arg("ids")), pc.valid(arg("mask"))
-images = pc.causal | pc.documents(arg("images"))
-
-# The patterns of a model's layers in turn; after the last the first comes again.
+# The pattern of a model's layer.
 EXPECTED = {
-    "mistral": lambda window: [sliding(window)],
-    "gemma2": lambda window: [sliding(window), pc.causal],
-    "gemma3": lambda window: [sliding(window)] * 5 + [pc.causal],
-    "gemma3 bidirectional": lambda window: [pc.window(window // 2 + 1)] * 5 + [pc.full],
-    # Within an image there is no order, and the window cuts only the past.
-    "gemma3 images": lambda window: [images & (q - k < window)] * 5 + [images],
-    "gpt_neo": lambda window: [pc.causal, sliding(window)],
-    "modernbert": lambda width: [pc.full] + [pc.window(width // 2 + 1)] * 2,
-    "llama4": lambda chunk: [chunked(chunk)] * 3 + [pc.causal],
-    # Chunks are counted from the first token that is not padding, and from the start of the document.
-    "llama4 padded": lambda chunk: [chunked(chunk).at(i - arg("start")) & valid] * 3 + [pc.causal & valid],
-    "llama4 packed": lambda chunk: [chunked(chunk).at(arg("place")) & documents] * 3 + [pc.causal & documents],
-    "gpt_oss": lambda window: [sliding(window), pc.causal],
-    "documents": lambda window: [sliding(window) & documents],
-    "left_padding": lambda window: [sliding(window) & valid],
-    "prefix_lm": lambda length: [pc.causal | pc.prefix(length)],
+    "mistral": lambda layer, window: zoo.mistral(window),
+    "gemma2": zoo.gemma2,
+    "gemma3": zoo.gemma3,
+    "gemma3 bidirectional": lambda layer, window: zoo.gemma3(layer, window, bidirectional=True),
+    "gemma3 images": lambda layer, window: zoo.gemma3(layer, window, images=True),
+    "gpt_neo": zoo.gpt_neo,
+    "modernbert": zoo.modernbert,
+    "modernbert padded": lambda layer, window: zoo.modernbert(layer, window) & valid,
+    "llama4": zoo.llama4,
+    "llama4 padded": lambda layer, chunk: zoo.llama4(layer, chunk, left_padding=True),
+    "llama4 packed": lambda layer, chunk: zoo.packed(zoo.llama4(layer, chunk)),
+    "gpt_oss": zoo.gpt_oss,
+    "documents": lambda layer, window: zoo.packed() & zoo.mistral(window),
+    "left_padding": lambda layer, window: zoo.mistral(window) & valid,
+    "prefix_lm": lambda layer, _: zoo.prefix_lm(),
 }
 
 N = 23
@@ -56,12 +50,11 @@ def decoder(name, **options):
     return build(config, model, **sizes | options)
 
 
-def compare(seen, name, size, queries=None, **args):
+def compare(seen, name, size=None, queries=None, **args):
     """The masks of a model's layers beside the patterns of that name."""
-    patterns = EXPECTED[name](size)
-    assert len(seen) > len(patterns) or len(patterns) == 1, "too few layers to see the order"
-    for layer, mask in enumerate(seen):
-        pattern = patterns[layer % len(patterns)]
+    patterns = [EXPECTED[name](layer, size) for layer in range(len(seen))]
+    assert patterns[0] in patterns[1:], "too few layers to see the order"
+    for mask, pattern in zip(seen, patterns):
         agree(mask, pattern, queries, **{key: value for key, value in args.items() if key in signature(pattern)})
 
 
@@ -108,16 +101,15 @@ def test_modernbert():
     model = build("ModernBertConfig", "ModernBertModel", **SMALL | dict(num_hidden_layers=5), local_attention=6, cls_token_id=1, sep_token_id=1)
     compare(masks(model, input_ids=tokens(2, N)), "modernbert", 6)
     mask = torch.arange(N) < torch.tensor([[N], [11]])
-    for seen, pattern in zip(masks(model, input_ids=tokens(2, N), attention_mask=mask), EXPECTED["modernbert"](6)):
-        agree(seen, pattern & valid, queries=mask, mask=mask)
+    compare(masks(model, input_ids=tokens(2, N), attention_mask=mask), "modernbert padded", 6, queries=mask, mask=mask)
 
 
 @pytest.mark.parametrize("chunk", [1, 6, 30])
 def test_llama4(chunk):
     model = decoder("llama4", attention_chunk_size=chunk)
     compare(masks(model, input_ids=tokens(2, N)), "llama4", chunk)
-    compare(masks(model, input_ids=tokens(3, N), attention_mask=MASK), "llama4 padded", chunk, queries=MASK, start=START, mask=MASK)
-    compare(masks(model, input_ids=tokens(2, N), position_ids=PLACE), "llama4 packed", chunk, ids=IDS, place=PLACE)
+    compare(masks(model, input_ids=tokens(3, N), attention_mask=MASK), "llama4 padded", chunk, queries=MASK, padding=START)
+    compare(masks(model, input_ids=tokens(2, N), position_ids=PLACE), "llama4 packed", chunk, document=IDS, position=PLACE)
 
 
 def test_gpt_oss():
@@ -129,15 +121,14 @@ def test_gpt_oss():
 
 def test_documents():
     """Position ids that start again start a document; a window is the same in it as in the row."""
-    compare(masks(decoder("mistral", sliding_window=5), input_ids=tokens(2, N), position_ids=PLACE), "documents", 5, ids=IDS)
+    compare(masks(decoder("mistral", sliding_window=5), input_ids=tokens(2, N), position_ids=PLACE), "documents", 5, document=IDS)
 
 
 def test_left_padding():
     """A window counts positions, padding too.  Rows of padding, which have no key, are whatever the model makes of them."""
     seen = masks(decoder("mistral", sliding_window=5), input_ids=tokens(3, N), attention_mask=MASK)
     compare(seen, "left_padding", 5, queries=MASK, mask=MASK)
-    (pattern,) = EXPECTED["left_padding"](5)
-    assert torch.equal(pattern.dense(N, batch=3, mask=MASK)[:, 0].any(-1), MASK)
+    assert torch.equal(EXPECTED["left_padding"](0, 5).dense(N, batch=3, mask=MASK)[:, 0].any(-1), MASK)
 
 
 def test_prefix_lm():
@@ -147,7 +138,7 @@ def test_prefix_lm():
     model = build("PaliGemmaConfig", "PaliGemmaModel", text_config=text, vision_config=vision, projection_dim=32, image_token_id=VOCABULARY - 1)
     length = torch.tensor([0, 7, N])
     suffix = (torch.arange(N) >= length[:, None]).long()
-    compare(masks(model, input_ids=tokens(3, N), token_type_ids=suffix, use_cache=False), "prefix_lm", arg("length"), length=length)
+    compare(masks(model, input_ids=tokens(3, N), token_type_ids=suffix, use_cache=False), "prefix_lm", prefix=length)
 
 
 @pytest.mark.parametrize("name, size", [("mistral", "sliding_window"), ("gemma3", "sliding_window"), ("llama4", "attention_chunk_size")])
@@ -170,7 +161,7 @@ def test_weights_are_derivatives():
 
 
 def test_the_oracle_tells_neighbours_apart():
-    seen = masks(decoder("mistral", sliding_window=5), input_ids=tokens(2, N))[0]
+    seen, sliding = masks(decoder("mistral", sliding_window=5), input_ids=tokens(2, N))[0], zoo.mistral
     for pattern in (sliding(4), sliding(6), pc.window(5), sliding(5) & (pc.h < 3), sliding(5) & (pc.b < 1)):
         with pytest.raises(AssertionError, match="pairs differ"):
             agree(seen, pattern)

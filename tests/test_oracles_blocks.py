@@ -8,27 +8,7 @@ from oracles import HEADS, SMALL, VOCABULARY, agree, build, gradients, masks, ti
 import patternc as pc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-arg, q, k, h = pc.arg, pc.q, pc.k, pc.h
-
-
-def bigbird(block, drawn=None):
-    """Blocks beside the diagonal, the first and the last block, and those that are listed: drawn[head, block of the query]."""
-    row, column, last = q // block, k // block, pc.n_k // block - 1
-    pattern = pc.block(block, back=1, ahead=1) | (row == 0) | (row == last) | (column == 0) | (column == last)
-    for entry in range(0 if drawn is None else drawn.shape[-1]):
-        pattern |= pc.table(drawn)[h, row, entry] == column
-    return pattern
-
-
-EXPECTED = {
-    "longformer": lambda width: pc.window(width // 2 + 1) | pc.global_(arg("tokens")),
-    "bigbird": bigbird,
-    "longt5": lambda radius: pc.window(radius + 1),
-    "longt5 without a mask": lambda radius: pc.block(radius + 1, back=1, ahead=1),
-    # The first chunk looks back at the last one.
-    "reformer_local": lambda chunk: (q // chunk - k // chunk) % pc.max(pc.n_k // chunk, 1) < 2,
-    "reformer_local causal": lambda chunk: pc.causal & pc.block(chunk, back=1),
-}
+arg, zoo = pc.arg, pc.zoo
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -43,8 +23,17 @@ def test_longformer(padded):
     for layer, width in zip(model.encoder.layer, widths):
         attention, output = layer.attention.self, layer.attention.output.dense
         found = sum(gradients(model, [attention.value, attention.value_global], output, length_first=True, **inputs))
-        agree(found > 0, EXPECTED["longformer"](width) & pc.valid(arg("mask")), queries=mask, tokens=chosen, mask=mask)
+        agree(found > 0, zoo.longformer(width) & pc.valid(arg("mask")), queries=mask, tokens=chosen, mask=mask)
         assert torch.allclose(found.sum(-1), mask[:, None].float().expand_as(found[..., 0]))
+
+
+def test_longformer_without_global_tokens():
+    """What is left is the two-sided window of encoders."""
+    model = build("LongformerConfig", "LongformerModel", **SMALL | dict(attention_window=6, num_hidden_layers=1), type_vocab_size=1)
+    attention = model.encoder.layer[0].attention
+    (found,) = gradients(model, [attention.self.value], attention.output.dense, length_first=True, input_ids=tokens(2, 24))
+    for pattern in (zoo.longformer(6, global_tokens=0), zoo.sliding_window(6, "encoder")):
+        agree(found > 0, pattern)
 
 
 def test_longformer_counts_once():
@@ -57,7 +46,7 @@ def test_longformer_counts_once():
     chosen[0, [3, 4]] = 1
     values = [attention.self.value, attention.self.value_global]
     found = sum(gradients(model, values, attention.output.dense, length_first=True, input_ids=tokens(1, n), global_attention_mask=chosen))
-    agree(times(found) == 1, EXPECTED["longformer"](8), tokens=chosen.bool())
+    agree(times(found) == 1, zoo.longformer(8), tokens=chosen.bool())
 
 
 def silence(*projections):
@@ -97,9 +86,31 @@ def test_bigbird():
     for layer, drawn in zip(layers, tables):
         values, output = [layer.self.value], layer.output.dense
         (found,) = gradients(model, values, output, input_ids=tokens(2, n))
-        agree(found > 0, EXPECTED["bigbird"](block, drawn))
+        agree(found > 0, zoo.bigbird(n, block, plan=drawn))
         (found,) = gradients(model, values, output, input_ids=tokens(2, n), attention_mask=mask.long())
-        agree(found > 0, EXPECTED["bigbird"](block, drawn) & pc.valid(arg("mask")), queries=mask, mask=mask)
+        agree(found > 0, zoo.bigbird(n, block, plan=drawn) & pc.valid(arg("mask")), queries=mask, mask=mask)
+
+
+# length, tokens a block, draws: of many blocks, of a few more than draws, of as few as possible, and the lengths planned by hand.
+PLANS = [(48, 4, 2), (84, 4, 8), (28, 4, 2), (1024, 64, 3), (2048, 64, 3), (3072, 64, 2)]
+
+
+@pytest.mark.parametrize("length, block, count", PLANS)
+def test_bigbird_plans(length, block, count):
+    """Draws by our own generator: those of the model have the same candidates, and as many, in every row."""
+    model, (layer,) = bigbird_model(block, count, 4096, num_hidden_layers=1)
+    model.train()
+    blocks, rounds = length // block, 60
+    theirs, ours = [], []
+    for seed in range(rounds):
+        layer.self.seed = seed
+        theirs.append(draw(layer, block, count, blocks, 4096 if length in (1024, 3072) else None))
+        ours.append(zoo.bigbird_plan(length, block, count, HEADS, seed))
+    assert zoo.bigbird(length, block, count, HEADS, seed) is zoo.bigbird(length, block, plan=ours[-1])
+    for row in range(blocks):
+        seen = [np.stack(plans)[:, :, row] for plans in (theirs, ours)]
+        assert len({frozenset(x.ravel().tolist()) for x in seen}) == 1, (row, *map(np.unique, seen))
+        assert len({frozenset((x >= 0).sum(-1).ravel().tolist()) for x in seen}) == 1, row
 
 
 def test_bigbird_in_evaluation():
@@ -108,8 +119,8 @@ def test_bigbird_in_evaluation():
     model, (layer, _) = bigbird_model(block, count, 128)
     silence(layer.self.query)
     (found,) = gradients(model, [layer.self.value], layer.output.dense, input_ids=tokens(1, block * blocks))
-    agree(found > 0, EXPECTED["bigbird"](block))
-    again = (block <= q) & (q < block * (blocks - 1)) & pc.sink(block)
+    agree(found > 0, zoo.bigbird(size=block, random=0))
+    again = (block <= pc.q) & (pc.q < block * (blocks - 1)) & pc.sink(block)
     assert torch.equal(times(found), (found > 0).int() + count * again.dense(block * blocks, heads=HEADS).int())
 
 
@@ -129,7 +140,7 @@ def test_bigbird_counts_twice():
     drawn = draw(layer, block, count, blocks, length)
     rows = range(5, block * blocks, block)
     (found,) = gradients(model, [layer.self.value], layer.output.dense, rows=rows, input_ids=tokens(1, block * blocks))
-    once = EXPECTED["bigbird"](block).dense(block * blocks, heads=HEADS)[:, :, rows]
+    once = zoo.bigbird(size=block, random=0).dense(block * blocks, heads=HEADS)[:, :, rows]
     again = (torch.from_numpy(drawn)[..., None] == torch.arange(blocks)).sum(-2)
     expected = once.int() + again.repeat_interleave(block, -1).int()
     assert torch.equal(times(found), expected)
@@ -152,7 +163,7 @@ def test_longt5(kind, radius, n):
         attention = next(layer.children())
         for inputs, valid in (({}, pc.full), (dict(attention_mask=mask.long()), pc.valid(arg("mask")))):
             found = gradients(model, [attention.v], attention.o, input_ids=tokens(2, n), **inputs)
-            agree(found[0] > 0, EXPECTED["longt5"](radius) & valid, queries=mask if inputs else None, **dict(mask=mask) if inputs else {})
+            agree(found[0] > 0, zoo.longt5_local(radius) & valid, queries=mask if inputs else None, **dict(mask=mask) if inputs else {})
             if kind == "transient-global":
                 assert found[1].shape[-1] == n // 4 and (found[1] > 0)[0].all()
 
@@ -162,15 +173,14 @@ def test_longt5_without_a_mask():
     model, (layer, _) = longt5("local", 3)
     attention = layer.LocalSelfAttention
     (found,) = gradients(attention, [attention.v], attention.o, hidden_states=torch.randn(1, 24, 32))
-    agree(found > 0, EXPECTED["longt5 without a mask"](3))
+    agree(found > 0, zoo.longt5_local(3, masked=False))
 
 
-@pytest.mark.parametrize("name", ["reformer_local", "reformer_local causal"])
-def test_reformer_local(name):
-    causal = "causal" in name
+@pytest.mark.parametrize("causal", [False, True])
+def test_reformer_local(causal):
     sizes = dict(vocab_size=VOCABULARY, hidden_size=32, num_attention_heads=HEADS, attention_head_size=8, feed_forward_size=32)
     sizes |= dict(attn_layers=["local"], local_attn_chunk_length=5, axial_pos_embds=False, max_position_embeddings=64)
     model = build("ReformerConfig", "ReformerModel", **sizes, is_decoder=causal, local_num_chunks_before=1, local_num_chunks_after=0)
     attention = model.encoder.layers[0].attention
     (found,) = gradients(attention, [attention.self_attention.value], attention.output.dense, hidden_states=torch.randn(2, 25, 32))
-    agree(found > 0, EXPECTED[name](5))
+    agree(found > 0, zoo.reformer_local(5, causal))

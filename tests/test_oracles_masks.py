@@ -7,7 +7,7 @@ from oracles import GROUPED, agree
 import patternc as pc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-arg, q, k, i = pc.arg, pc.q, pc.k, pc.i
+arg, zoo, q, k = pc.arg, pc.zoo, pc.q, pc.k
 
 N, WINDOW, CHUNK = 23, 5, 6
 START = torch.tensor([0, 4, 10])
@@ -17,33 +17,34 @@ PLACE = torch.stack([torch.cat([torch.arange(int(length)) for length in row.binc
 IMAGES = torch.full((3, N), -1)
 IMAGES[0, 3:12], IMAGES[0, 12:18], IMAGES[1, 0:8] = 0, 1, 0
 
-sliding, chunked, images = pc.causal & pc.window(WINDOW), pc.causal & pc.block(CHUNK), pc.documents(arg("images"))
-packed, padded, imaged = dict(ids=IDS), dict(mask=MASK), dict(images=IMAGES)
-documents, valid = pc.documents(arg("ids")), pc.valid(arg("mask"))
+sliding, chunked, images, packed = zoo.sliding_window(WINDOW), zoo.llama4(chunk=CHUNK), zoo.image_blocks(), zoo.packed()
+shifted = zoo.llama4(chunk=CHUNK, left_padding=True)  # chunks counted from each row's first token
+padded, imaged, ids, place, start = dict(mask=MASK), dict(images=IMAGES), dict(document=IDS), dict(position=PLACE), dict(padding=START)
+valid = pc.valid(arg("mask"))
 odd = lambda b, h, q, k: (q + k) % 3 == b  # somebody's own mask function
 
 # function of masking_utils, its options, the pattern, the pattern's args
 CASES = [
     ("causal", {}, pc.causal, {}),
     ("causal", dict(attention_mask=MASK), pc.causal & valid, padded),
-    ("causal", dict(position_ids=PLACE), pc.causal & documents, packed),
-    ("causal", dict(block_sequence_ids=IMAGES), pc.causal | images, imaged),
-    ("causal", dict(block_sequence_ids=IMAGES, attention_mask=MASK), (pc.causal | images) & valid, imaged | padded),
+    ("causal", dict(position_ids=PLACE), packed, ids),
+    ("causal", dict(block_sequence_ids=IMAGES), images, imaged),
+    ("causal", dict(block_sequence_ids=IMAGES, attention_mask=MASK), images & valid, imaged | padded),
     ("causal", dict(or_mask_function=odd), pc.causal | ((q + k) % 3 == pc.b), {}),
     ("causal", dict(and_mask_function=odd), pc.causal & ((q + k) % 3 == pc.b), {}),
     ("sliding_window_causal", {}, sliding, {}),
     ("sliding_window_causal", dict(attention_mask=MASK), sliding & valid, padded),
-    ("sliding_window_causal", dict(position_ids=PLACE), sliding & documents, packed),
+    ("sliding_window_causal", dict(position_ids=PLACE), zoo.packed(sliding), ids | place),
     # The window does not cut images here, unlike in Gemma 3.
-    ("sliding_window_causal", dict(block_sequence_ids=IMAGES), sliding | images, imaged),
+    ("sliding_window_causal", dict(block_sequence_ids=IMAGES), zoo.image_blocks(sliding), imaged),
     ("chunked_causal", {}, chunked, {}),
-    ("chunked_causal", dict(attention_mask=MASK), chunked.at(i - arg("start")) & valid, padded | dict(start=START)),
-    ("chunked_causal", dict(position_ids=PLACE), chunked.at(arg("place")) & documents, packed | dict(place=PLACE)),
+    ("chunked_causal", dict(attention_mask=MASK), shifted, start),
+    ("chunked_causal", dict(position_ids=PLACE), zoo.packed(chunked), ids | place),
     ("bidirectional", dict(allow_is_bidirectional_skip=False), pc.full, {}),
     ("bidirectional", dict(attention_mask=MASK), valid, padded),
     # Both ends of the window count, unlike under a causal mask.
-    ("bidirectional_sliding_window", {}, pc.window(WINDOW + 1), {}),
-    ("bidirectional_sliding_window", dict(attention_mask=MASK), pc.window(left=WINDOW, right=WINDOW) & valid, padded),
+    ("bidirectional_sliding_window", {}, zoo.sliding_window(WINDOW, causal_only=False), {}),
+    ("bidirectional_sliding_window", dict(attention_mask=MASK), zoo.sliding_window(WINDOW, causal_only=False) & valid, padded),
 ]  # fmt: skip
 
 
@@ -71,5 +72,5 @@ def test_masking_utils_with_earlier_keys(name, pattern):
     seen = made(name, n=7, past=past)
     assert seen.shape == (3, 1, 7, N)
     agree(seen, pattern)
-    agree(made(name, n=7, past=past, attention_mask=MASK), (chunked.at(i - arg("start")) if pattern is chunked else pattern) & valid,
-          **padded | (dict(start=START) if pattern is chunked else {}))  # fmt: skip
+    wanted, args = (shifted, start) if pattern is chunked else (pattern & valid, padded)
+    agree(made(name, n=7, past=past, attention_mask=MASK), wanted, **args)
