@@ -6,6 +6,7 @@ class of partial tiles.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,10 +26,12 @@ from patternc.expr.bounds import bounds
 from patternc.expr.node import Node, roomy
 from patternc.expr.pattern import Pattern, negate
 from patternc.forms import tile_shape
+from patternc.orders.factored import factors, product
 from patternc.passes import decide, lower, negation_normal, unwrap, variables
 
 FEW_CLASSES = 256  # up to here partial tiles are always decided by their pairs
 MOST_CLASSES = 4096  # and up to here unless contraction is exact by itself
+MANY_ROWS = 64  # tiles of rows, from which on it is worth asking whether tiles are products
 MANY_TILES = 1 << 15  # partial ones, from which on it is worth asking whether they repeat
 
 
@@ -229,6 +232,11 @@ def analyse(p: Pattern, grid: Grid, count: bool = False) -> TileRuns:
     """Tiles of a specialised pattern on a grid: live = outer(P), full = live minus outer(~P), then tile classes."""
     if not grid.row.count or not grid.column.count or p.op == "false":
         return TileRuns(grid, NOTHING, NOTHING, True, 0)
+    parts = factors(p, grid, lambda digit, own: analyse(digit, own, count)) if grid.row.tiles >= MANY_ROWS else None
+    if parts is not None:
+        live, full = (product(parts, grid, part) for part in (lambda factor: factor.live, lambda factor: factor.full))
+        pairs = [factor.pairs for factor in parts]
+        return TileRuns(grid, full, subtract(live, full, grid.total), True, None if None in pairs else math.prod(pairs))
     env = grid.ranges()
     complement = decide(negation_normal(negate(p)), lambda x: bounds(x, env))
     live = live_runs(p, grid)
