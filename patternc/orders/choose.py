@@ -81,6 +81,7 @@ def options(p: Pattern, natural: AxisPlan, bound: Bound, column: str) -> list[Op
 
 
 SAMPLES = 3
+MOST_SAMPLED = 256  # lengths that are kept
 
 
 def _sampled(p: Pattern, bound: Bound) -> Visits:
@@ -97,6 +98,8 @@ def _sampled(p: Pattern, bound: Bound) -> Visits:
         found = layout(p, rows, (TILE, TILE))
         full, partial = full + found.full_tiles, partial + found.partial_tiles
     full, partial = (x * tiles // len(chosen) for x in (full, partial))
+    if len(kept) >= MOST_SAMPLED:
+        kept.clear()
     kept[key] = Visits((full + partial) * TILE * TILE, full, partial, None)
     return kept[key]
 

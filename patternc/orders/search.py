@@ -64,7 +64,6 @@ class Sizes:
     n_q: int
     n_k: int
     q_start: int
-    heads: int = 1
 
     @property
     def numbers(self) -> dict[str, int]:
