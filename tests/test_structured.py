@@ -105,11 +105,8 @@ def listed_mask(table, block, n, heads=1) -> np.ndarray:
 T = np.random.default_rng(0).integers(-1, 14, (3, 13, 4))  # repetitions, padding, and blocks that are not there
 
 
-@pytest.mark.parametrize("n", [150, 193, 9])
-@pytest.mark.parametrize("block", [16, 12, 40])
+@pytest.mark.parametrize("n, block", [(193, 16), (150, 12), (193, 40), (9, 16), (9, 12), (9, 40)])
 def test_block_tables_are_exact(n, block):
-    if block == 12 and n > 13 * 12:
-        return
     mask = listed_mask(T, block, n, 3)
     near = pc.block(block, back=1, ahead=1) | pc.global_(block)
     exact(pc.block_table(T, block), n, mask, 3)
