@@ -72,8 +72,11 @@ def check_width(compiled, bound: Bound) -> None:
     if key in kept:
         return
     env = {"q": (start, start + bound.n_q - 1), "k": (0, bound.n_k - 1), "h": (0, bound.heads - 1), "b": (0, bound.batch - 1)}
-    env |= {"n_q": (bound.n_q,) * 2, "n_k": (bound.n_k,) * 2, **{name: (value, value) for name, value in scalars.items()}}
-    for x in postorder(compiled.plan.mask):
+    env |= {"n_q": (bound.n_q,) * 2, "n_k": (bound.n_k,) * 2, "q_start": (start,) * 2, **{name: (value, value) for name, value in scalars.items()}}
+    env |= dict.fromkeys(("r0", "r1"), (0, max(env["q"][1], env["k"][1])))
+    runs = (*compiled.plan.forward.all_runs, *compiled.plan.transposed.all_runs)
+    formulas = [x for run in runs for x in (run.lo, run.hi, run.inner_lo, run.inner_hi)]
+    for x in dict.fromkeys(node for root in (compiled.plan.mask, *formulas) for node in postorder(root)):
         if x.op not in ("sum", "mul"):
             continue
         parts = [max(map(abs, bounds(c, env))) for c in x.children]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from patterns import CHOICES, PRIMITIVES, composition
+from patterns import CHOICES, PRIMITIVES, composition, near
 
 import patternc as pc
 
@@ -53,3 +53,11 @@ def test_positions_that_leave_32_bits_are_refused():
     with pytest.raises(pc.errors.BackendError, match="kernels compute in 32 bits"):
         module(*torch.randn(3, 1, 1, 64, 16))
     torch.testing.assert_close(*(pc.compile((pc.q * 1_000) // 7 <= pc.k * 99, b)(*torch.ones(3, 1, 1, 64, 16)) for b in ("triton", "reference")))
+
+
+def test_bounds_that_leave_32_bits():
+    """Formulas multiply by what the pattern divides by: what is out of the way stays there, and what would wrap is refused."""
+    check(near(pc.q // 8, pc.k // 8, 16, 5), sizes=[(128, 128)])
+    module = pc.compile(pc.causal & (pc.q // 64 - pc.k // 64 <= pc.arg("w")), "triton")
+    with pytest.raises(pc.errors.BackendError, match="kernels compute in 32 bits"):
+        module(*torch.randn(3, 1, 1, 200, 16), w=2**26)

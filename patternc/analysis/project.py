@@ -243,22 +243,34 @@ class Projector:
     def _invert_extremum(self, x: Index, low, high, inner: bool) -> Interval:
         """`min(a, r) >= low` is both, `min(a, r) <= high` is either, with a in the column and r of the tile; `max` mirrors it.
 
-        Where r decides for every row that counts, the bound on a is moved out of the way: to everything, or to nothing.
+        Where r decides for every row that counts, the bounds that a gives are moved out of the way: to everything, or to nothing.
+        That is done to bounds of the column: numbers beyond all positions leave no room for the factors on the way there.
         """
         mine = [c for c in x.args if self.column in variables(c)]
         if len(mine) != 1:
             return self._unknown(inner)
-        rest = [self.span(c) for c in x.args if c is not mine[0]]
+        rest, out = [self.span(c) for c in x.args if c is not mine[0]], Interval()
+        for bound, is_low in ((low, True), (high, False)):
+            if bound is None:
+                continue
+            found = self._solve(mine[0], *((bound, None) if is_low else (None, bound)), inner)
+            for a, b in rest:
+                if inner:
+                    a, b = b, a  # the least and the greatest that one row (outer), or every row (inner), reaches
+                found = self._unless(found, self.algebra.at_most(*((bound, b) if is_low else (a, bound))), is_low == (x.op == "min"))
+            out = self._meet(out, found)
+        return out
+
+    def _unless(self, found: Interval, met, needed: bool) -> Interval:
+        """Nothing where a needed condition is not met; everything where one is met that is not needed."""
         f, far = self.algebra, self.algebra.constant(FAR)
-        for a, b in rest:
-            for_some = (b, a) if inner else (a, b)  # the least and the greatest that one row (outer), or every row (inner), reaches
-            if x.op == "min":
-                high = None if high is None else f.select(f.at_most(for_some[0], high), far, high)
-                low = None if low is None else f.select(f.at_most(low, for_some[1]), low, far)
-            else:
-                low = None if low is None else f.select(f.at_most(low, for_some[1]), far * -1, low)
-                high = None if high is None else f.select(f.at_most(for_some[0], high), high, far * -1)
-        return self._solve(mine[0], low, high, inner)
+
+        def moved(value, side: int):
+            if value is None:
+                return None
+            return f.select(met, value, far * -side) if needed else f.select(met, far * side, value)
+
+        return Interval(moved(found.low, -1), moved(found.high, 1), found.empty)
 
     def _unknown(self, inner: bool) -> Interval:
         self.tight = False

@@ -144,7 +144,8 @@ class _Digit:
         if 0 in axis.tied:
             numbers[f"r0_{axis.row}0"] = -(-max(sizes.span(side)[0] for side in "qk") // axis.order.strides[0])
         self.formulas = [[specialise(x, numbers) for x in (run.lo, run.hi, run.inner_lo, run.inner_hi)] for run in runs]
-        self.alone = all(variables(x) <= set(self.names) for run in self.formulas for x in run)
+        outer = [x for run in runs for x in (specialise(run.lo, sizes.numbers), specialise(run.hi, sizes.numbers))]
+        self.alone = all(variables(x) <= set(self.names) for x in (*outer, *itertools.chain(*self.formulas)))
         self.bounds: dict[int, np.ndarray] = {}
         self.counts: dict[tuple[int, int, bool], tuple[int, int, int]] = {}
 
