@@ -160,7 +160,7 @@ def _row_segments(axis: AxisPlan, formulas: list[Index], bound: Bound, scalars: 
     for h in range(heads):
         for i, x in enumerate(formulas):
             values[0, h, :, i] = evaluate(specialise(x, numbers | {"h": h}), {"r0": r0, "r1": r1})
-    runs = values[..., : 4 * len(axis.all_runs)].reshape(1, heads, grid.row.tiles, -1, 4)
+    runs = values[..., : 4 * len(axis.all_runs)].reshape(1, heads, grid.row.tiles, len(axis.all_runs), 4)
     for i, run in enumerate(axis.all_runs):
         if run.rows is not None:
             kind = kinds(run.rows, grid.row, heads, numbers)
