@@ -9,7 +9,8 @@ from patternc.expr.pattern import Pattern
 from patternc.forms import count
 from patternc.layout import layout
 from patternc.orders.choose import plan_at, visits_of
-from patternc.plan import Plan
+from patternc.orders.parts import parts_at
+from patternc.plan import Plan, make_plan
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def cost(
     """Exact cost at one length.
 
     Args:
-        p, plan: the pattern and its natural plan; what is counted is in the order that this length asks for.
+        p, plan: the pattern and its natural plan; what is counted is in the orders, and the parts, that this length asks for.
         n_q, n_k, heads, batch, q_start, args: as in `Pattern.dense`; of a batch, the first row is counted.
         head_dim, value_dim, kv_heads: for `flops` and `bytes`; value_dim defaults to head_dim, kv_heads to heads.
         tile: rows and columns of the kernels' tiles.
@@ -66,9 +67,12 @@ def cost(
     value_dim = head_dim if value_dim is None else count("value_dim", value_dim)
     kv_heads = bound.heads if kv_heads is None else count("kv_heads", kv_heads)
     allowed = layout(p, bound, tile, count=True).allowed_pairs
-    seen = visits_of(p, plan_at(p, plan, bound).forward, bound, tile)
+    parts = parts_at(p, bound)
+    plans = [plan_at(part, plan if part is p else make_plan(part), bound) for part in parts]
+    seen = [visits_of(part, own.forward, bound, tile) for part, own in zip(parts, plans)]
+    pairs, full, partial = (sum(getattr(one, name) for one in seen) for name in ("pairs", "full_tiles", "partial_tiles"))
     traffic = 2 * (bound.n_q * heads + bound.n_k * kv_heads) * (head_dim + value_dim)
-    return Cost(allowed, seen.pairs, seen.full_tiles, seen.partial_tiles, 2 * seen.pairs * (head_dim + value_dim), traffic)
+    return Cost(allowed, pairs, full, partial, 2 * pairs * (head_dim + value_dim), traffic)
 
 
 def first_row(bound: Bound) -> Bound:

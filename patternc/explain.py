@@ -12,7 +12,8 @@ from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.layout import Layout, layout
 from patternc.orders.boxes import BoxAxis
-from patternc.orders.choose import Option, axes_in_digits, options
+from patternc.orders.choose import Option, axes_in_digits, options, plan_at
+from patternc.orders.parts import parts_at
 from patternc.plan import AxisPlan, Plan, Run, make_plan
 
 DIRECTIONS = {"forward": ("q tiles over keys", "forward, dq"), "transposed": ("k tiles over queries", "dk, dv")}
@@ -40,7 +41,8 @@ class Explanation:
 
     Attributes:
         spec: the pattern or attention.
-        plan: how kernels find their tiles at this length.
+        plan: how kernels find their tiles at this length, where they treat the pattern as one.
+        pieces: disjoint parts that kernels run one after the other at this length, each with its plan; empty where there is one.
         orders: for "forward" and "transposed", the orders there are, best first; empty where there is only the natural one.
         layout: the exact tiles of the exact part at this length.
         cost: of the forward pass of one batch row, in the kernels' own tiles.
@@ -50,6 +52,7 @@ class Explanation:
 
     spec: Pattern | Attention
     plan: Plan
+    pieces: tuple[tuple[Pattern, Plan], ...]
     orders: dict[str, list[Option]]
     layout: Layout
     cost: Cost
@@ -67,8 +70,10 @@ class Explanation:
             f"length    {found.n_q} queries, {found.n_k} keys; heads {found.heads}, head_dim {self.head_dim}",
             "",
         ]
-        lines += describe_plan(self.plan)
-        lines += describe_orders(self.orders)
+        for number, (p, plan) in enumerate(self.pieces, 1):
+            lines += [f"part {number}    {p}", *describe_plan(plan), ""][: None if number < len(self.pieces) else -1]
+        if not self.pieces:
+            lines += describe_plan(self.plan) + describe_orders(self.orders)
         lines += ["", f"tiles     {tiles_line(found)}"]
         lines += [
             f"cost      {price.allowed_pairs:,} allowed pairs of {price.visited_pairs:,} visited ({price.waste:.1%} masked away)",
@@ -128,6 +133,8 @@ def explain(
     if isinstance(bound.q_start, int) and any(axes_in_digits(exact).values()):
         compared = {name: options(exact, getattr(natural, name), bound, column) for name, column in (("forward", "k"), ("transposed", "q"))}
     plan = replace(natural, **{name: found[0].axis for name, found in compared.items()})
+    pieces = parts_at(exact, bound)
+    pieces = tuple((p, plan_at(p, make_plan(p), bound)) for p in pieces) if len(pieces) > 1 else ()
     price = cost(
         exact,
         natural,
@@ -147,7 +154,7 @@ def explain(
         rest = all_of(spec.domain, negate(exact))
         named = (("E", exact), ("D", spec.domain), ("R", rest))
         parts = tuple(Part(name, p, provably_causal(p), tiles(p)) for name, p in named)
-    return Explanation(spec, plan, compared, tiles(exact), price, parts, kernels_of(spec, backend), head_dim)
+    return Explanation(spec, plan, pieces, compared, tiles(exact), price, parts, kernels_of(spec, backend), head_dim)
 
 
 def kernels_of(spec, backend: str) -> dict[str, str]:

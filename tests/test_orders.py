@@ -239,6 +239,12 @@ def test_plans_choose_orders(p, n):
         assert "boxes" in (plan.forward.kind, plan.transposed.kind)
 
 
+def test_choices_do_not_depend_on_the_batch_that_came_first():
+    p, n = ORDERED[3]
+    one, four = ([option.time for option in options(p, make_plan(p).forward, bind(p, {}, n, batch=batch), "k")] for batch in (1, 4))
+    assert four == [4 * time for time in one] and len(four) > 1
+
+
 # ---- parts
 
 
@@ -260,6 +266,23 @@ def test_kernels_of_parts(variant):
     far = Plan(far_part, *(box_axis(lower(far_part), Order((16, 1)), column) for column in ("k", "q")))
     check_kernels(p, [(make_plan(near_part), variant), (far, variant)], 144, 144)
     check_kernels(p, [(far, None), (make_plan(near_part), None)], 70, 100)
+
+
+def test_cost_and_report_are_of_the_parts():
+    module = pc.compile("causal & (window(128) | dilate(128))")
+    price = module.cost(16384)
+    assert price.allowed_pairs == 3_129_408 and price.visited_pairs < 3 * price.allowed_pairs
+    text = str(module.explain(16384))
+    assert "part 1    " in text and "part 2    " in text and "128 * x0 + x1, x1 shared" in text
+    assert "part 1" not in str(module.explain(64)) and f"{price.visited_pairs:,} visited" in text
+
+
+@pytest.mark.parametrize("n_q, n_k", [(0, 1200), (1200, 0), (0, 0)])
+def test_nothing_is_visited_of_nothing(n_q, n_k):
+    p, _ = ORDERED[0]
+    assert pc.compile(p).cost(n_q, n_k, q_start=0).visited_pairs == 0
+    x, y = torch.randn(1, 1, n_q, 16, device=DEVICE), torch.randn(1, 1, n_k, 16, device=DEVICE)
+    assert not pc.compile(p, "triton")(x, y, y, q_start=0).any()
 
 
 def test_source_of_a_length():

@@ -87,7 +87,7 @@ MOST_SAMPLED = 256  # lengths that are kept
 def _sampled(p: Pattern, bound: Bound) -> Visits:
     """About what lists of tiles would visit, from a few tiles of queries: lists are long to make, and seldom chosen."""
     kept = p.facts.setdefault("sampled_visits", {})
-    key = bound.n_q, bound.n_k, bound.q_start, bound.heads
+    key = bound.n_q, bound.n_k, bound.q_start, bound.heads, bound.batch
     if key in kept:
         return kept[key]
     tiles = -(-bound.n_q // TILE)

@@ -50,7 +50,7 @@ def parts_at(p: Pattern, bound: Bound) -> tuple[Pattern, ...]:
     Parts in the natural order come first: what is left of a scattered part without a contiguous one keeps its shape in its own
     order, and the other way round a contiguous part would be full of holes.
     """
-    if not isinstance(bound.q_start, int):
+    if not isinstance(bound.q_start, int) or not splits(p):
         return (p,)
 
     def best(part: Pattern) -> tuple[float, bool]:
