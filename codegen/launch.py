@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -18,6 +17,7 @@ from triton.runtime.errors import OutOfResources
 from patternc.codegen import cache, configs
 from patternc.codegen.configs import Config
 from patternc.codegen.descriptors import describe, describe_box, moved, reachable
+from patternc.codegen.device import has_tma, on, precision, shared_memory
 from patternc.codegen.kernels import VECTOR, Kernel, Source, generate
 from patternc.codegen.parameters import box_constants, runtime_values
 from patternc.errors import BackendError
@@ -161,7 +161,7 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
     layouts = [(x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for x in matrices.values()]
     # The number of boxes depends on where they begin, the number of tiles does not.
     start = call.q_start if "boxes" in (call.plan.forward.kind, call.plan.transposed.kind) else None
-    key = (call.plan, name, call.variant, device, dtype, _precision(dtype), start, later, *layouts)
+    key = (call.plan, name, call.variant, device, dtype, precision(dtype), start, later, *layouts)
     while True:
         launch = None if call.configs else _launches.get(key)
         if launch is None:
@@ -178,7 +178,7 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
         for matrix, pattern in launch.descriptors.items():
             values[f"{matrix}_desc"] = moved(pattern, matrices[matrix])
         try:
-            with _on(device):
+            with on(device):
                 launch.function[(launch.grid,)](**values, num_warps=launch.config.warps, num_stages=launch.config.stages)
             return
         except OutOfResources as error:
@@ -205,7 +205,7 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
     align = math.gcd(16, d, dv, *(s for m in matrices.values() for s in _strides(m)))
     constants = {
         "HEADS": heads, "GROUP": heads // kv_heads, "D": d, "DV": dv, "BLOCK_D": configs.padded(d), "BLOCK_DV": configs.padded(dv),
-        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": _precision(dtype), "ALIGN": align,
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": precision(dtype), "ALIGN": align,
     }  # fmt: skip
     grid = -(-count // block)
     in_digits = kernel.variant in ("boxes", "box descriptors")
@@ -251,58 +251,32 @@ def _step_down(call: Call, name: str, launch: Launch, key: tuple, error: OutOfRe
     if call.configs:
         call.configs[name] = config
     device, dtype = key[3:5]
-    _chosen[launch.kernel.text, d, dv, dtype, _precision(dtype), device] = config
+    _chosen[launch.kernel.text, d, dv, dtype, precision(dtype), device] = config
     _launches.pop(key, None)
 
 
 def _config(source: Source, name: str, d: int, dv: int, dtype: torch.dtype, device: torch.device) -> Config:
     """The configuration of a kernel, from the table at first."""
-    key = source.kernels[name].text, d, dv, dtype, _precision(dtype), device
+    key = source.kernels[name].text, d, dv, dtype, precision(dtype), device
     if key not in _chosen:
         _chosen[key] = _first(source, name, d, dv, dtype.itemsize, device)
     return _chosen[key]
 
 
 def _first(source: Source, name: str, d: int, dv: int, itemsize: int, device: torch.device) -> Config:
-    tf32 = _precision(torch.float32) == "tf32"
+    tf32 = precision(torch.float32) == "tf32"
     config = configs.choose(name, source.kernels[name].variant, d, dv, itemsize, configs.is_short(source.plan.forward), tf32)
     if source.kernels[name].arrays:
         # What a mask reads is pipelined too, and its share of a third stage would cost a program on each processor.
         config = replace(config, stages=min(config.stages, 2))
-    return configs.fit(name, config, d, dv, itemsize, _shared_memory(device)) if device.type == "cuda" else config
+    return configs.fit(name, config, d, dv, itemsize, shared_memory(device)) if device.type == "cuda" else config
 
 
 def _variant(matrices) -> str:
     """Descriptors where they serve; exact float32 products take their operands through registers anyway."""
     matrices = list(matrices)
-    exact = matrices[0].dtype == torch.float32 and _precision(torch.float32) == "ieee"
-    return "descriptors" if not exact and _has_tma(matrices[0].device) and all(map(reachable, matrices)) else "pointers"
-
-
-@lru_cache(maxsize=64)
-def _has_tma(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-@lru_cache(maxsize=64)
-def _shared_memory(device: torch.device) -> int:
-    from triton.runtime import driver
-
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return driver.active.utils.get_device_properties(index)["max_shared_mem"]
-
-
-def _on(device: torch.device):
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """Products of float32 follow torch's own setting."""
-    if dtype != torch.float32:
-        return "ieee"
-    matmul = torch.backends.cuda.matmul
-    tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
-    return "tf32" if tf32 else "ieee"
+    exact = matrices[0].dtype == torch.float32 and precision(torch.float32) == "ieee"
+    return "descriptors" if not exact and has_tma(matrices[0].device) and all(map(reachable, matrices)) else "pointers"
 
 
 def _strides(x: torch.Tensor) -> list[int]:

@@ -15,7 +15,7 @@ from patternc.args import bind
 from patternc.codegen.configs import Config
 from patternc.codegen.launch import Call, attention_backward, attention_forward
 from patternc.orders.boxes import box_axis
-from patternc.orders.choose import axes_in_digits, visits_of
+from patternc.orders.choose import axes_in_digits, options, visits_of
 from patternc.orders.digits import Order
 from patternc.orders.parts import parts_at, splits
 from patternc.orders.search import Boxes, Sizes, _Digit, _values, box_tiles, choose_boxes, orders
