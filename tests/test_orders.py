@@ -189,7 +189,7 @@ def test_a_users_own_predicate_gets_the_plan_of_the_primitives():
     assert Order((6, 1)) in orders(lower(own))
 
 
-@pytest.mark.parametrize("p", [pc.random_blocks(2, 32, seed=3, near=0), pc.documents(pc.arg("ids")), (q * k) % 7 == 1], ids=str)
+@pytest.mark.parametrize("p", [pc.random_blocks(2, 32, seed=3, near=0), pc.documents(pc.arg("ids")), (q * k) % 7 == 1, pc.dilate(6) & (k // 6 // (q % 6 + 1) < 4)], ids=str)
 def test_what_has_no_order_keeps_the_natural_one(p):
     assert axes_in_digits(p) == {"k": [], "q": []}
 

@@ -11,7 +11,7 @@ from patternc.layout import layout
 from patternc.orders.boxes import BoxAxis, box_axis
 from patternc.orders.digits import NATURAL, Order
 from patternc.orders.search import Sizes, choose_boxes, orders
-from patternc.passes import lower
+from patternc.passes import lower, variables
 from patternc.plan import AxisPlan, Plan
 from patternc.visits import Visits, visits
 
@@ -46,7 +46,9 @@ class Option:
 def axes_in_digits(p: Pattern) -> dict[str, list[BoxAxis]]:
     """The orders of both directions ("k": q tiles over keys, "q": k tiles over queries) in which a static pattern has bounds."""
     lowered = lower(p)
-    if any(x.op in ("arg", "mul") for x in postorder(lowered)):
+    # Divisors that move with positions are not provably positive in digits.
+    moving = any(x.op in ("div", "mod") and variables(x.args[1]) for x in postorder(lowered))
+    if moving or any(x.op in ("arg", "mul") for x in postorder(lowered)):
         return {"k": [], "q": []}
     forward = [axis for order in orders(lowered) if (axis := box_axis(lowered, order, "k")) is not None]
     return {"k": forward, "q": [axis for one in forward if (axis := box_axis(lowered, one.order, "q")) is not None]}
