@@ -117,21 +117,14 @@ def call_of(compiled, scale: float, bound: Bound, *matrices: torch.Tensor) -> Ca
         q_start=on_device.q_start,
         args=on_device.values,
         bounds=lambda direction, rows, cols: _bounds(compiled, bound, on_device, device, direction, rows, cols),
-        boxes=lambda direction, rows, cols: _boxes(compiled, plan, bound, direction, rows, cols),
+        boxes=lambda direction, rows, cols: _boxes(plan, bound, direction, rows, cols),
     )
 
 
-def _boxes(compiled, plan: Plan, bound: Bound, direction: str, block_m: int, block_n: int) -> Boxes:
+def _boxes(plan: Plan, bound: Bound, direction: str, block_m: int, block_n: int) -> Boxes:
     """The boxes of a direction in digits for tiles of `block_m` queries and `block_n` keys."""
-    kept = compiled.state.setdefault("boxes", {})
-    axis = getattr(plan, direction)
-    sizes = Sizes(bound.n_q, bound.n_k, bound.q_start)
-    key = id(axis), sizes, block_m, block_n
-    if key not in kept:
-        if len(kept) >= MOST_LENGTHS:
-            kept.pop(next(iter(kept)))
-        kept[key] = choose_boxes(axis, sizes, *((block_n, block_m) if direction == "transposed" else (block_m, block_n)))
-    return kept[key]
+    tile = (block_n, block_m) if direction == "transposed" else (block_m, block_n)
+    return choose_boxes(getattr(plan, direction), Sizes(bound.n_q, bound.n_k, bound.q_start), *tile)
 
 
 def _bounds(compiled, bound: Bound, on_device: Bound, device: torch.device, direction: str, rows: int, cols: int):

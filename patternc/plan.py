@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from patternc.analysis.project import R0, R1, Interval, NeedsTable, Projection, Projector, Symbols, ordered
 from patternc.choices import Choice, Listed, Stepped, choose
 from patternc.expr.index import Index, const, where
-from patternc.expr.node import postorder, roomy
+from patternc.expr.node import fact, postorder, roomy
 from patternc.expr.pattern import Pattern, between
 from patternc.expr.transform import rewrite
 from patternc.passes import Conjunct, TooManyConjuncts, disjuncts, lower
@@ -90,6 +90,7 @@ class Plan:
 MOST_RUNS = 8  # a kernel that would unroll more runs than this takes lists or one wide run
 
 
+@fact
 @roomy
 def make_plan(p: Pattern) -> Plan:
     """The plan of a pattern: formulas where they say all there is to say, else tables (runtime data) or lists (static)."""

@@ -19,7 +19,7 @@ from patternc.passes import Conjunct, TooManyConjuncts, disjuncts, variables
 from patternc.plan import MOST_RUNS, AxisPlan, Run, ascending, closed, columns_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BoxAxis:
     """One direction of a plan in digits.
 

@@ -6,8 +6,6 @@ every row tile again, and the reading and writing of partial results.
 
 from __future__ import annotations
 
-import itertools
-
 from patternc.args import Bound
 from patternc.expr.node import fact, postorder, roomy
 from patternc.expr.pattern import Pattern, all_of, negate
@@ -37,7 +35,8 @@ def splits(p: Pattern) -> list[tuple[Pattern, ...]]:
     if not 2 <= len(either) <= MOST_ALTERNATIVES or any(x.op == "arg" for x in postorder(p)):
         return []
     found = []
-    for order in itertools.permutations(either):
+    for last in reversed(range(len(either))):  # what is left of one alternative without the others
+        order = [*either[:last], *either[last + 1 :], either[last]]
         parts = tuple(all_of(*common, a, *(negate(b) for b in order[:i])) for i, a in enumerate(order))
         if all(lower(part).op != "false" for part in parts) and any(axes_in_digits(part)["k"] for part in parts):
             found.append(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -95,6 +96,7 @@ class Boxes:
     full: int
 
 
+@lru_cache(maxsize=1024)
 def choose_boxes(axis: BoxAxis, sizes: Sizes, rows: int, columns: int) -> Boxes | None:
     """The boxes of `rows` and `columns` positions that visit least; None where a digit's bounds depend on other digits."""
     free = list(axis.digits)
