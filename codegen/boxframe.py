@@ -10,7 +10,7 @@ import re
 from patternc.codegen import bounds
 from patternc.codegen.bounds import FIELDS, RUN, Loop, Tiles
 from patternc.codegen.code import COL, HEAD, ROW
-from patternc.codegen.frame import ABOUT_RUNS, TAKEN
+from patternc.codegen.frame import TAKEN, Text
 from patternc.codegen.printer import Printer
 from patternc.codegen.uses import Uses
 from patternc.orders.boxes import BoxAxis
@@ -18,12 +18,15 @@ from patternc.orders.boxes import BoxAxis
 ORDER_PARAMETERS = ("row_boxes",)  # boxes of the first digit's rows
 
 
-class BoxFrame:
+class BoxFrame(Text):
     """The parts of a kernel's text that come from one direction of a plan in digits."""
+
+    unit, bounds_of, bounded = "boxes", "Values", True
 
     def __init__(self, axis: BoxAxis):
         self.axis, self.order = axis, axis.order
-        self.rows, self.row, self.column = axis.row, axis.row, axis.column
+        self.row, self.column = axis.row, axis.column
+        self.exists = "start_ok[None, :]" if self.row == "q" else None
         self.a, self.b = ("M", "N") if self.row == "q" else ("N", "M")  # extents of boxes of rows and of columns
         self.free = list(axis.digits)
         self.uses = Uses()
@@ -208,26 +211,7 @@ class BoxFrame:
         """Store one value a row in a vector [B, H, n_q]."""
         return [f"tl.store({pointer} + tl.cast(b * HEADS + h, tl.int64) * n_q + first + first_offsets, {value}, mask=first_ok)"]
 
-    # ---- as in Frame
-
-    def hoisted(self, head: bool) -> list[str]:
-        lines = [s.text for s in self.printed if not s.level & COL and bool(s.level & HEAD) == head]
-        return [ABOUT_RUNS.replace("Columns", "Values", 1), *lines] if lines else lines
-
-    def before(self) -> list[str]:
-        return ["# Boxes of each run: [start, stop), of which [full_start, full_stop) are full.", *self.tiles.before]
-
-    def loops(self, load, masked_step, full_step) -> list[str]:
-        out = []
-        for loop, partial in ((self.tiles.partial, True), (self.tiles.full, False)):
-            if loop is None:
-                continue
-            out.append(f"for i in tl.range(0, {loop.count}, num_stages=STAGES):  # {'partial boxes, masked' if partial else 'full boxes'}")
-            body = [*loop.tile, *self._start(), *(self._columns() if partial else ()), *load(partial)]
-            if partial:
-                body += self._mask()
-            out += ["    " + line for line in [*body, *(masked_step if partial else full_step)]]
-        return out
+    # ---- columns
 
     def _start(self) -> list[str]:
         lines = []
@@ -241,12 +225,6 @@ class BoxFrame:
             lines.append(f"{self.column}{i}_first = {value}")
         return [*lines, self._position("start", self.column)]
 
-    def _columns(self) -> list[str]:
+    def _places(self) -> list[str]:
         lines = [f"{self.column}{i}_col = ({self.column}{i}_first + {self.column}{i}_local)[None, :]" for i in self.free]
-        lines.append(f"start_ok = {self._exists('start', self.column)}")
-        return lines + [s.text for s in self.printed if s.level & COL and not s.level & ROW]
-
-    def _mask(self) -> list[str]:
-        lines = [s.text for s in self.printed if s.level & COL and s.level & ROW]
-        conditions = (["start_ok[None, :]"] if self.row == "q" else []) + (["allowed"] if self.masked else [])
-        return [*lines, f's = tl.where({" & ".join(conditions)}, s, float("-inf"))'] if conditions else lines
+        return [*lines, f"start_ok = {self._exists('start', self.column)}"]

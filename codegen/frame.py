@@ -6,7 +6,7 @@ import re
 import textwrap
 
 from patternc.codegen import bounds
-from patternc.codegen.code import COL, HEAD, ROW
+from patternc.codegen.code import COL, HEAD, ROW, Statement
 from patternc.codegen.printer import Printer
 from patternc.codegen.uses import Uses, is_pointer
 from patternc.plan import AxisPlan, Plan
@@ -40,10 +40,64 @@ def header(name: str, parameters: list[str], constants: list[str], doc: str) -> 
     )
 
 
-ABOUT_RUNS = "# Columns lo..hi of a run hold all that any row of the tile allows, inner_lo..inner_hi only what every row allows."
+ABOUT_RUNS = "lo..hi of a run hold all that any row of the tile allows, inner_lo..inner_hi only what every row allows."
 
 
-class Frame:
+class Text:
+    """What kernels do with a plan's bounds and mask in any order of positions; each order says where the columns of a tile begin
+    (`_start`) and what their positions are (`_places`).
+
+    Attributes:
+        unit: what a kernel visits, "tiles" or "boxes".
+        bounds_of: what the runs' bounds are, "Columns" or "Values" (of a digit).
+        exists: the text of a test that a column exists; None where scores of those that do not need no mask.
+        tiles, printed, masked, bounded: loops, statements of the mask and the bounds, and whether there are any.
+    """
+
+    unit, bounds_of = "tiles", "Columns"
+    tiles: bounds.Tiles
+    printed: list[Statement]
+    exists: str | None
+    masked: bool
+    bounded: bool
+
+    def hoisted(self, head: bool) -> list[str]:
+        """Statements of the mask and of the bounds outside the loops; `head`: those that depend on the head, else the others."""
+        lines = [s.text for s in self.printed if not s.level & COL and bool(s.level & HEAD) == head]
+        return [f"# {self.bounds_of} {ABOUT_RUNS}", *lines] if lines and self.bounded else lines
+
+    def before(self) -> list[str]:
+        about = f"# {self.unit.capitalize()} of each run: [start, stop), of which [full_start, full_stop) are full."
+        return [about, *self.tiles.before] if self.tiles.before else []
+
+    def loops(self, load, masked_step, full_step) -> list[str]:
+        """The two loops.  `load(check)` gives the statements that load tiles, the steps give those that follow."""
+        out = []
+        for loop, partial in ((self.tiles.partial, True), (self.tiles.full, False)):
+            if loop is None:
+                continue
+            about = f"partial {self.unit}, masked" if partial else f"full {self.unit}"
+            out.append(f"for i in tl.range(0, {loop.count}, num_stages=STAGES):  # {about}")
+            body = [*loop.tile, *self._start(), *(self._columns() if partial else ()), *load(partial)]
+            if partial:
+                body += self._mask()
+            out += ["    " + line for line in [*body, *(masked_step if partial else full_step)]]
+        return out
+
+    def _columns(self) -> list[str]:
+        """The columns' positions and what the pattern reads for them: early, so that the product hides the reads' latency."""
+        return [*self._places(), *(s.text for s in self.printed if s.level & COL and not s.level & ROW)]
+
+    def _mask(self) -> list[str]:
+        """Statements that set scores outside the pattern, and outside the columns there are, to -inf."""
+        lines = [s.text for s in self.printed if s.level & COL and s.level & ROW]
+        conditions = [text for text in (self.exists, "allowed" if self.masked else None) if text]
+        if len(conditions) == 2 and " < " in conditions[0]:
+            conditions[0] = f"({conditions[0]})"
+        return [*lines, f's = tl.where({" & ".join(conditions)}, s, float("-inf"))'] if conditions else lines
+
+
+class Frame(Text):
     """The parts of a kernel's text that come from the plan: positions, bounds, masks.  `boxframe.BoxFrame` is the same in digits."""
 
     def __init__(self, plan: Plan, axis: AxisPlan, rows: str, block_m: str, block_n: str):
@@ -52,6 +106,8 @@ class Frame:
         scalars = {v: (v, 0) for v in ("b", "n_q", "n_k", "r0", "r1", "q_start")}
         variables = {row: (f"{row}_row", ROW), col: (f"{col}_col", COL), "h": ("h", head), **scalars}
         self.rows, self.uses, self.block_n = rows, Uses(), block_n
+        # Queries that do not exist have lse = +inf, so that their weights vanish; keys must be masked.
+        self.exists = "k_col < n_k" if rows == "q" else None
         self.tiles = bounds.tiles(axis, block_n)
         numbered = (f"{name}_{i}" for i in range(axis.count + 1) for name in bounds.FIELDS)
         assigned = re.findall(r"\w+", " ".join(line.partition(" = ")[0] for line in self.tiles.before))
@@ -115,39 +171,9 @@ class Frame:
             f"{row}_row = (r0 + tl.arange(0, BLOCK_{'M' if row == 'q' else 'N'}))[:, None]",
         ]
 
-    def hoisted(self, head: bool) -> list[str]:
-        """Statements of the mask and of the bounds outside the loops; `head`: those that depend on the head, else the others."""
-        lines = [s.text for s in self.printed if not s.level & COL and bool(s.level & HEAD) == head]
-        return [ABOUT_RUNS, *lines] if lines and self.bounded else lines
+    def _start(self) -> list[str]:
+        return [f"start = col_tile * {self.block_n}"]
 
-    def before(self) -> list[str]:
-        return ["# Tiles of each run: [start, stop), of which [full_start, full_stop) are full.", *self.tiles.before] if self.tiles.before else []
-
-    def loops(self, load, masked_step, full_step) -> list[str]:
-        """The two loops.  `load(check)` gives the statements that load tiles, the steps give those that follow."""
-        out = []
-        for loop, partial in ((self.tiles.partial, True), (self.tiles.full, False)):
-            if loop is None:
-                continue
-            out.append(f"for i in tl.range(0, {loop.count}, num_stages=STAGES):  # {'partial tiles, masked' if partial else 'full tiles'}")
-            body = [*loop.tile, f"start = col_tile * {self.block_n}", *(self._columns() if partial else ()), *load(partial)]
-            if partial:
-                body += self._mask()
-            out += ["    " + line for line in [*body, *(masked_step if partial else full_step)]]
-        return out
-
-    def _columns(self) -> list[str]:
-        """The columns' positions and what the pattern reads for them: early, so that the product hides the reads' latency."""
+    def _places(self) -> list[str]:
         name = "k_col = (start" if self.rows == "q" else "q_col = (q_start + start"
-        return [f"{name} + tl.arange(0, {self.block_n}))[None, :]", *(s.text for s in self.printed if s.level & COL and not s.level & ROW)]
-
-    def _mask(self) -> list[str]:
-        """Statements that set scores outside the pattern, and outside the columns there are, to -inf."""
-        k_rows = self.rows == "q"
-        lines = [s.text for s in self.printed if s.level & COL and s.level & ROW]
-        # Queries that do not exist have lse = +inf, so that their weights vanish; keys must be masked.
-        conditions = (["k_col < n_k"] if k_rows else []) + (["allowed"] if self.masked else [])
-        if not conditions:
-            return lines
-        test = conditions[0] if len(conditions) == 1 else "(k_col < n_k) & allowed"
-        return [*lines, f's = tl.where({test}, s, float("-inf"))']
+        return [f"{name} + tl.arange(0, {self.block_n}))[None, :]"]

@@ -8,16 +8,15 @@ doubt, so a wrong guess costs nothing but a longer text.
 from __future__ import annotations
 
 from patternc.errors import PatterncError
-from patternc.expr import arithmetic as ar, index as ix
+from patternc.expr import arithmetic as ar
 from patternc.expr.attention import Attention, Term, TermOver, linear_tail
 from patternc.expr.index import Index
 from patternc.expr.node import Node, postorder
-from patternc.expr.pattern import FULL, Pattern, all_of, any_of, compare
+from patternc.expr.pattern import FULL, Pattern, compare
+from patternc.readings import ATOM, BOTH, COMPARISON, PRODUCT, SUM, UNARY, UNION, XOR, liftings, readings
 from patternc.recognise import Call, named, named_group
 from patternc.recognise_structured import structured
 from patternc.vocabulary import plain
-
-COMPARISON, UNION, XOR, BOTH, SUM, PRODUCT, UNARY, ATOM = range(1, 9)
 
 
 def to_text(node: Node) -> str:
@@ -163,7 +162,7 @@ class Printer:
     def comparison(self, p: Pattern, bare: bool) -> str:
         """The first reading of `low <= core <= high` that is the same node."""
         core, low, high = p.args
-        for relation, left, right in _readings(core, low, high):
+        for relation, left, right in readings(core, low, high):
             if same_node(p, lambda left=left, right=right, relation=relation: compare(left, relation, right)):
                 return f"{self.text(left, UNION, bare)} {relation} {self.text(right, UNION, bare)}"
         return f"within({self.text(core, bare=True)}, {low}, {high})"
@@ -243,7 +242,7 @@ class Printer:
                 return self.join([*first, (f"{last} + {tail}", SUM)], "|", UNION)
             return f"{self.text(exact, SUM)} + {tail}", SUM
         if not explicit:
-            for join, symbol, level, left, rest, inside in _liftings(exact, domain):
+            for join, symbol, level, left, rest, inside in liftings(exact, domain):
                 if join(left, rest) is exact and join(left, inside) is domain:
                     inner = self.attention(rest, inside, term, False)[0]
                     return f"{self.text(left, level)} {symbol} ({inner})", level
@@ -251,58 +250,8 @@ class Printer:
         return f"{self.text(exact, SUM)} + {self._linear_tail(term, over=over)[0]}", SUM
 
 
-def _liftings(exact: Pattern, domain: Pattern):
-    """Readings of (exact, domain) as `left & (rest, inside)` or `left | (rest, inside)`, with `inside` smaller than `domain`."""
-    for op, join, symbol, level in (("and", all_of, "&", BOTH), ("or", any_of, "|", UNION)):
-        parts = domain.args if domain.op == op else (domain,)
-        inner = exact.args if exact.op == op else (exact,)
-        common = {id(p) for p in parts} & {id(p) for p in inner}
-        left = join(*(p for p in parts if id(p) in common))
-        if op == "and":
-            taken = {id(p) for p in parts}
-            yield join, symbol, level, domain, all_of(*(p for p in inner if id(p) not in taken)), FULL
-            yield join, symbol, level, domain, exact, FULL
-        if common and len(common) < len(parts):
-            yield join, symbol, level, left, join(*(p for p in inner if id(p) not in common)), join(*(p for p in parts if id(p) not in common))
-
-
 def same_node(node: Node, build) -> bool:
     try:
         return build() is node
     except PatterncError:
         return False
-
-
-def _readings(core: Index, low: int | None, high: int | None):
-    """Ways to write `low <= core <= high` as one comparison, best first, as (relation, left, right)."""
-    _, parts = ar.terms(core)
-    more = ar.linear(0, {a: c for a, c in parts.items() if c > 0})
-    less = ar.linear(0, {a: -c for a, c in parts.items() if c < 0})
-    both_sides = less.op != "const" and more.op != "const"
-    candidates = []
-    if low == high or None in (low, high):
-        for value in (low, high):
-            if value is not None:
-                candidates += [("==", more, less)] * (both_sides and value == 0) + [("==", core, value)]
-        if low == 1:
-            candidates.append(("!=", core, 0))
-    if high is None and both_sides:
-        candidates += [("<=", less, more), ("<", less, more)]
-    if low is None and both_sides:
-        candidates += [("<=", more, less), ("<", more, less)]
-    if high is None:
-        candidates += [(">=", core, low), (">", core, low - 1)]
-    if low is None:
-        candidates += [("<", core, high + 1), ("<=", core, high)]
-    for relation, left, right in candidates:
-        if abs(right) <= ix.MAX_INT if isinstance(right, int) else True:
-            yield relation, left, ix.as_index(right)
-    if low is not None and high is not None:
-        total, spread = low + high, high - low
-        for factor in (1, 2):
-            try:
-                if total * factor % 2 == 0:
-                    left = ar.absolute(ar.add(ar.scale(core, factor), ix.const(-total * factor // 2)))
-                    yield "<=", left, ix.const(spread * factor // 2)
-            except PatterncError:
-                continue

@@ -287,17 +287,6 @@ def test_nothing_grows_with_the_square_of_the_length():
         assert found.exact and peak < 1 << 27, peak
 
 
-@pytest.mark.parametrize("text", [
-    "causal & dilate(7)", "window(left=11, right=0) | causal & dilate(11)", "causal & block(24) | causal & (k % 24 >= 20)", "(q - k) % 5 != 2", "full",
-    "(q // 8 - k // 8) % 3 == 1", "dilate(48)", "(q % 12 < 6) & (k % 8 >= 3) | window(4)", "(q // 16 - k // 16) % 2 == 0",
-])  # fmt: skip
-def test_patterns_that_repeat_along_the_diagonal(text, monkeypatch):
-    monkeypatch.setattr("patternc.layout.MANY_TILES", 1)
-    p = pc.parse(text)
-    for n_q, n in ((150, 150), (128, 128), (37, 131), (97, 200)):
-        exact(p, n, p.dense(n_q, n).numpy(), n_q=n_q, tiles=((16, 16), (8, 8), (24, 17), (13, 13)))
-
-
 @pytest.mark.parametrize("batch, heads", [((), ()), ((2,), ()), ((), (3,)), ((2,), (3,))])
 def test_tables_of_runtime_block_tables(batch, heads):
     """Row tiles inside one block visit exactly the listed blocks; all others are sound."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-from patternc.errors import BackendError, UnknownNameError, suggest
+from patternc.errors import BackendError, InternalError, UnknownNameError, suggest
 
 DOCUMENT = 1500  # tokens of a document in the `documents` case
 
@@ -138,7 +138,7 @@ def _python(x) -> str:
     if op in ("min", "max"):
         numbers, others = [c for c in a if c.op == "const"], [c for c in a if c.op != "const"]
         if len(numbers) != 1 or len(others) != 1:
-            raise NotImplementedError(op)
+            raise InternalError(f"no Python text for `{x}`")
         x, c = _python(others[0]), _python(numbers[0])
         return f"(torch.clamp({x}, {'max' if op == 'min' else 'min'}={c}) if torch.is_tensor({x}) else {op}({x}, {c}))"
     symbol = {"mul": " * ", "and": " & ", "or": " | ", "div": " // ", "mod": " % "}[op]

@@ -78,15 +78,20 @@ def _check_divisor(m: Index, symbol: str) -> None:
         raise ParameterError(f"the divisor of `{symbol}` must be provably at least 1, and `{shown}` is not", fix=fix)
 
 
+def multiples(x: Index, n: int) -> tuple[Index, Index]:
+    """`(A, R)` with `x == n*A + R`: A takes every term whose coefficient is a multiple of n, and what it can of the constant."""
+    c, parts = terms(x)
+    whole = linear(c // n, {a: w // n for a, w in parts.items() if w % n == 0})
+    return whole, linear(c % n, {a: w for a, w in parts.items() if w % n})
+
+
 def floordiv(x: Index, m: Index) -> Index:
     """Floor division.  `(m*A + B)//m -> A + B//m` and `(A//a)//m -> A//(a*m)`."""
     _check_divisor(m, "//")
     if m.op != "const":
         return const(0) if x.op == "const" and x.args[0] == 0 else Index("div", x, m)
     n = m.args[0]
-    c, parts = terms(x)
-    whole = linear(c // n, {a: w // n for a, w in parts.items() if w % n == 0})
-    rest = linear(c % n, {a: w for a, w in parts.items() if w % n})
+    whole, rest = multiples(x, n)
     if rest.op == "const":  # 0 <= c % n < n
         return whole
     if rest.op == "div" and rest.args[1].op == "const":

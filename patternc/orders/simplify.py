@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
-from patternc.expr.arithmetic import affine, linear, terms
+from patternc.expr.arithmetic import affine, multiples, terms
 from patternc.expr.bounds import INF, bounds
 from patternc.expr.index import Index, const
 from patternc.expr.node import Node
@@ -54,13 +54,6 @@ def in_digits(p: Pattern, order: Order, column: str) -> Pattern:
     return p
 
 
-def _split(x: Index, g: int) -> tuple[Index, Index]:
-    """`(A, R)` with `x == g*A + R`, A holding every term whose coefficient is a multiple of g."""
-    constant, parts = terms(x)
-    whole = {t: w // g for t, w in parts.items() if w % g == 0}
-    return linear(constant // g, whole), linear(constant % g, {t: w for t, w in parts.items() if w % g})
-
-
 def _factors(x: Index, divisor: int = 0) -> list[int]:
     """Coefficients worth taking out of a sum, largest first; those that divide `divisor`, where it is given."""
     return sorted({abs(w) for w in terms(x)[1].values() if abs(w) > 1 and divisor % abs(w) == 0}, reverse=True)
@@ -74,7 +67,7 @@ def _divide(x: Node, known: Bounds) -> Node | None:
     if abs(low) < INF and low // c == high // c:
         return const(int(low // c)) if x.op == "div" else inner - int(low // c) * c
     for g in _factors(inner, c):
-        whole, rest = _split(inner, g)
+        whole, rest = multiples(inner, g)
         low, high = known(rest)
         if abs(low) == INF or low // g != high // g:
             continue
@@ -101,7 +94,7 @@ def _coarse(x: Node, known: Bounds) -> Node | None:
         return None
     core, low, high = x.args
     for g in _factors(core):
-        whole, rest = _split(core, g)
+        whole, rest = multiples(core, g)
         a, b = known(rest)
         if abs(a) == INF or abs(b) == INF or whole.op == "const" or rest.op == "const":
             continue
@@ -117,13 +110,13 @@ def _digitwise(x: Node, known: Bounds) -> Node | None:
         return None
     core, value, _ = x.args
     for g in _factors(core):
-        whole, rest = _split(core, g)
+        whole, rest = multiples(core, g)
         a, b = known(rest)
         if abs(a) == INF or abs(b) == INF or rest.op == "const":
             continue
-        multiples = range(-((int(b) - value) // g), (value - int(a)) // g + 1)
-        if len(multiples) <= MOST_MULTIPLES:
-            return any_of(*(all_of(between(whole, m, m), between(rest, value - g * m, value - g * m)) for m in multiples)) if multiples else EMPTY
+        choices = range(-((int(b) - value) // g), (value - int(a)) // g + 1)
+        if len(choices) <= MOST_MULTIPLES:
+            return any_of(*(all_of(between(whole, m, m), between(rest, value - g * m, value - g * m)) for m in choices)) if choices else EMPTY
     return None
 
 
@@ -168,7 +161,7 @@ def pruned(conjunct: Conjunct, order: Order) -> Conjunct | None:
     out = dict(conjunct)
     for core, (low, high) in conjunct.items():
         for g in _factors(core):
-            whole, rest = _split(core, g)
+            whole, rest = multiples(core, g)
             part, scale, shift = affine(whole)
             if part not in out or part is core:
                 continue
