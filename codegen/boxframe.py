@@ -14,6 +14,7 @@ from patternc.codegen.frame import TAKEN, Text
 from patternc.codegen.printer import Printer
 from patternc.codegen.uses import Uses
 from patternc.orders.boxes import BoxAxis
+from patternc.orders.vectors import sequence
 
 ORDER_PARAMETERS = ("row_boxes",)  # boxes of the first digit's rows
 
@@ -29,6 +30,8 @@ class BoxFrame(Text):
         self.exists = "start_ok[None, :]" if self.row == "q" else None
         self.a, self.b = ("M", "N") if self.row == "q" else ("N", "M")  # extents of boxes of rows and of columns
         self.free = list(axis.digits)
+        # Whether lse and delta of the columns come in the order of `vectors.sequence`.
+        self.gathered = self.column == "q" and axis.scattered
         self.uses = Uses()
         digits = range(len(self.order.strides))
         variables = {name: (name, 0) for name in ("b", "n_q", "n_k", "q_start")}
@@ -160,7 +163,24 @@ class BoxFrame(Text):
             lines.append(f"{r}{i}_row = ({r}{i}_first + {r}{i}_local)[:, None]" if i in self.free else f"{r}{i}_row = {r}{i}_first")
         lines += self._vectors(self.column, self.b, f"BLOCK_{self.b}")
         lines.append(f"start_offsets = {self._offsets(self.column)}")
-        return lines
+        return lines + (self._gathering() if self.gathered else [])
+
+    def _gathering(self) -> list[str]:
+        """The vectors' length, and what each position of a box adds to its entry in them."""
+        first, last = self._digit_range("q", 0)
+        extents = [str(extent) if extent else "periods" for extent in self.order.extents]
+        text = f"q{self.free[0]}_local"
+        for i in self.free[1:]:
+            text = f"{_factor(text)} * {self.order.extents[i]} + q{i}_local"
+        return [f"periods = {last} - {first} + 1", f"slots = {' * '.join(extents)}", f"slot_offsets = {text}"]
+
+    def _slot(self) -> str:
+        """The entry of a box's first position in gathered vectors."""
+        text = ""
+        for i in sequence(self.axis):
+            value = f"q{i}_first" if i else f"q0_first - {self._digit_range('q', 0)[0]}"
+            text = f"{_factor(text)} * {self.order.extents[i] or 'periods'} + {value}" if text else value
+        return f"slot = {text}"
 
     def _vectors(self, side: str, letter: str, block: str) -> list[str]:
         """The local value of every free digit over the entries of a box."""
@@ -193,11 +213,16 @@ class BoxFrame(Text):
             "delta = tl.load(delta_ptr + at, mask=first_ok, other=0.0)",
         ]
 
+    @property
+    def vector_length(self) -> str:
+        return "slots" if self.gathered else "whole"
+
     def column_vectors(self, check: bool) -> list[str]:
+        at = "at = slot + slot_offsets" if self.gathered else "at = start + start_offsets"
         if not check:
-            return ["at = start + start_offsets", "lse = tl.load(lse2_ptr + vectors + at)", "delta = tl.load(delta_ptr + vectors + at)"]
+            return [at, "lse = tl.load(lse2_ptr + vectors + at)", "delta = tl.load(delta_ptr + vectors + at)"]
         return [
-            "at = start + start_offsets",
+            at,
             'lse = tl.load(lse2_ptr + vectors + at, mask=start_ok, other=float("inf"))',
             "delta = tl.load(delta_ptr + vectors + at, mask=start_ok, other=0.0)",
         ]
@@ -223,8 +248,12 @@ class BoxFrame(Text):
             else:
                 value = f"origin_{i} + tile_{i} * {self.b}_{i}"
             lines.append(f"{self.column}{i}_first = {value}")
-        return [*lines, self._position("start", self.column)]
+        return [*lines, self._position("start", self.column), *([self._slot()] if self.gathered else [])]
 
     def _places(self) -> list[str]:
         lines = [f"{self.column}{i}_col = ({self.column}{i}_first + {self.column}{i}_local)[None, :]" for i in self.free]
         return [*lines, f"start_ok = {self._exists('start', self.column)}"]
+
+
+def _factor(text: str) -> str:
+    return text if text.isidentifier() else f"({text})"

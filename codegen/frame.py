@@ -13,7 +13,8 @@ from patternc.plan import AxisPlan, Plan
 
 # Names in kernels that an arg's statements must not take.
 TAKEN = (
-    "b h g kv_h n_q n_k i r0 r1 tile row_tiles program first first_col last_col rows cols start whole at vectors col_tile s "
+    "b h g kv_h n_q n_k i r0 r1 tile row_tiles program first first_col last_col rows cols start whole slot slots periods "
+    "slot_offsets at vectors col_tile s "
     "allowed acc total peak lse delta o dq dk dv swap q_start q_row q_col k_row k_col q_tile k_tile v_tile do_tile bounds triton tl"
 ).split()
 
@@ -121,6 +122,7 @@ class Frame(Text):
         self.parameters = [*self.tiles.parameters, *self.uses.parameters()]
 
     constants = ()  # kernel constants beside those of all kernels
+    vector_length = "whole"  # of lse and delta, for one head
 
     def tile(self) -> list[str]:
         """How many tiles of rows there are."""

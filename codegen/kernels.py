@@ -225,7 +225,7 @@ def _backward_dkdv(plan: Plan, variant: str, later: bool) -> Kernel:
     inner = [
         "h = kv_h * GROUP + g", *a.hoisted(True), *a.before(),
         *(line for m in (q, do) for line in mem.base(m)),
-        "vectors = tl.cast(b * HEADS + h, tl.int64) * whole",
+        f"vectors = tl.cast(b * HEADS + h, tl.int64) * {a.vector_length}",
         *a.loops(load, step, step),
     ]
     body = [
@@ -235,7 +235,7 @@ def _backward_dkdv(plan: Plan, variant: str, later: bool) -> Kernel:
         "b = program // row_tiles // (HEADS // GROUP)",
         "kv_h = program // row_tiles % (HEADS // GROUP)",
         *a.first(),
-        WHOLE,
+        *([WHOLE] if a.vector_length == "whole" else []),
         *a.positions(), "", *a.hoisted(False), "",
         *(line for m in own for line in mem.base(m)),
         f"k_tile = {mem.load(k, 'first', True)}",

@@ -21,6 +21,8 @@ from patternc.codegen.device import has_tma, on, precision, shared_memory
 from patternc.codegen.kernels import VECTOR, Kernel, Source, generate
 from patternc.codegen.parameters import box_constants, runtime_values
 from patternc.errors import BackendError
+from patternc.orders.boxes import BoxAxis
+from patternc.orders.vectors import gathered
 from patternc.plan import Plan
 
 LOG2E = 1.4426950408889634
@@ -75,12 +77,13 @@ def attention_backward(calls: Call | list[Call], q, k, v, o, lse, do, dlse=None)
     calls = calls if isinstance(calls, list) else [calls]
     do = _rows(do.to(o.dtype), warn=False)
     dlse = torch.zeros_like(lse) if dlse is None else dlse.float().contiguous()
-    delta, lse2 = (torch.empty(*lse.shape[:2], _whole(lse.shape[2]), dtype=torch.float32, device=lse.device) for _ in range(2))
+    vectors = torch.empty(2, *lse.shape[:2], _whole(lse.shape[2]), dtype=torch.float32, device=lse.device)
+    delta, lse2 = vectors
     o = _rows(o)
     _launch(calls[0], "backward_rows", {"o": o, "do": do}, {"lse_ptr": lse, "dlse_ptr": dlse, "delta_ptr": delta, "lse2_ptr": lse2})
     flipped, scale, sign = _positive(q, calls[0].scale)
     matrices = {"q": _rows(flipped), "k": _rows(k), "v": _rows(v), "do": do}
-    shared = {"lse2_ptr": lse2, "delta_ptr": delta, "scale": scale, "score_scale": scale * LOG2E}
+    shared = {"scale": scale, "score_scale": scale * LOG2E}
     found: dict[str, torch.Tensor] = {}
     for call in calls:
         before = {f"{name}0": x for name, x in found.items()}
@@ -88,7 +91,8 @@ def attention_backward(calls: Call | list[Call], q, k, v, o, lse, do, dlse=None)
         found = {name: _empty(x, x.shape[2], x.shape[3], dtype) for name, x in (("dq", q), ("dk", k), ("dv", v))}
         for kernel, own in (("backward_dq", ("dq",)), ("backward_dkdv", ("dk", "dv"))):
             mine = {name: found[name] for name in own} | {f"{name}0": before[f"{name}0"] for name in own if before}
-            _launch(call, kernel, {**matrices, **mine}, shared, bool(before))
+            delta, lse2 = _in_order(call, kernel, vectors, q.shape[2])
+            _launch(call, kernel, {**matrices, **mine}, {"lse2_ptr": lse2, "delta_ptr": delta, **shared}, bool(before))
     dq = found["dq"]
     return (dq if sign == 1 else dq.neg() if sign else torch.zeros_like(dq)), found["dk"], found["dv"]
 
@@ -96,6 +100,19 @@ def attention_backward(calls: Call | list[Call], q, k, v, o, lse, do, dlse=None)
 def _whole(n: int) -> int:
     """`n` as whole blocks of the row vectors: so they are aligned, and the tiles that read them never leave them."""
     return -(-n // VECTOR) * VECTOR
+
+
+def _in_order(call: Call, kernel: str, vectors: torch.Tensor, count: int) -> torch.Tensor:
+    """Vectors of the queries [.., n] as a kernel reads them: dk/dv may want those of a box to lie together."""
+    axis = call.plan.transposed
+    if kernel != "backward_dkdv" or axis.kind != "boxes" or not axis.scattered or not vectors.numel():
+        return vectors
+    return vectors.index_select(-1, _gathered(axis, call.q_start, count, vectors.device))
+
+
+@lru_cache(maxsize=64)
+def _gathered(axis: BoxAxis, first: int, count: int, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(gathered(axis, first, count)).to(device)
 
 
 def _positive(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float, int]:

@@ -49,6 +49,11 @@ class BoxAxis:
         return len(self.digits) == len(self.tied) == 1
 
     @property
+    def scattered(self) -> bool:
+        """Whether no digit of the boxes is the last of a position, so that none of their positions are neighbours."""
+        return max(self.digits) < len(self.order.strides) - 1
+
+    @property
     def runs(self) -> tuple[Run, ...]:
         return tuple(run for axis in self.digits.values() for run in axis.runs)
 
