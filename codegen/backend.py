@@ -5,26 +5,32 @@ from __future__ import annotations
 import math
 import os
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from patternc.analysis.runs import members
-from patternc.args import Bound
+from patternc.args import Bound, bind
 from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, attention_backward, attention_forward
 from patternc.codegen.parameters import ChoiceTables, TileLists
-from patternc.errors import BackendError, DeviceError, DtypeError, InternalError
+from patternc.errors import BackendError, DeviceError, DtypeError, InternalError, PatterncError
 from patternc.expr.bounds import INF, bounds
 from patternc.expr.index import MAX_INT
 from patternc.expr.node import postorder
+from patternc.expr.pattern import Pattern
 from patternc.layout import layout
+from patternc.orders.choose import predicted
 from patternc.orders.search import Boxes, Sizes, choose_boxes
 from patternc.plan import AxisPlan, Plan
+from patternc.rates import Config, Shape, card
+from patternc.signature import signature
 from patternc.tables import run_table
 from patternc.visits import choice_tables
 
 MOST_HEAD_DIM = 256
+TYPICAL, TYPICAL_HEADS = 8192, 8  # tokens and heads for which configurations are chosen
 MOST_LENGTHS = 64  # lengths whose tile lists are kept
 MOST_TABLES = 8  # tables of runtime data that are kept: two directions for a few sets of args
 
@@ -52,15 +58,19 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
     check_width(compiled, bound)
     if wide:
         raise InternalError("a term reached the triton backend")
-    parts, found = compiled.parts_at(bound), None
+    parts, found = compiled.parts_at(bound, shape_of(q, v)), None
     for part in parts:
         found = attention_forward(call_of(part, scale, bound, q, k, v), q, k, v, found, part is not parts[-1])
     return found
 
 
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound):
-    calls = [call_of(part, scale, bound, q, k, v, out, dout) for part in compiled.parts_at(bound)]
+    calls = [call_of(part, scale, bound, q, k, v, out, dout) for part in compiled.parts_at(bound, shape_of(q, v))]
     return attention_backward(calls, q, k, v, out, lse, dout, dlse)
+
+
+def shape_of(q: torch.Tensor, v: torch.Tensor) -> Shape:
+    return Shape.of(q.shape[3], v.shape[3], q.element_size())
 
 
 def check_width(compiled, bound: Bound) -> None:
@@ -110,7 +120,8 @@ def call_of(compiled, scale: float, bound: Bound, *matrices: torch.Tensor) -> Ca
     on_device = _prepared.get(bound) or _prepared.setdefault(bound, bound.torch(device))
     # Within a box, offsets are 32 bits wide, and a box may span the sequence.
     reach = max(x.stride(2) for x in matrices) * max(bound.n_q, bound.n_k)
-    plan = compiled.plan_at(bound) if reach < 2**31 else compiled.plan
+    shape = shape_of(matrices[0], matrices[2])
+    plan = compiled.plan_at(bound, shape) if reach < 2**31 else compiled.plan
     return Call(
         plan=plan,
         scale=scale,
@@ -118,7 +129,23 @@ def call_of(compiled, scale: float, bound: Bound, *matrices: torch.Tensor) -> Ca
         args=on_device.values,
         bounds=lambda direction, rows, cols: _bounds(compiled, bound, on_device, device, direction, rows, cols),
         boxes=lambda direction, rows, cols: _boxes(plan, bound, direction, rows, cols),
+        fit=lambda kernel, access, candidates: _fit(compiled.exact, plan, bound, shape, kernel, access, candidates),
     )
+
+
+def _fit(p: Pattern, plan: Plan, bound: Bound, shape: Shape, kernel: str, access: str, candidates: tuple[Config, ...]) -> Config:
+    """The configuration that is predicted to be fastest, at a length of its own where plans are the same for all lengths."""
+    axis = plan.transposed if kernel == "backward_dkdv" else plan.forward
+    rates = [r for r in card().find(kernel, access, shape) if r.config in candidates]
+    if len(rates) < 2 or signature(p):
+        return candidates[0]
+    if axis.kind != "boxes":
+        heads = 1 if axis.kind == "list" else min(bound.heads, TYPICAL_HEADS)
+        try:
+            bound = bind(p, {}, TYPICAL, heads=heads)
+        except PatterncError:  # a pattern of one length, or of so many heads
+            bound = replace(bound, heads=heads)
+    return min(rates, key=lambda rate: predicted(p, axis, bound, kernel, rate).time).config
 
 
 def _boxes(plan: Plan, bound: Bound, direction: str, block_m: int, block_n: int) -> Boxes:

@@ -14,7 +14,7 @@ from patternc.codegen.frame import TAKEN, Text
 from patternc.codegen.printer import Printer
 from patternc.codegen.uses import Uses
 from patternc.orders.boxes import BoxAxis
-from patternc.orders.vectors import sequence
+from patternc.orders.vectors import VECTOR, sequence
 
 ORDER_PARAMETERS = ("row_boxes",)  # boxes of the first digit's rows
 
@@ -172,7 +172,8 @@ class BoxFrame(Text):
         text = f"q{self.free[0]}_local"
         for i in self.free[1:]:
             text = f"{_factor(text)} * {self.order.extents[i]} + q{i}_local"
-        return [f"periods = {last} - {first} + 1", f"slots = {' * '.join(extents)}", f"slot_offsets = {text}"]
+        periods = f"periods = tl.cdiv({last} - {first} + 1, {VECTOR}) * {VECTOR} + {VECTOR}"
+        return [periods, f"slots = {' * '.join(extents)}", f"slot_offsets = {text}"]
 
     def _slot(self) -> str:
         """The entry of a box's first position in gathered vectors."""
@@ -219,7 +220,8 @@ class BoxFrame(Text):
 
     def column_vectors(self, check: bool) -> list[str]:
         at = "at = slot + slot_offsets" if self.gathered else "at = start + start_offsets"
-        if not check:
+        # Gathered vectors have entries, +inf and 0, beyond the last value of the first digit.
+        if not check or (self.gathered and self.free == [0]):
             return [at, "lse = tl.load(lse2_ptr + vectors + at)", "delta = tl.load(delta_ptr + vectors + at)"]
         return [
             at,

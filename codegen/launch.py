@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -18,11 +19,11 @@ from patternc.codegen import cache, configs
 from patternc.codegen.configs import Config
 from patternc.codegen.descriptors import describe, describe_box, moved, reachable
 from patternc.codegen.device import has_tma, on, precision, shared_memory
-from patternc.codegen.kernels import VECTOR, Kernel, Source, generate
+from patternc.codegen.kernels import Kernel, Source, generate
 from patternc.codegen.parameters import box_constants, runtime_values
 from patternc.errors import BackendError
 from patternc.orders.boxes import BoxAxis
-from patternc.orders.vectors import gathered
+from patternc.orders.vectors import VECTOR, gathered
 from patternc.plan import Plan
 
 LOG2E = 1.4426950408889634
@@ -42,6 +43,7 @@ class Call:
             "list" (`TileLists`), and for formulas whose runs choose (`ChoiceTables`); direction is "forward" or "transposed",
             rows and cols the size of its tiles.
         boxes: `boxes(direction, rows, cols)` for plans in digits, an `orders.search.Boxes`.
+        fit: `fit(kernel, access, candidates)`, the configuration to try first; without it the first candidate.
         variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.
     """
@@ -52,6 +54,7 @@ class Call:
     args: dict = field(default_factory=dict)
     bounds: object = None
     boxes: object = None
+    fit: object = None
     variant: str | None = None
     configs: dict[str, Config] = field(default_factory=dict)
 
@@ -97,9 +100,32 @@ def attention_backward(calls: Call | list[Call], q, k, v, o, lse, do, dlse=None)
     return (dq if sign == 1 else dq.neg() if sign else torch.zeros_like(dq)), found["dk"], found["dv"]
 
 
+def run_kernel(call: Call, kernel: str, q, k, v, do, merge: bool = False) -> Callable[[], None]:
+    """One launch of "forward", "backward_dq" or "backward_dkdv" alone, for timing: lse and delta are zeros.
+
+    Args:
+        merge: the launch is that of a part between others, which reads and writes float32.
+    """
+    dtype = torch.float32 if merge else q.dtype
+    matrices = {"q": q, "k": k, "v": v}
+    extra = {"score_scale": call.scale * LOG2E}
+    if kernel == "forward":
+        matrices["o"] = torch.empty_like(do, dtype=dtype)
+        extra["lse_ptr"] = torch.zeros(q.shape[:3], device=q.device)
+        if merge:
+            matrices["o0"], extra["lse0_ptr"] = torch.zeros_like(matrices["o"]), torch.zeros_like(extra["lse_ptr"])
+    else:
+        vectors = torch.zeros(2, *q.shape[:2], _whole(q.shape[2]), device=q.device)
+        delta, lse2 = _in_order(call, kernel, vectors, q.shape[2])
+        extra |= {"lse2_ptr": lse2, "delta_ptr": delta, "scale": call.scale}
+        own = {"backward_dq": {"dq": q}, "backward_dkdv": {"dk": k, "dv": v}}[kernel]
+        matrices |= {"do": do, **{name: torch.empty_like(x, dtype=dtype) for name, x in own.items()}}
+    return lambda: _launch(call, kernel, matrices, extra, merge)
+
+
 def _whole(n: int) -> int:
-    """`n` as whole blocks of the row vectors: so they are aligned, and the tiles that read them never leave them."""
-    return -(-n // VECTOR) * VECTOR
+    """The length of vectors of `n` queries: aligned, more than `n`, and such that the tiles that read them never leave them."""
+    return (n // VECTOR + 1) * VECTOR
 
 
 def _in_order(call: Call, kernel: str, vectors: torch.Tensor, count: int) -> torch.Tensor:
@@ -216,7 +242,7 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
     heads = queries.shape[1]
     kv_heads = matrices["k"].shape[1] if "k" in matrices else heads
     rows = matrices["k"] if name == "backward_dkdv" else queries
-    config = call.configs.get(name) or _config(source, name, d, dv, dtype, any_v.device)
+    config = call.configs.get(name) or _config(call, source, name, d, dv, dtype, any_v.device)
     count = _whole(rows.shape[2]) if name == "backward_rows" else rows.shape[2]
     block = config.block_n if name == "backward_dkdv" else config.block_m
     align = math.gcd(16, d, dv, *(s for m in matrices.values() for s in _strides(m)))
@@ -272,21 +298,21 @@ def _step_down(call: Call, name: str, launch: Launch, key: tuple, error: OutOfRe
     _launches.pop(key, None)
 
 
-def _config(source: Source, name: str, d: int, dv: int, dtype: torch.dtype, device: torch.device) -> Config:
-    """The configuration of a kernel, from the table at first."""
+def _config(call: Call, source: Source, name: str, d: int, dv: int, dtype: torch.dtype, device: torch.device) -> Config:
+    """The configuration of a kernel, from the table at first; equal for all lengths, so that a new one compiles nothing."""
     key = source.kernels[name].text, d, dv, dtype, precision(dtype), device
     if key not in _chosen:
-        _chosen[key] = _first(source, name, d, dv, dtype.itemsize, device)
+        _chosen[key] = _first(call, source.kernels[name], d, dv, dtype.itemsize, device)
     return _chosen[key]
 
 
-def _first(source: Source, name: str, d: int, dv: int, itemsize: int, device: torch.device) -> Config:
-    tf32 = precision(torch.float32) == "tf32"
-    config = configs.choose(name, source.kernels[name].variant, d, dv, itemsize, configs.is_short(source.plan.forward), tf32)
-    if source.kernels[name].arrays:
+def _first(call: Call, kernel: Kernel, d: int, dv: int, itemsize: int, device: torch.device) -> Config:
+    found = configs.candidates(kernel.name, kernel.variant, d, dv, itemsize, precision(torch.float32) == "tf32")
+    config = found[0] if len(found) == 1 or call.fit is None else call.fit(kernel.name, kernel.variant, found)
+    if kernel.arrays:
         # What a mask reads is pipelined too, and its share of a third stage would cost a program on each processor.
         config = replace(config, stages=min(config.stages, 2))
-    return configs.fit(name, config, d, dv, itemsize, shared_memory(device)) if device.type == "cuda" else config
+    return configs.fit(kernel.name, config, d, dv, itemsize, shared_memory(device)) if device.type == "cuda" else config
 
 
 def _variant(matrices) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import triton
 
 
-def median_ms(work: Callable[[], object]) -> float:
-    """The median time of a call in ms by device events, warmed up, with a cold L2."""
-    return triton.testing.do_bench(work, warmup=50, rep=200, return_mode="median")
+def median_ms(work: Callable[[], object], warmup: int = 50, rep: int = 200) -> float:
+    """The median time of a call in ms by device events, with a cold L2; warmed up for about `warmup` ms, repeated for about `rep` ms."""
+    return triton.testing.do_bench(work, warmup=warmup, rep=rep, return_mode="median")
 
 
 def version() -> str:

@@ -189,6 +189,20 @@ def bench_attention(
 
 
 @app.command()
+def tune(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The table, as JSON.")] = Path("rates.json"),
+    width: Annotated[Optional[list[int]], typer.Option("--width", help="Head dimensions: 64, 128, 256; all by default.")] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that compile kernels.")] = 8,
+):
+    """What kernels cost on this machine's GPU: the table that orders and tiles are chosen by."""
+    from patternc.codegen import tuning
+
+    card = tuning.measure(tuple(width or ()), workers, progress=lambda line: print(line, file=sys.stderr))
+    output.write_text(card.json())
+    write(f"wrote {output}: {sum(map(len, card.rates.values()))} configurations on {card.name}")
+
+
+@app.command()
 def fuzz(
     seconds: Annotated[Optional[float], typer.Option("--seconds", min=0, help="Stop after this long; by default when interrupted.")] = None,
     seed: Annotated[Optional[int], typer.Option("--seed", min=0, help="Of the first example.")] = None,

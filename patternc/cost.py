@@ -11,6 +11,7 @@ from patternc.layout import layout
 from patternc.orders.choose import plan_at, visits_of
 from patternc.orders.parts import parts_at
 from patternc.plan import Plan, make_plan
+from patternc.rates import Shape
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ def cost(
     value_dim = head_dim if value_dim is None else count("value_dim", value_dim)
     kv_heads = bound.heads if kv_heads is None else count("kv_heads", kv_heads)
     allowed = layout(p, bound, tile, count=True).allowed_pairs
-    parts = parts_at(p, bound)
-    plans = [plan_at(part, plan if part is p else make_plan(part), bound) for part in parts]
+    shape = Shape.of(head_dim, value_dim)
+    parts = parts_at(p, bound, shape)
+    plans = [plan_at(part, plan if part is p else make_plan(part), bound, shape) for part in parts]
     seen = [visits_of(part, own.forward, bound, tile) for part, own in zip(parts, plans)]
     pairs, full, partial = (sum(getattr(one, name) for one in seen) for name in ("pairs", "full_tiles", "partial_tiles"))
     traffic = 2 * (bound.n_q * heads + bound.n_k * kv_heads) * (head_dim + value_dim)

@@ -15,6 +15,7 @@ from patternc.orders.boxes import BoxAxis
 from patternc.orders.choose import Option, axes_in_digits, options, plan_at
 from patternc.orders.parts import parts_at
 from patternc.plan import AxisPlan, Plan, Run, make_plan
+from patternc.rates import Shape
 
 DIRECTIONS = {"forward": ("q tiles over keys", "forward, dq"), "transposed": ("k tiles over queries", "dk, dv")}
 
@@ -129,12 +130,12 @@ def explain(
 
     natural = make_plan(exact)
     bound = first_row(bind(exact, own, n_q, n_k, heads, batch, q_start))
-    compared = {}
+    shape, compared = Shape.of(head_dim, value_dim), {}
     if isinstance(bound.q_start, int) and any(axes_in_digits(exact).values()):
-        compared = {name: options(exact, getattr(natural, name), bound, column) for name, column in (("forward", "k"), ("transposed", "q"))}
+        compared = {name: options(exact, getattr(natural, name), bound, column, shape) for name, column in (("forward", "k"), ("transposed", "q"))}
     plan = replace(natural, **{name: found[0].axis for name, found in compared.items()})
-    pieces = parts_at(exact, bound)
-    pieces = tuple((p, plan_at(p, make_plan(p), bound)) for p in pieces) if len(pieces) > 1 else ()
+    pieces = parts_at(exact, bound, shape)
+    pieces = tuple((p, plan_at(p, make_plan(p), bound, shape)) for p in pieces) if len(pieces) > 1 else ()
     price = cost(
         exact,
         natural,

@@ -30,6 +30,7 @@ from patternc.orders.choose import axes_in_digits, plan_at
 from patternc.orders.parts import parts_at, splits
 from patternc.passes import Conjunct, lower
 from patternc.plan import Plan, make_plan
+from patternc.rates import HALF, Shape
 from patternc.tables import runtime_conjuncts
 
 BACKENDS = {"triton": "patternc.codegen.backend", "cpu": "patternc.cpu_backend", "reference": "patternc.reference_backend"}
@@ -58,29 +59,29 @@ class Compiled:
     def plan(self) -> Plan:
         return make_plan(self.exact)
 
-    def parts_at(self, bound: Bound) -> list[Compiled]:
+    def parts_at(self, bound: Bound, shape: Shape = HALF) -> list[Compiled]:
         """The disjoint parts that kernels run one after the other at the lengths of a call: mostly the pattern alone; kept."""
         if not splits(self.exact):
             return [self]
         kept = self.state.setdefault("parts", {})
-        key = bound.n_q, bound.n_k, bound.heads, bound.q_start
+        key = bound.n_q, bound.n_k, bound.heads, bound.q_start, shape
         if key not in kept:
             if len(kept) >= MOST_SIZES:
                 kept.pop(next(iter(kept)))
-            found = parts_at(self.exact, bound)
+            found = parts_at(self.exact, bound, shape)
             kept[key] = [self] if len(found) == 1 else [compiled(part) for part in found]
         return kept[key]
 
-    def plan_at(self, bound: Bound) -> Plan:
+    def plan_at(self, bound: Bound, shape: Shape = HALF) -> Plan:
         """The plan for the lengths of a call; kept."""
         if not any(axes_in_digits(self.exact).values()) or not isinstance(bound.q_start, int):
             return self.plan
         kept = self.state.setdefault("plans", {})
-        key = bound.n_q, bound.n_k, bound.heads, bound.q_start
+        key = bound.n_q, bound.n_k, bound.heads, bound.q_start, shape
         if key not in kept:
             if len(kept) >= MOST_SIZES:
                 kept.pop(next(iter(kept)))
-            kept[key] = plan_at(self.exact, self.plan, bound)
+            kept[key] = plan_at(self.exact, self.plan, bound, shape)
         return kept[key]
 
     @cached_property

@@ -18,17 +18,17 @@ plan = Plan(
     AxisPlan("formula", (Run(R0 - WIDTH + 1, R1, R1 - WIDTH + 1, R0),), 1, True),
     AxisPlan("formula", (Run(R0, R1 + WIDTH - 1, R1, R0 + WIDTH - 1),), 1, True),
 )
-KERNELS = [("forward", False), ("forward", True), ("backward_dq", False), ("backward_dkdv", False)]
-CASES = [(variant, d, kernel, short) for variant in ("descriptors", "pointers") for d in (64, 128) for kernel, short in KERNELS]
+KERNELS = ("forward", "backward_dq", "backward_dkdv")
+CASES = [
+    (variant, d, kernel, config)
+    for variant in ("descriptors", "pointers") for d in (64, 128) for kernel in KERNELS for config in configs.candidates(kernel, variant, d, d, 2)
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def reports():
-    def job(variant, d, kernel, short):
-        return offline.Job(generate(plan, variant), kernel, "bf16", d, d, configs.choose(kernel, variant, d, d, 2, short))
-
-    jobs = [job(*case) for case in CASES]
-    rows = offline.Job(generate(plan), "backward_rows", "bf16", 128, 128, configs.choose("backward_rows", "pointers", 128, 128, 2))
+    jobs = [offline.Job(generate(plan, variant), kernel, "bf16", d, d, config) for variant, d, kernel, config in CASES]
+    rows = offline.Job(generate(plan), "backward_rows", "bf16", 128, 128, *configs.candidates("backward_rows", "pointers", 128, 128, 2))
     return dict(zip([*CASES, "rows"], offline.compile_all([*jobs, rows])))
 
 
@@ -51,7 +51,7 @@ def test_descriptor_loops_copy_by_tma(reports):
 
 def test_pointer_loads_are_wide(reports):
     """Strides are not specialised, and yet 16 bytes are copied at a time."""
-    report = reports["pointers", 128, "forward", True]
+    report = next(report for case, report in reports.items() if case[:3] == ("pointers", 128, "forward"))
     assert "LDGSTS.E.BYPASS.128" in report.sass
     assert "LDGSTS.E.32" not in report.sass and report.instructions["LDGSTS"] <= 96
 
@@ -85,9 +85,9 @@ def test_choices_keep_loops_in_registers():
     """A run among the tiles of a shared list, and one in steps, each in the gaps of a window."""
     plans = [make_plan(pc.causal & (pc.window(512) | other)) for other in ((pc.k // 16 % 8 == 7), pc.dilate(256))]
     jobs = [
-        offline.Job(generate(p, "descriptors"), kernel, "bf16", 128, 128, configs.choose(kernel, "descriptors", 128, 128, 2))
+        offline.Job(generate(p, "descriptors"), kernel, "bf16", 128, 128, configs.candidates(kernel, "descriptors", 128, 128, 2)[0])
         for p in plans
-        for kernel in ("forward", "backward_dq", "backward_dkdv")
+        for kernel in KERNELS
     ]
     assert all(report.stack <= 16 and report.loop_spills == 0 for report in offline.compile_all(jobs))
 
@@ -97,18 +97,16 @@ def test_boxes_keep_loops_in_registers(d, p, variant):
     order = orders(lower(p))[-1]
     in_digits = Plan(p, box_axis(lower(p), order, "k"), box_axis(lower(p), order, "q"))
     source, jobs = generate(in_digits, variant), []
-    for kernel, axis in (("forward", in_digits.forward), ("backward_dq", in_digits.forward), ("backward_dkdv", in_digits.transposed)):
-        config = configs.choose(kernel, source.kernels[kernel].variant, d, d, 2)
-        rows, columns = (config.block_n, config.block_m) if kernel == "backward_dkdv" else (config.block_m, config.block_n)
-        boxes = choose_boxes(axis, Sizes(16384, 16384, 0), rows, columns)
-        jobs.append(offline.Job(source, kernel, "bf16", d, d, config, boxes=boxes))
+    for kernel, axis in zip(KERNELS, (in_digits.forward, in_digits.forward, in_digits.transposed)):
+        for config in configs.candidates(kernel, source.kernels[kernel].variant, d, d, 2):
+            boxes = choose_boxes(axis, Sizes(16384, 16384, 0), *config.tile(kernel))
+            jobs.append(offline.Job(source, kernel, "bf16", d, d, config, boxes=boxes))
     for report, job in zip(offline.compile_all(jobs), jobs):
         assert report.stack <= 16 and report.loop_spills == 0, (job.kernel, report.registers, report.stack)
 
 
 def test_float32():
-    kernels = ("forward", "backward_dq", "backward_dkdv")
-    jobs = [offline.Job(generate(plan), kernel, "fp32", 64, 64, configs.choose(kernel, "pointers", 64, 64, 4)) for kernel in kernels]
+    jobs = [offline.Job(generate(plan), kernel, "fp32", 64, 64, *configs.candidates(kernel, "pointers", 64, 64, 4)) for kernel in KERNELS]
     assert all(report.stack <= 16 for report in offline.compile_all(jobs))
 
 

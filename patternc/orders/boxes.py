@@ -79,7 +79,7 @@ def box_axis(lowered: Pattern, order: Order, column: str) -> BoxAxis | None:
         if split is None:
             return None
         for i in free:
-            # Comparisons on the row alone empty the product wherever they empty one factor.
+            # Comparisons on several digits of the row empty the product wherever they empty one factor.
             own = split.get(i, {}) | (split.get(None, {}) if i == free[0] else {})
             try:
                 projection = Projector(f"{column}{i}", Symbols(spans)).project(own)
@@ -116,8 +116,11 @@ def _without_ties(p: Pattern, tied: tuple[int, ...]) -> Pattern:
 
 
 def _by_digit(conjunct: Conjunct, order: Order, column: str, tied: tuple[int, ...]) -> dict | None:
-    """Comparisons by the column digit that they bound, those on the row under None; None where one mentions several digits."""
-    names = {name: i for i, name in enumerate(order.names(column))}
+    """Comparisons by the column digit that they bound, or the row digit that they read alone; others on the row under None.
+
+    None where one mentions several column digits.
+    """
+    names, rows = ({name: i for i, name in enumerate(order.names(side))} for side in (column, "q" if column == "k" else "k"))
     out: dict = {}
     for core, interval in conjunct.items():
         found = [names[v] for v in variables(core) if v in names]
@@ -125,6 +128,9 @@ def _by_digit(conjunct: Conjunct, order: Order, column: str, tied: tuple[int, ..
             continue
         if len(found) > 1 or (found and found[0] in tied):
             return None
+        if not found:
+            found = [rows[v] for v in variables(core) if v in rows]
+            found = found if len(found) == 1 and found[0] not in tied else []
         out.setdefault(found[0] if found else None, {})[core] = interval
     return out
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from patternc.args import Bound
 from patternc.expr.node import fact, postorder, roomy
 from patternc.expr.pattern import Pattern
 from patternc.layout import layout
 from patternc.orders.boxes import BoxAxis, box_axis
 from patternc.orders.digits import NATURAL, Order
-from patternc.orders.search import Sizes, choose_boxes, orders
+from patternc.orders.search import Boxes, Sizes, choose_boxes, orders
 from patternc.passes import lower, variables
 from patternc.plan import AxisPlan, Plan
+from patternc.rates import HALF, Rate, Shape, card, mask_weight
 from patternc.visits import Visits, visits
 
-TILE = 64  # rows and columns of the tiles that orders are compared by
-# Times in units of one full 64 x 64 tile, fitted to published rows of windows (the study of orders); to be measured on the card.
-PARTIAL = 0.15  # more for a tile with a mask
-PROGRAM = 2.3  # start and end of a program
-POINTERS = 1.1  # tiles that are read by pointers, beside descriptors
+TILE = 64  # rows and columns of the tiles that orders are compared by, where such tiles were measured
+KERNEL = {"k": "forward", "q": "backward_dkdv"}  # whose times decide the order of a direction
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,13 @@ class Option:
 
     Attributes:
         axis: how tiles are found.
+        boxes: the boxes of digits that were counted; None in the natural order.
         pairs: positions in visited tiles, for all heads.
-        time: predicted, in units of a full tile.
+        time: predicted microseconds, launches not counted.
     """
 
     axis: AxisPlan | BoxAxis
+    boxes: Boxes | None
     pairs: int
     time: float
 
@@ -58,59 +60,89 @@ def visits_of(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, tile: tuple[in
     """What kernels visit in one direction (`visits.visits`), in digits too; `tile` is rows and columns of that direction."""
     if axis.kind != "boxes":
         return visits(p, axis, bound, tile, transposed)
-    boxes = choose_boxes(axis, Sizes(bound.n_q, bound.n_k, bound.q_start), *tile)
-    times = bound.heads * bound.batch
+    return _in_boxes(choose_boxes(axis, Sizes(bound.n_q, bound.n_k, bound.q_start), *tile), tile, bound.heads * bound.batch)
+
+
+def _in_boxes(boxes: Boxes, tile: tuple[int, int], times: int) -> Visits:
     return Visits(boxes.tiles * tile[0] * tile[1] * times, boxes.full * times, (boxes.tiles - boxes.full) * times, None)
 
 
-def options(p: Pattern, natural: AxisPlan, bound: Bound, column: str) -> list[Option]:
+def options(p: Pattern, natural: AxisPlan, bound: Bound, column: str, shape: Shape = HALF) -> list[Option]:
     """The natural order and those in digits of one direction, by predicted time; `bound` has an int `q_start`."""
-    sizes, transposed = Sizes(bound.n_q, bound.n_k, bound.q_start), column == "q"
-    rows = bound.n_k if transposed else bound.n_q
     found = []
     for axis in (natural, *axes_in_digits(p)[column]):
-        programs, rate = -(-rows // TILE), 1.0
-        if axis is not natural:
-            boxes = choose_boxes(axis, sizes, TILE, TILE)
-            if boxes is None:
-                continue
-            described = axis.one_digit and all(x % axis.order.strides[0] == 0 for x in (bound.n_q, bound.n_k, bound.q_start))
-            programs, rate = boxes.programs, 1.0 if described else POINTERS
-        seen = _sampled(p, bound) if axis.kind == "list" else visits_of(p, axis, bound, (TILE, TILE), transposed)
-        work = rate * (seen.full_tiles + seen.partial_tiles) + PARTIAL * seen.partial_tiles
-        found.append(Option(axis, seen.pairs, work + PROGRAM * programs * bound.heads * bound.batch))
+        rate = card().rate(KERNEL[column], access_of(axis, bound), shape)
+        option = predicted(p, axis, bound, KERNEL[column], rate)
+        if option is not None:
+            found.append(option)
     return sorted(found, key=lambda option: option.time)
 
 
-SAMPLES = 3
+def predicted(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, kernel: str, rate: Rate) -> Option | None:
+    """What a kernel visits in one direction, and how long that takes; None where boxes do not serve.  Lists of tiles are estimated."""
+    rows, columns = rate.config.tile(kernel)
+    transposed = kernel == "backward_dkdv"
+    heads = bound.heads * bound.batch
+    boxes, mask = None, lower(p)
+    if axis.kind == "boxes":
+        boxes, mask = choose_boxes(axis, Sizes(bound.n_q, bound.n_k, bound.q_start), rows, columns), axis.mask
+        if boxes is None:
+            return None
+        programs, seen = boxes.programs, _in_boxes(boxes, (rows, columns), heads)
+    else:
+        programs = -(-(bound.n_k if transposed else bound.n_q) // rows)
+        tile = (columns, rows) if transposed else (rows, columns)
+        seen = _sampled(p, bound, tile) if axis.kind == "list" else visits(p, axis, bound, (rows, columns), transposed)
+    work = rate.work(programs * heads, seen.full_tiles, seen.partial_tiles, mask_weight(mask))
+    return Option(axis, boxes, seen.pairs, card().microseconds(work, programs * heads))
+
+
+def access_of(axis: AxisPlan | BoxAxis, bound: Bound) -> str:
+    """How kernels reach memory, where nothing about the tensors hinders it (`codegen.access`)."""
+    if axis.kind != "boxes":
+        return "descriptors"
+    whole = all(x % axis.order.strides[0] == 0 for x in (bound.n_q, bound.n_k, bound.q_start))
+    return "box descriptors" if axis.one_digit and whole else "boxes"
+
+
+SAMPLES, SAMPLED_TILES = 4, 4  # places that are looked at, and tiles of queries at each
+SAMPLED_HEADS = 4
+GOLDEN = (5**0.5 - 1) / 2
 MOST_SAMPLED = 256  # lengths that are kept
 
 
-def _sampled(p: Pattern, bound: Bound) -> Visits:
+def _sampled(p: Pattern, bound: Bound, tile: tuple[int, int]) -> Visits:
     """About what lists of tiles would visit, from a few tiles of queries: lists are long to make, and seldom chosen."""
     kept = p.facts.setdefault("sampled_visits", {})
-    key = bound.n_q, bound.n_k, bound.q_start, bound.heads, bound.batch
+    key = bound.n_q, bound.n_k, bound.q_start, bound.heads, bound.batch, tile
     if key in kept:
         return kept[key]
-    tiles = -(-bound.n_q // TILE)
-    chosen = sorted({tiles * i // SAMPLES for i in range(1, SAMPLES)} | {0, tiles - 1})
-    full = partial = 0
-    for tile in chosen:
-        rows = replace(bound, n_q=min(TILE, bound.n_q - tile * TILE), q_start=bound.q_start + tile * TILE)
-        found = layout(p, rows, (TILE, TILE))
-        full, partial = full + found.full_tiles, partial + found.partial_tiles
-    full, partial = (x * tiles // len(chosen) for x in (full, partial))
+    tiles = -(-bound.n_q // tile[0])
+    some = replace(bound, heads=min(bound.heads, SAMPLED_HEADS))
+
+    def looked(first: int, count: int) -> np.ndarray:
+        rows = replace(some, n_q=min(count * tile[0], bound.n_q - first * tile[0]), q_start=bound.q_start + first * tile[0])
+        found = layout(p, rows, tile)
+        return np.array([found.full_tiles, found.partial_tiles]) * (bound.heads / some.heads)
+
+    if tiles <= SAMPLES * SAMPLED_TILES + 2:
+        seen = looked(0, tiles)
+    else:  # tiles at the ends may be like no other, and those between may repeat: places are spread like the golden ratio's multiples
+        places = [1 + int((GOLDEN * (i + 1)) % 1 * (tiles - 1 - SAMPLED_TILES)) for i in range(SAMPLES)]
+        inner = sum(looked(place, SAMPLED_TILES) for place in places) / (SAMPLES * SAMPLED_TILES)
+        seen = looked(0, 1) + looked(tiles - 1, 1) + inner * (tiles - 2)
+    full, partial = (round(float(x)) for x in seen)
     if len(kept) >= MOST_SAMPLED:
         kept.clear()
-    kept[key] = Visits((full + partial) * TILE * TILE, full, partial, None)
+    kept[key] = Visits((full + partial) * tile[0] * tile[1], full, partial, None)
     return kept[key]
 
 
-def plan_at(p: Pattern, natural: Plan, bound: Bound) -> Plan:
+def plan_at(p: Pattern, natural: Plan, bound: Bound, shape: Shape = HALF) -> Plan:
     """The natural plan, or one with a direction in digits where that is predicted to be faster."""
     if not isinstance(bound.q_start, int) or not any(axes_in_digits(p).values()):
         return natural
-    forward, transposed = (options(p, axis, bound, column)[0].axis for axis, column in ((natural.forward, "k"), (natural.transposed, "q")))
+    forward, transposed = (options(p, axis, bound, column, shape)[0].axis for axis, column in ((natural.forward, "k"), (natural.transposed, "q")))
     if forward is natural.forward and transposed is natural.transposed:
         return natural
     return replace(natural, forward=forward, transposed=transposed)

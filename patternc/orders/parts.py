@@ -12,8 +12,8 @@ from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.orders.choose import TILE, axes_in_digits, options
 from patternc.passes import lower
 from patternc.plan import make_plan
+from patternc.rates import HALF, Shape, card
 
-MERGE = 3.6  # for 64 rows: a float32 partial result, written and read once; in the units of `choose`
 MOST_ALTERNATIVES = 3
 
 
@@ -43,7 +43,7 @@ def splits(p: Pattern) -> list[tuple[Pattern, ...]]:
     return found
 
 
-def parts_at(p: Pattern, bound: Bound) -> tuple[Pattern, ...]:
+def parts_at(p: Pattern, bound: Bound, shape: Shape = HALF) -> tuple[Pattern, ...]:
     """The parts that a length asks for: the pattern alone, or parts that are predicted to be faster together.
 
     Parts in the natural order come first: what is left of a scattered part without a contiguous one keeps its shape in its own
@@ -54,14 +54,15 @@ def parts_at(p: Pattern, bound: Bound) -> tuple[Pattern, ...]:
 
     def best(part: Pattern) -> tuple[float, bool]:
         plan = make_plan(part)
-        forward, transposed = (options(part, axis, bound, column)[0] for axis, column in ((plan.forward, "k"), (plan.transposed, "q")))
+        forward, transposed = (options(part, axis, bound, column, shape)[0] for axis, column in ((plan.forward, "k"), (plan.transposed, "q")))
         return forward.time + transposed.time, forward.order.natural
 
-    rows = (bound.n_q + bound.n_k) / TILE * bound.heads * bound.batch
+    programs = (bound.n_q + bound.n_k) / TILE * bound.heads * bound.batch
+    another = 2 * card().launch + card().microseconds(card().merge_of(shape) * programs, programs)
     chosen, least = (p,), best(p)[0]
     for parts in splits(p):
         times, natural = zip(*map(best, parts))
-        total = sum(times) + MERGE * (len(parts) - 1) * rows
+        total = sum(times) + another * (len(parts) - 1)
         if total < least and list(natural) == sorted(natural, reverse=True):
             chosen, least = parts, total
     return chosen

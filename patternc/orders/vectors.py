@@ -10,6 +10,8 @@ import numpy as np
 
 from patternc.orders.boxes import BoxAxis
 
+VECTOR = 256  # vectors are a multiple of this long, which is at least as much as any tile
+
 
 def sequence(axis: BoxAxis) -> tuple[int, ...]:
     """The digits that number the entries of such a vector, most significant first."""
@@ -17,11 +19,17 @@ def sequence(axis: BoxAxis) -> tuple[int, ...]:
 
 
 def gathered(axis: BoxAxis, first: int, count: int) -> np.ndarray:
-    """For every entry, which of the positions `first .. first + count - 1` it belongs to, counted from `first`; any, where there is none."""
-    digits, order = sequence(axis), axis.order
+    """For every entry, which of the positions `first .. first + count - 1` it belongs to, counted from `first`; `count` for none.
+
+    The first digit has entries for `VECTOR` values and more beyond its last, so that no tile of it leaves its piece of memory.
+    """
+    order = axis.order
     position = np.zeros(1, np.int64)
-    for i in digits:
-        extent = order.extents[i]
-        values = np.arange(extent) if extent else np.arange(first // order.strides[0], (first + count - 1) // order.strides[0] + 1)
-        position = (position[:, None] + order.strides[i] * values).ravel()
-    return np.clip(position - first, 0, max(count - 1, 0))
+    for i in sequence(axis):
+        begin, extent = 0, order.extents[i]
+        if extent is None:
+            begin = first // order.strides[0]
+            extent = (-(-((first + count - 1) // order.strides[0] + 1 - begin) // VECTOR) + 1) * VECTOR
+        position = (position[:, None] + order.strides[i] * np.arange(begin, begin + extent)).ravel()
+    position -= first
+    return np.where((position >= 0) & (position < count), position, count)
