@@ -21,9 +21,9 @@ from patternc.expr.index import MAX_INT
 from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern
 from patternc.layout import layout
-from patternc.orders.choose import predicted
 from patternc.orders.search import Boxes, Sizes, choose_boxes
 from patternc.plan import AxisPlan, Plan
+from patternc.prediction import fastest
 from patternc.rates import Config, Shape, card
 from patternc.signature import signature
 from patternc.tables import run_table
@@ -145,7 +145,7 @@ def _fit(p: Pattern, plan: Plan, bound: Bound, shape: Shape, kernel: str, access
             bound = bind(p, {}, TYPICAL, heads=heads)
         except PatterncError:  # a pattern of one length, or of so many heads
             bound = replace(bound, heads=heads)
-    return min(rates, key=lambda rate: predicted(p, axis, bound, kernel, rate).time).config
+    return fastest(p, axis, bound, kernel, rates)[0].config
 
 
 def _boxes(plan: Plan, bound: Bound, direction: str, block_m: int, block_n: int) -> Boxes:

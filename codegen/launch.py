@@ -101,22 +101,23 @@ def attention_backward(calls: Call | list[Call], q, k, v, o, lse, do, dlse=None)
 
 
 def run_kernel(call: Call, kernel: str, q, k, v, do, merge: bool = False) -> Callable[[], None]:
-    """One launch of "forward", "backward_dq" or "backward_dkdv" alone, for timing: lse and delta are zeros.
+    """One launch of one kernel alone, for timing: lse and delta are zeros.
 
     Args:
         merge: the launch is that of a part between others, which reads and writes float32.
     """
     dtype = torch.float32 if merge else q.dtype
-    matrices = {"q": q, "k": k, "v": v}
-    extra = {"score_scale": call.scale * LOG2E}
+    o, lse = torch.empty_like(do, dtype=dtype), torch.zeros(q.shape[:3], device=q.device)
+    vectors = torch.zeros(2, *q.shape[:2], _whole(q.shape[2]), device=q.device)
+    delta, lse2 = _in_order(call, kernel, vectors, q.shape[2])
+    matrices, extra = {"q": q, "k": k, "v": v}, {"score_scale": call.scale * LOG2E}
     if kernel == "forward":
-        matrices["o"] = torch.empty_like(do, dtype=dtype)
-        extra["lse_ptr"] = torch.zeros(q.shape[:3], device=q.device)
+        matrices["o"], extra["lse_ptr"] = o, lse
         if merge:
-            matrices["o0"], extra["lse0_ptr"] = torch.zeros_like(matrices["o"]), torch.zeros_like(extra["lse_ptr"])
+            matrices["o0"], extra["lse0_ptr"] = torch.zeros_like(o), torch.zeros_like(lse)
+    elif kernel == "backward_rows":
+        matrices, extra = {"o": do, "do": do}, {"lse_ptr": lse, "dlse_ptr": lse, "delta_ptr": delta, "lse2_ptr": lse2}
     else:
-        vectors = torch.zeros(2, *q.shape[:2], _whole(q.shape[2]), device=q.device)
-        delta, lse2 = _in_order(call, kernel, vectors, q.shape[2])
         extra |= {"lse2_ptr": lse2, "delta_ptr": delta, "scale": call.scale}
         own = {"backward_dq": {"dq": q}, "backward_dkdv": {"dk": k, "dv": v}}[kernel]
         matrices |= {"do": do, **{name: torch.empty_like(x, dtype=dtype) for name, x in own.items()}}

@@ -26,6 +26,7 @@ from patternc.orders.search import Sizes, choose_boxes
 from patternc.parsing import parse
 from patternc.passes import lower
 from patternc.plan import Plan, make_plan
+from patternc.prediction import ROWS
 from patternc.rates import KERNELS, Card, Config, Rate, mask_weight
 
 N, BATCH, HEADS = 16384, 4, 16
@@ -75,7 +76,9 @@ def jobs(widths: tuple[int, ...] = ()) -> list[Job]:
             for config in configs.candidates(kernel, variant, width, width, 2 if half else 4):
                 out += [Job(kernel, variant, width, half, config, *sample) for sample in SAMPLES[access]]
     first = {(job.width, job.config): job for job in out if job.kernel == "forward" and job.access == "descriptors" and job.text == MERGED}
-    return out + [Job(*job.key, MERGED, None, True) for job in first.values() if (job.config.block_m, job.config.block_n) == (64, 64)]
+    out += [Job(*job.key, MERGED, None, True) for job in first.values() if (job.config.block_m, job.config.block_n) == (64, 64)]
+    rows = [(width, configs.candidates("backward_rows", "pointers", width, width, 2)[0]) for width in WIDTHS["half"] if not widths or width in widths]
+    return out + [Job("backward_rows", "pointers", width, True, config, MERGED, None) for width, config in rows]
 
 
 def prepared(job: Job) -> tuple[Callable[[], None], list[float]]:
@@ -141,7 +144,7 @@ def card_of(times: dict[Job, tuple[float, list[float]]], launch: float, processo
     """The card that explains the times."""
     grouped: dict[tuple, list[tuple[float, list[float]]]] = {}
     for job, found in times.items():
-        if not job.merge:
+        if not job.merge and job.kernel in KERNELS:
             grouped.setdefault(job.key, []).append(found)
     rates: dict[tuple, list[Rate]] = {}
     masks: dict[tuple, float] = {}
@@ -153,18 +156,21 @@ def card_of(times: dict[Job, tuple[float, list[float]]], launch: float, processo
         progress(f"{kernel:14s} {access:15s} {width:3d} {config} {np.round(costs, 3).tolist()} worst error {error:.1%}")
         masks.setdefault((kernel, half), costs[3] / area)
         rates.setdefault((kernel, access, width, half), []).append(Rate(config, *map(float, costs)))
-    merge = {}
+    merge, rows = {}, {}
     for job, (time, counts) in times.items():
+        if job.kernel == "backward_rows":
+            rows[job.width] = round(max(0.0, time - launch) * processors / (BATCH * HEADS * N / ROWS), 4)
         if job.merge:
             plain, _ = times[replace(job, merge=False)]
-            merge[job.width] = max(0.0, (time - plain) * processors / counts[0])
+            merge[job.width] = round(max(0.0, (time - plain) * processors / counts[0]), 4)
     return Card(
         torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         {"torch": torch.__version__, "triton": timing.version()},
         datetime.date.today().isoformat(),
         processors,
         round(launch, 2),
-        {width: round(cost, 4) for width, cost in sorted(merge.items())},
+        merge,
+        rows,
         {key: tuple(found) for key, found in rates.items()},
     )
 

@@ -188,6 +188,21 @@ def bench_attention(
     write(report.json() if json else report.markdown())
 
 
+@bench.command("predictions")
+def bench_predictions(
+    n: Annotated[int, typer.Option("-n", "--n", min=1024, help="Tokens; a square number fits all entries.")] = 16384,
+    head_dim: Annotated[int, typer.Option("--head-dim", min=16, help="Width of a head.")] = 64,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch rows.")] = 4,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that compile kernels.")] = 8,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """Predicted and measured times of every entry of the zoo on this machine's GPU."""
+    from patternc.bench.predictions import measure
+
+    report = measure(n, head_dim, batch, workers, progress=lambda line: print(line, file=sys.stderr))
+    write(report.json() if json else report.markdown())
+
+
 @app.command()
 def tune(
     output: Annotated[Path, typer.Option("-o", "--output", help="The table, as JSON.")] = Path("rates.json"),

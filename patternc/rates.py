@@ -84,6 +84,7 @@ class Card:
         processors: programs of which so many run at a time are worth one each.
         launch: microseconds from one launch to the next on an idle card.
         merge: for each width, microseconds of a processor that 64 rows of a partial result cost, written once and read once.
+        rows: for each width, those that preparing the backward of 64 rows costs.
         rates: for (kernel, access, width, half) the measured configurations.
     """
 
@@ -93,6 +94,7 @@ class Card:
     processors: int
     launch: float
     merge: dict[int, float]
+    rows: dict[int, float]
     rates: dict[tuple[str, str, int, bool], tuple[Rate, ...]]
 
     def find(self, kernel: str, access: str, shape: Shape) -> tuple[Rate, ...]:
@@ -107,7 +109,10 @@ class Card:
         return next((r for r in found if (r.config.block_m, r.config.block_n) == tile), found[0])
 
     def merge_of(self, shape: Shape) -> float:
-        return self.merge[min(self.merge, key=lambda width: abs(width - shape.width))]
+        return self.merge[_nearest(self.merge, shape.width)]
+
+    def rows_of(self, shape: Shape) -> float:
+        return self.rows[_nearest(self.rows, shape.width)]
 
     def microseconds(self, work: float, programs: float) -> float:
         """The time of so much work: fewer programs than processors leave some idle."""
@@ -122,7 +127,7 @@ class Card:
                 rows.append(
                     {"kernel": kernel, "access": access, "width": width, "half": half, "config": [c.block_m, c.block_n, c.warps, c.stages], **costs}
                 )
-        head = {name: getattr(self, name) for name in ("name", "versions", "date", "processors", "launch", "merge")}
+        head = {name: getattr(self, name) for name in ("name", "versions", "date", "processors", "launch", "merge", "rows")}
         body = ",\n".join("  " + json.dumps(row) for row in rows)
         return "{\n" + "".join(f' "{k}": {json.dumps(v)},\n' for k, v in head.items()) + f' "rates": [\n{body}\n ]\n}}\n'
 
@@ -134,8 +139,12 @@ class Card:
             key = row["kernel"], row["access"], row["width"], row["half"]
             costs = [row[name] for name in ("program", "full", "partial", "mask")]
             rates[key] = (*rates.get(key, ()), Rate(Config(*row["config"]), *costs))
-        merge = {int(width): cost for width, cost in found.pop("merge").items()}
-        return Card(**found, merge=merge, rates=rates)
+        per_width = {name: {int(width): cost for width, cost in found.pop(name).items()} for name in ("merge", "rows")}
+        return Card(**found, **per_width, rates=rates)
+
+
+def _nearest(widths, width: int) -> int:
+    return min(widths, key=lambda w: (abs(w - width), w))
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,45 @@
+"""How long an attention is predicted to take, from what its kernels visit and what that costs on the measured card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from patternc.args import Bound
+from patternc.expr.pattern import Pattern
+from patternc.orders.boxes import BoxAxis
+from patternc.orders.choose import Option, access_of, plan_at, predicted
+from patternc.orders.parts import parts_at
+from patternc.plan import AxisPlan, make_plan
+from patternc.rates import HALF, Rate, Shape, card
+
+ROWS = 64  # of a program of the kernel that prepares the backward
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Microseconds of the forward's and the backward's kernels, all batch rows and heads together."""
+
+    forward: float
+    backward: float
+
+
+def fastest(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, kernel: str, rates: tuple[Rate, ...]) -> tuple[Rate, Option]:
+    """The configuration of a kernel that is predicted to take least."""
+    return min(((rate, predicted(p, axis, bound, kernel, rate)) for rate in rates), key=lambda pair: pair[1].time)
+
+
+def predict(p: Pattern, bound: Bound, shape: Shape = HALF) -> Prediction:
+    """The time of the pattern's kernels at the lengths of a call, in the orders and parts that these ask for."""
+    on = card()
+    parts = parts_at(p, bound, shape)
+    times = dict.fromkeys(("forward", "backward_dq", "backward_dkdv"), 0.0)
+    for part in parts:
+        plan = plan_at(part, make_plan(part), bound, shape)
+        for kernel in times:
+            axis = plan.transposed if kernel == "backward_dkdv" else plan.forward
+            _, option = fastest(part, axis, bound, kernel, on.find(kernel, access_of(axis, bound), shape))
+            times[kernel] += option.time + on.launch
+    programs = -(-bound.n_q // ROWS) * bound.heads * bound.batch
+    merges = on.microseconds(on.merge_of(shape) * programs, programs) * (len(parts) - 1)
+    rows = on.microseconds(on.rows_of(shape) * programs, programs) + on.launch
+    return Prediction(times["forward"] + merges, times["backward_dq"] + times["backward_dkdv"] + 2 * merges + rows)
