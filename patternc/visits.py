@@ -70,7 +70,7 @@ def visits(p: Pattern, axis: AxisPlan, bound: Bound, tile: tuple[int, int], tran
         exact = layout(p, bound, tile if not transposed else tile[::-1], transposed=transposed)
         return Visits(exact.visited_pairs, exact.whole_tiles, exact.full_tiles + exact.partial_tiles - exact.whole_tiles, None)
     bound = bound.numpy()
-    segments = _table_segments(p, bound, tile, transposed) if axis.kind == "table" else _formula_segments(axis, bound, tile, transposed)
+    segments = _table_segments(p, bound, tile, transposed) if axis.kind == "table" else formula_segments(axis, bound, tile, transposed)
     pairs = full_tiles = partial_tiles = 0
     grid = _grid(bound, tile, 0, transposed)
     row, column = grid.row, grid.column
@@ -124,8 +124,8 @@ def _plain_segments(tiles: np.ndarray, rank=None) -> list[Segment]:
     return out
 
 
-def _formula_segments(axis: AxisPlan, bound: Bound, tile: tuple[int, int], transposed: bool) -> list[Segment]:
-    """The formulas' values as tiles, for the batch rows and heads that differ."""
+def formula_segments(axis: AxisPlan, bound: Bound, tile: tuple[int, int], transposed: bool) -> list[Segment]:
+    """The formulas' values as tiles, for the batch rows and heads that differ; args that are tensors are read only if they are scalars."""
     formulas = [x for run in axis.all_runs for x in (run.lo, run.hi, run.inner_lo, run.inner_hi)]
     columns = axis.filler.columns if axis.filler is not None else None
     stepped = isinstance(columns, Stepped)

@@ -117,6 +117,17 @@ def choose_boxes(axis: BoxAxis, sizes: Sizes, rows: int, columns: int) -> Boxes 
     return best[1] if best else None
 
 
+def counts_by_program(axis: BoxAxis, sizes: Sizes, boxes: Boxes) -> tuple[np.ndarray, np.ndarray]:
+    """`(visited, full)` boxes of columns for every box of rows, int64 [programs], in the order in which kernels number boxes of rows."""
+    tied = math.prod(len(_values(axis.order, i, *sizes.span(axis.row))) for i in axis.tied)
+    visited = full = np.ones(tied, np.int64)
+    for i in axis.digits:  # tied digits change slowest, and the last digit fastest
+        digit = _Digit(axis, i, sizes)
+        tiles = box_tiles(digit.bounds_of(boxes.rows[i]), digit.columns, boxes.columns[i], boxes.offset)
+        visited, full = (np.outer(x, (tiles[..., at + 1] - tiles[..., at]).sum(-1)).ravel() for x, at in ((visited, 0), (full, 2)))
+    return visited, full
+
+
 def _spread(axis: BoxAxis, free: list[int], box: tuple[int, ...]) -> tuple[int, ...]:
     of = dict(zip(free, box))
     return tuple(of.get(i, 1) for i in range(len(axis.order.strides)))

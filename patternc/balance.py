@@ -1,0 +1,156 @@
+"""Rows of tiles that are much longer than others: which programs start first, and which rows several programs share.
+
+Row tiles of a window take equal times, and the order of their programs does not matter.  A global row takes as long as
+hundreds of others: started last it keeps one processor busy when all others are done.  So long rows are dealt first, and
+where even that leaves processors idle they are cut into pieces, whose results a second kernel puts together.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from patternc.args import Bound
+from patternc.layout import Layout, layout
+from patternc.orders.boxes import BoxAxis
+from patternc.orders.choose import PARTIAL, PROGRAM
+from patternc.orders.search import Sizes, choose_boxes, counts_by_program
+from patternc.plan import AxisPlan
+from patternc.visits import formula_segments
+
+PROCESSORS = 132  # of an H100 or H200
+RESIDENT = 2  # programs that share a processor, each at half its rate
+SHORTEST = 16  # tiles: what is shorter is not long, and no piece is shorter
+USUAL = 2  # times the median: a causal row is at most that long
+LATE = 0.02  # of the whole time: so much may be lost to rows that are dealt late
+PIECE = 1.05  # more for a piece, in units of a full tile: its result is written and read in float32 (the study of orders)
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The order in which the row tiles of one direction are dealt to programs.
+
+    Attributes:
+        entries: int32 [entries, 3], (row tile, piece, pieces): first the pieces of rows that are cut, those of a row side by side,
+            then long rows, longest first, then the others in the kernels' usual order.
+        slots: how many first entries are pieces.
+        long: how many first entries are long, pieces among them: programs of all heads and batch rows take these before any other.
+    """
+
+    entries: np.ndarray
+    slots: int
+    long: int
+
+    @property
+    def form(self) -> str:
+        """What kernels must do for it: "cut" where rows have pieces, else "dealt"."""
+        return "cut" if self.slots else "dealt"
+
+
+def tile_work(full, partial):
+    """The time of tiles in units of a full one."""
+    return full + (1 + PARTIAL) * partial
+
+
+def row_work(p, axis: AxisPlan | BoxAxis, bound: Bound, tile: tuple[int, int], transposed: bool = False) -> np.ndarray | None:
+    """What the row tiles of one direction cost in units of a full tile, float64 [kinds, row tiles].
+
+    A kind is one head, or one head of one batch row, where these differ, else all of them; heads are as many as the bound's.
+
+    Args:
+        p: the pattern, for plans whose tiles are lists.
+        tile: rows and columns of a tile of that direction (q x k; k x q when transposed).
+    Returns:
+        None where only tensors say it (tables of runtime data, scalars or starts on a device): nothing may wait for these.
+    """
+    scalars = (value for name, value in bound.values.items() if bound.uses[name].kind == "scalar")
+    if axis.kind == "table" or not isinstance(bound.q_start, int) or not all(isinstance(value, int) for value in scalars):
+        return None
+    if axis.kind == "boxes":
+        sizes = Sizes(bound.n_q, bound.n_k, bound.q_start)
+        visited, full = counts_by_program(axis, sizes, choose_boxes(axis, sizes, *tile))
+        return tile_work(full, visited - full)[None]
+    if axis.kind == "list":
+        return layout_work(layout(p, bound, tile[::-1] if transposed else tile, transposed=transposed))
+    segments = formula_segments(axis, bound, tile, transposed)
+    rows = -(-(bound.n_k if transposed else bound.n_q) // tile[0])
+    total = sum((tile_work(s.count, 0) if s.full else tile_work(0, s.count) for s in segments), np.zeros((1, 1, rows)))
+    return total.reshape(-1, rows)
+
+
+def layout_work(exact: Layout) -> np.ndarray:
+    """The same from exact tiles, for heads that differ by them."""
+    found = []
+    for cell in exact.groups:
+        grid = cell.tiles.grid
+        full, partial = (np.bincount(start // grid.width, stop - start, grid.row.tiles) for start, stop in cell.tiles.whole)
+        found.append(tile_work(full, partial))
+    if len(found) == 1:
+        return np.array(found)
+    of = np.zeros(exact.heads, int)
+    for i, cell in enumerate(exact.groups):
+        of[list(cell.heads)] = i
+    return np.array(found)[of]
+
+
+def of_groups(work: np.ndarray, group: int) -> np.ndarray:
+    """What programs cost that work on `group` heads each, from what one head costs."""
+    return work * group if len(work) == 1 else work.reshape(-1, group, work.shape[1]).sum(1)
+
+
+def schedule(work: np.ndarray, copies: int, processors: int = PROCESSORS, last_first: bool = True) -> Schedule | None:
+    """The schedule of one direction; None where the usual order is as good.
+
+    Rows are long from twice the median on.  They are cut where the longest, sharing its processor, would outlast everything else:
+    into pieces that are no shorter than usual rows, and no shorter than a quarter of a processor's share of all work.
+
+    Args:
+        work: [kinds, row tiles] as `row_work` gives it, of one program's heads.
+        copies: programs for every row tile: heads (of keys, for dk/dv) times batch rows.
+        last_first: the usual order of the kernels: last rows first, or first rows first.
+    """
+    rows = work.max(0, initial=0) + PROGRAM
+    share = float((work + PROGRAM).sum(1).mean()) * copies / processors
+    longest, usual = rows.max(initial=0), max(SHORTEST, USUAL * float(np.median(rows)) if len(rows) else 0)
+    if longest <= usual or RESIDENT * longest <= LATE * share:
+        return None
+    pieces = np.ones(len(rows), np.int64)
+    if RESIDENT * longest > share:
+        pieces = np.ceil(rows / max(usual, share / 4)).astype(np.int64)
+    return in_pieces(rows, pieces, rows > usual, last_first)
+
+
+def in_pieces(rows: np.ndarray, pieces: np.ndarray, long: np.ndarray, last_first: bool = True) -> Schedule:
+    """The schedule that cuts row tiles, which take times `rows`, into so many `pieces`, and deals those that are cut or `long` first."""
+    tiles = np.arange(len(rows))[:: -1 if last_first else 1]
+    rank = np.where(pieces > 1, 0, np.where(long, 1, 2))[tiles]
+    tiles = tiles[np.lexsort((np.where(rank < 2, -rows[tiles], 0), rank))]
+    repeated = np.repeat(tiles, pieces[tiles])
+    piece = np.arange(len(repeated)) - np.repeat(np.cumsum(pieces[tiles]) - pieces[tiles], pieces[tiles])
+    entries = np.stack([repeated, piece, pieces[repeated]], 1).astype(np.int32)
+    cut = int(pieces[pieces > 1].sum())
+    return Schedule(entries, cut, cut + int((long & (pieces == 1)).sum()))
+
+
+# ---- what a schedule is worth
+
+
+def programs(work: np.ndarray, copies: int, found: Schedule | None, last_first: bool = True) -> np.ndarray:
+    """Times of all programs in the order in which they start."""
+    if found is None:
+        found = in_pieces(work.max(0), *(np.full(work.shape[1], x) for x in (1, False)), last_first)
+    tile, _, pieces = found.entries.T
+    times = work[:, tile] / pieces + PROGRAM + PIECE * (pieces > 1)
+    times = np.resize(times, (copies, len(tile)))
+    return np.concatenate([times[:, : found.long].T.ravel(), times[:, found.long :].ravel()])
+
+
+def makespan(times: np.ndarray, processors: int = PROCESSORS, resident: int = RESIDENT) -> float:
+    """When the last of programs is done that start in this order, `resident` of them on each processor, each at that fraction of its rate."""
+    ends = [0.0] * (processors * resident)
+    for time in times.tolist():
+        heapq.heapreplace(ends, ends[0] + time * resident)
+    return max(ends)
