@@ -140,7 +140,16 @@ class BoxFrame(Text):
         return []
 
     def positions(self) -> list[str]:
-        r, a, strides = self.row, self.a, self.order.strides
+        r, strides = self.row, self.order.strides
+        lines = self.place()
+        for i in range(len(strides)):
+            lines.append(f"{r}{i}_row = ({r}{i}_first + {r}{i}_local)[:, None]" if i in self.free else f"{r}{i}_row = {r}{i}_first")
+        lines += self._vectors(self.column, self.b, f"BLOCK_{self.b}")
+        lines.append(f"start_offsets = {self._offsets(self.column)}")
+        return lines + (self._gathering() if self.gathered else [])
+
+    def place(self) -> list[str]:
+        r, a = self.row, self.a
         shared = ", ".join(f"x{i}" for i in self.axis.tied)
         lines = [f"# A position is {self.order}, and a tile is a box of these digits{f'; a query and its keys share {shared}' if shared else ''}."]
         lines += ["q_start = _scalar(q_start_value, b * q_start_stride)", *self.uses.prologue(), "rest = tile"]
@@ -159,11 +168,7 @@ class BoxFrame(Text):
         lines.append(self._position("first", r))
         lines.append(f"first_offsets = {self._offsets(r)}")
         lines.append(f"first_ok = {self._exists('first', r)}")
-        for i in range(len(strides)):
-            lines.append(f"{r}{i}_row = ({r}{i}_first + {r}{i}_local)[:, None]" if i in self.free else f"{r}{i}_row = {r}{i}_first")
-        lines += self._vectors(self.column, self.b, f"BLOCK_{self.b}")
-        lines.append(f"start_offsets = {self._offsets(self.column)}")
-        return lines + (self._gathering() if self.gathered else [])
+        return lines
 
     def _gathering(self) -> list[str]:
         """The vectors' length, and what each position of a box adds to its entry in them."""

@@ -7,6 +7,8 @@ from functools import lru_cache
 
 import torch
 
+from patternc.balance import PROCESSORS
+
 
 @lru_cache(maxsize=64)
 def has_tma(device: torch.device) -> bool:
@@ -19,6 +21,12 @@ def shared_memory(device: torch.device) -> int:
 
     index = torch.cuda.current_device() if device.index is None else device.index
     return driver.active.utils.get_device_properties(index)["max_shared_mem"]
+
+
+@lru_cache(maxsize=64)
+def processors(device: torch.device) -> int:
+    """Of the device; kernels that are interpreted are dealt as on a Hopper card."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROCESSORS
 
 
 def on(device: torch.device):

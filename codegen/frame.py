@@ -14,7 +14,7 @@ from patternc.plan import AxisPlan, Plan
 # Names in kernels that an arg's statements must not take.
 TAKEN = (
     "b h g kv_h n_q n_k i r0 r1 tile row_tiles program first first_col last_col rows cols start whole slot slots periods "
-    "slot_offsets at vectors col_tile s "
+    "slot_offsets at vectors col_tile s entry head piece pieces low high own "
     "allowed acc total peak lse delta o dq dk dv swap q_start q_row q_col k_row k_col q_tile k_tile v_tile do_tile bounds triton tl"
 ).split()
 
@@ -53,9 +53,10 @@ class Text:
         bounds_of: what the runs' bounds are, "Columns" or "Values" (of a digit).
         exists: the text of a test that a column exists; None where scores of those that do not need no mask.
         tiles, printed, masked, bounded: loops, statements of the mask and the bounds, and whether there are any.
+        cut: the loops run a share of their iterations only (`schedule.Deal.share`).
     """
 
-    unit, bounds_of = "tiles", "Columns"
+    unit, bounds_of, cut = "tiles", "Columns", False
     tiles: bounds.Tiles
     printed: list[Statement]
     exists: str | None
@@ -78,7 +79,8 @@ class Text:
             if loop is None:
                 continue
             about = f"partial {self.unit}, masked" if partial else f"full {self.unit}"
-            out.append(f"for i in tl.range(0, {loop.count}, num_stages=STAGES):  # {about}")
+            span = f"{loop.count} * low // pieces, {loop.count} * high // pieces" if self.cut else f"0, {loop.count}"
+            out.append(f"for i in tl.range({span}, num_stages=STAGES):  # {about}")
             body = [*loop.tile, *self._start(), *(self._columns() if partial else ()), *load(partial)]
             if partial:
                 body += self._mask()
@@ -131,6 +133,10 @@ class Frame(Text):
     def first(self) -> list[str]:
         """The first row of the tile."""
         return [f"first = tile * BLOCK_{'M' if self.rows == 'q' else 'N'}"]
+
+    def place(self) -> list[str]:
+        """The rows of the tile, for kernels without columns."""
+        return self.first()
 
     def row_vectors(self) -> list[str]:
         """The rows' entries of lse in base 2 and of delta."""

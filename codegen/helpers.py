@@ -84,6 +84,28 @@ def _step_tile(place, first, wide, stride):
 ''',
     '''
 @triton.jit
+def _dealt(program, programs, entries, long):
+    """A program's entry of the schedule and its head: the long entries of all heads first, then the others head by head."""
+    heads = programs // entries
+    others = entries - long
+    rest = program - long * heads
+    entry = tl.where(rest < 0, program // heads, long + rest % tl.maximum(others, 1))
+    return entry, tl.where(rest < 0, program % heads, rest // tl.maximum(others, 1))
+''',
+    '''
+@triton.jit
+def _load_part(base, slot, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A tile [BLOCK, BLOCK_D] of the workspace, which begins at row `slot`."""
+    return tl.load(base + slot * BLOCK_D + (tl.arange(0, BLOCK)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]))
+''',
+    '''
+@triton.jit
+def _store_part(base, slot, values, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The inverse of `_load_part`."""
+    tl.store(base + slot * BLOCK_D + (tl.arange(0, BLOCK)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]), values)
+''',
+    '''
+@triton.jit
 def _load_rows(base, first, stride, count, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, CHECK: tl.constexpr):
     """Rows first .. first + BLOCK - 1 of a [count, D] matrix as [BLOCK, BLOCK_D]; what is outside is 0.  CHECK: rows may be outside."""
     row = tl.arange(0, BLOCK)[:, None]

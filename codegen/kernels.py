@@ -13,6 +13,7 @@ from patternc.codegen import helpers
 from patternc.codegen.access import Matrix, access
 from patternc.codegen.boxframe import BoxFrame
 from patternc.codegen.frame import Frame, header, indent
+from patternc.codegen.schedule import Deal
 from patternc.codegen.uses import Array, Uses
 from patternc.orders.boxes import BoxAxis
 from patternc.orders.vectors import VECTOR
@@ -60,13 +61,14 @@ class Source:
 
 
 @lru_cache(maxsize=1024)
-def generate(plan: Plan, variant: str = "pointers", later: bool = False) -> Source:
+def generate(plan: Plan, variant: str = "pointers", later: bool = False, form: str = "even") -> Source:
     """The source of a plan's kernels; equal bytes for equal plans, in every process.
 
     Args:
         later: the plan is that of a later part of a pattern: its kernels add to what earlier parts found (o0, lse0, dq0, ..).
+        form: how programs get their row tiles (`schedule.FORMS`).
     """
-    forward, dq, dkdv = (make(plan, variant, later) for make in (_forward, _backward_dq, _backward_dkdv))
+    forward, dq, dkdv = (make(plan, variant, later, form) for make in (_forward, _backward_dq, _backward_dkdv))
     kernels = [forward, _backward_rows(), dq, dkdv]
     body = "\n\n\n".join(k.text for k in kernels)
     closing = "\n".join(f"# {line}".rstrip() for line in ["Pattern:", *str(plan.mask).splitlines()])
@@ -87,7 +89,7 @@ def _finish(name: str, doc: str, parameters: list[str], constants: list[str], bo
     return Kernel(name, text, tuple(parameters), tuple(constants), axis, tuple(uses.scalars), tuple(uses.arrays.values()), variant)
 
 
-def _frame(plan: Plan, rows: str):
+def frame_of(plan: Plan, rows: str):
     """What the plan adds to a kernel with one program a tile of `rows`."""
     axis = plan.forward if rows == "q" else plan.transposed
     if axis.kind == "boxes":
@@ -95,28 +97,29 @@ def _frame(plan: Plan, rows: str):
     return Frame(plan, axis, rows, *(("BLOCK_M", "BLOCK_N") if rows == "q" else ("BLOCK_N", "BLOCK_M")))
 
 
-def _q_tile(a) -> list[str]:
-    """One program a tile of queries and a head."""
-    return [
-        *a.tile(),
-        "program = tl.program_id(0)",
-        "tile = row_tiles - 1 - program % row_tiles  # last rows first: often they have most keys",
-        "b = program // row_tiles // HEADS",
-        "h = program // row_tiles % HEADS",
-        "kv_h = h // GROUP",
-        *a.first(),
-    ]
+def _parts(plan: Plan, variant: str, rows: str, form: str):
+    """What a kernel's text is made of: what the plan adds, the access to memory, and how tiles are dealt."""
+    a, deal = frame_of(plan, rows), Deal(form, rows)
+    a.cut = deal.cut
+    return a, access(variant, plan.forward if rows == "q" else plan.transposed), deal
 
 
-def _sum(mem, value: str, before: Matrix | None) -> str:
+def _sum(mem, deal: Deal, value: str, before: Matrix | None) -> str:
     """A gradient, added to that of earlier parts."""
-    if before is None:
-        return f"({value})" if " " in value else value
-    return f"({value} + {mem.load(before, 'first', True)})"
+    return value if before is None else f"{value} + {deal.once(mem.load(before, 'first', True), '0.0')}"
 
 
-def _forward(plan: Plan, variant: str, later: bool) -> Kernel:
-    a, mem = _frame(plan, "q"), access(variant, plan.forward)
+def _store_gradients(mem, deal: Deal, gradients: list[tuple[Matrix, str, Matrix | None]]) -> list[str]:
+    """Store matrices, each with its value and that of earlier parts."""
+    values = [_sum(mem, deal, value, before) for _, value, before in gradients]
+    if not deal.cut:
+        return [mem.store(m, "first", f"({value})" if " " in value else value) for (m, *_), value in zip(gradients, values)]
+    lines = [f"{m.name} = {value}" for (m, *_), value in zip(gradients, values) if value != m.name]
+    return lines + deal.store([mem.store(m, "first", m.name) for m, *_ in gradients], [(m.name, m.block_d) for m, *_ in gradients])
+
+
+def _forward(plan: Plan, variant: str, later: bool, form: str) -> Kernel:
+    a, mem, deal = _parts(plan, variant, "q", form)
     q, o, o0 = (Matrix(n, "h", "n_q", w, "BLOCK_M", f"BLOCK_{w}") for n, w in (("q", "D"), ("o", "DV"), ("o0", "DV")))
     k, v = (Matrix(n, "kv_h", "n_k", w, "BLOCK_N", f"BLOCK_{w}") for n, w in (("k", "D"), ("v", "DV")))
 
@@ -130,9 +133,13 @@ def _forward(plan: Plan, variant: str, later: bool) -> Kernel:
     step = ["acc, total, peak = _softmax_step(acc, total, peak, s, v_tile, score_scale, PRECISION)"]
     matrices = (q, k, v, o, o0) if later else (q, k, v, o)
     merge = ["# What earlier parts of the pattern found.", *a.load_rows("lse0", "lse0_ptr")] if later else []
+    merge += ["lse0 = " + deal.once("lse0", 'float("-inf")')] if later and deal.cut else []
     merge += [f"acc, total, peak = _merge(acc, total, peak, {mem.load(o0, 'first', True)}, lse0)"] if later else []
+    found = 'lse = tl.where(total > 0, (peak + tl.math.log2(total)) * 0.6931471805599453, float("-inf"))'
+    stores = mem.store(o, "first", "o"), *a.store_rows("lse_ptr", "lse")
+    results = [found, *deal.store([*stores], [("o", "BLOCK_DV"), ("lse", None)])] if deal.cut else [stores[0], found, *stores[1:]]
     body = [
-        *_q_tile(a), *a.positions(), "", *a.hoisted(False), *a.before(), "",
+        *a.tile(), *deal.begin(), *a.first(), *a.positions(), "", *a.hoisted(False), *a.before(), *deal.share(), "",
         *(line for m in matrices for line in mem.base(m)),
         f"q_tile = {mem.load(q, 'first', True)}",
         "acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)",
@@ -140,12 +147,10 @@ def _forward(plan: Plan, variant: str, later: bool) -> Kernel:
         'peak = tl.full([BLOCK_M], -1.0e30, tl.float32)  # finite, so that rows without a key so far make no NaN',
         *a.loops(load, step, step), "", *merge,
         "o = acc / tl.where(total > 0, total, 1.0)[:, None]",
-        mem.store(o, "first", "o"),
-        'lse = tl.where(total > 0, (peak + tl.math.log2(total)) * 0.6931471805599453, float("-inf"))',
-        *a.store_rows("lse_ptr", "lse"),
+        *results,
     ]
     vectors = ["lse0_ptr", "lse_ptr"] if later else ["lse_ptr"]
-    parameters = [*(p for m in matrices for p in mem.parameters(m)), *vectors, "score_scale", *COMMON, *a.parameters]
+    parameters = [*(p for m in matrices for p in mem.parameters(m)), *vectors, "score_scale", *COMMON, *deal.parameters("o", "lse"), *a.parameters]
     doc = "o = softmax(q k^T * scale) v over the pattern; lse is its natural log-sum-exp [B, H, n_q].  score_scale is scale * log2(e)."
     return _finish("forward", doc, parameters, [*_constants(mem.variant), *a.constants], body, plan.forward, a.uses, mem.variant)
 
@@ -176,8 +181,8 @@ def _backward_rows() -> Kernel:
     return _finish("backward_rows", doc, parameters, ["HEADS", "DV", "BLOCK_DV", "BLOCK_M", "ALIGN"], body, None, Uses(), "pointers")
 
 
-def _backward_dq(plan: Plan, variant: str, later: bool) -> Kernel:
-    a, mem = _frame(plan, "q"), access(variant, plan.forward)
+def _backward_dq(plan: Plan, variant: str, later: bool, form: str) -> Kernel:
+    a, mem, deal = _parts(plan, variant, "q", form)
     q, do, dq, dq0 = (Matrix(n, "h", "n_q", w, "BLOCK_M", f"BLOCK_{w}") for n, w in (("q", "D"), ("do", "DV"), ("dq", "D"), ("dq0", "D")))
     k, v = (Matrix(n, "kv_h", "n_k", w, "BLOCK_N", f"BLOCK_{w}") for n, w in (("k", "D"), ("v", "DV")))
 
@@ -191,7 +196,7 @@ def _backward_dq(plan: Plan, variant: str, later: bool) -> Kernel:
     matrices = (q, k, v, do, dq, dq0) if later else (q, k, v, do, dq)
     step = ["dq = _dq_step(dq, s, do_tile, k_tile, v_tile, lse, delta, score_scale, PRECISION)"]
     body = [
-        *_q_tile(a), *a.positions(), "", *a.hoisted(False), *a.before(), "",
+        *a.tile(), *deal.begin(), *a.first(), *a.positions(), "", *a.hoisted(False), *a.before(), *deal.share(), "",
         *(line for m in matrices for line in mem.base(m)),
         f"q_tile = {mem.load(q, 'first', True)}",
         f"do_tile = {mem.load(do, 'first', True)}",
@@ -199,15 +204,15 @@ def _backward_dq(plan: Plan, variant: str, later: bool) -> Kernel:
         *a.row_vectors(),
         "dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)",
         *a.loops(load, step, step), "",
-        mem.store(dq, "first", _sum(mem, "dq * scale", dq0 if later else None)),
+        *_store_gradients(mem, deal, [(dq, "dq * scale", dq0 if later else None)]),
     ]
-    parameters = [*(p for m in matrices for p in mem.parameters(m)), *GRADIENT, *COMMON, *a.parameters]
+    parameters = [*(p for m in matrices for p in mem.parameters(m)), *GRADIENT, *COMMON, *deal.parameters("dq"), *a.parameters]
     doc, constants = "dq, one program a tile of queries.", [*_constants(mem.variant), *a.constants]
     return _finish("backward_dq", doc, parameters, constants, body, plan.forward, a.uses, mem.variant)
 
 
-def _backward_dkdv(plan: Plan, variant: str, later: bool) -> Kernel:
-    a, mem = _frame(plan, "k"), access(variant, plan.transposed)
+def _backward_dkdv(plan: Plan, variant: str, later: bool, form: str) -> Kernel:
+    a, mem, deal = _parts(plan, variant, "k", form)
     q, do = (Matrix(n, "h", "n_q", w, "BLOCK_M", f"BLOCK_{w}") for n, w in (("q", "D"), ("do", "DV")))
     widths = (("k", "D"), ("v", "DV"), ("dk", "D"), ("dv", "DV"), ("dk0", "D"), ("dv0", "DV"))
     k, v, dk, dv, dk0, dv0 = (Matrix(n, "kv_h", "n_k", w, "BLOCK_N", f"BLOCK_{w}") for n, w in widths)
@@ -223,17 +228,14 @@ def _backward_dkdv(plan: Plan, variant: str, later: bool) -> Kernel:
 
     step = ["dk, dv = _dkdv_step(dk, dv, s, q_tile, do_tile, v_tile, lse, delta, score_scale, PRECISION)"]
     inner = [
-        "h = kv_h * GROUP + g", *a.hoisted(True), *a.before(),
+        "h = kv_h * GROUP + g", *a.hoisted(True), *a.before(), *deal.share(),
         *(line for m in (q, do) for line in mem.base(m)),
         f"vectors = tl.cast(b * HEADS + h, tl.int64) * {a.vector_length}",
         *a.loops(load, step, step),
     ]
     body = [
         *a.tile(),
-        "program = tl.program_id(0)",
-        "tile = program % row_tiles",
-        "b = program // row_tiles // (HEADS // GROUP)",
-        "kv_h = program // row_tiles % (HEADS // GROUP)",
+        *deal.begin(),
         *a.first(),
         *([WHOLE] if a.vector_length == "whole" else []),
         *a.positions(), "", *a.hoisted(False), "",
@@ -244,9 +246,9 @@ def _backward_dkdv(plan: Plan, variant: str, later: bool) -> Kernel:
         "dv = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)",
         "for g in range(0, GROUP):  # the query heads that share these keys",
         *("    " + line for line in inner), "",
-        mem.store(dk, "first", _sum(mem, "dk * scale", dk0 if later else None)),
-        mem.store(dv, "first", _sum(mem, "dv", dv0 if later else None)),
+        *_store_gradients(mem, deal, [(dk, "dk * scale", dk0 if later else None), (dv, "dv", dv0 if later else None)]),
     ]
-    parameters = [*(p for m in (q, *own[:2], do, *own[2:]) for p in mem.parameters(m)), *GRADIENT, *COMMON, *a.parameters]
+    parameters = [p for m in (q, *own[:2], do, *own[2:]) for p in mem.parameters(m)]
+    parameters += [*GRADIENT, *COMMON, *deal.parameters("dk", "dv"), *a.parameters]
     doc, constants = "dk and dv, one program a tile of keys.", [*_constants(mem.variant), *a.constants]
     return _finish("backward_dkdv", doc, parameters, constants, body, plan.transposed, a.uses, mem.variant)

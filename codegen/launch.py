@@ -21,6 +21,8 @@ from patternc.codegen.descriptors import describe, describe_box, moved, reachabl
 from patternc.codegen.device import has_tma, on, precision, shared_memory
 from patternc.codegen.kernels import Kernel, Source, generate
 from patternc.codegen.parameters import box_constants, runtime_values
+from patternc.codegen.pieces import RESULTS, put_together, workspace
+from patternc.codegen.schedule import Dealt
 from patternc.errors import BackendError
 from patternc.orders.boxes import BoxAxis
 from patternc.orders.vectors import VECTOR, gathered
@@ -44,6 +46,8 @@ class Call:
             rows and cols the size of its tiles.
         boxes: `boxes(direction, rows, cols)` for plans in digits, an `orders.search.Boxes`.
         fit: `fit(kernel, access, candidates)`, the configuration to try first; without it the first candidate.
+        schedule: `schedule(direction, rows, cols, copies, group)`, a `schedule.Dealt` or None, for `copies` programs each row tile
+            that work on `group` heads each; the usual order where there is no such function.
         variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.
     """
@@ -55,6 +59,7 @@ class Call:
     bounds: object = None
     boxes: object = None
     fit: object = None
+    schedule: object = None
     variant: str | None = None
     configs: dict[str, Config] = field(default_factory=dict)
 
@@ -181,6 +186,9 @@ class Launch:
 
     Attributes:
         function: the compiled kernel's launcher.
+        kernel: as it is where its row tiles are dealt in the usual order.
+        function: the launcher of it, or of the kernel that is dealt by a schedule.
+        grid, copies: programs in the usual order, and how many there are for each row tile.
         values: parameters that the layout fixes, constexprs among them.
         pointers, descriptors: names of matrices that are passed as they are, and a descriptor for each of the others.
     """
@@ -189,6 +197,7 @@ class Launch:
     function: object
     config: Config
     grid: int
+    copies: int
     values: dict
     pointers: list[str]
     descriptors: dict
@@ -207,30 +216,57 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
     start = call.q_start if "boxes" in (call.plan.forward.kind, call.plan.transposed.kind) else None
     key = (call.plan, name, call.variant, device, dtype, precision(dtype), start, later, *layouts)
     while True:
-        launch = None if call.configs else _launches.get(key)
-        if launch is None:
-            launch = _prepare(call, name, matrices, later)
-            if len(_launches) >= MOST_LAUNCHES:
-                _launches.clear()
-            if not call.configs:
-                _launches[key] = launch
+        launch = _kept(call, key, name, matrices, later)
         if launch.grid == 0:
             return
-        values = {**launch.values, **extra, **runtime_values(call, launch.kernel, launch.config, device)}
+        grid, dealt = launch.grid, _dealt(call, name, launch)
+        values = {**extra, **runtime_values(call, launch.kernel, launch.config, device)}
+        if dealt is not None:
+            # The configuration is that of the usual order, for which the schedule was made.
+            launch = _kept(call, (*key, launch.config, dealt.form), name, matrices, later, dealt.form)
+            grid = launch.copies * len(dealt.table)
+            values |= dealt.values()
+            if dealt.slots:
+                values |= workspace(name, launch.values, dealt, launch.copies, device)
+        values |= launch.values
         for matrix in launch.pointers:
             values[f"{matrix}_ptr"] = matrices[matrix]
         for matrix, pattern in launch.descriptors.items():
             values[f"{matrix}_desc"] = moved(pattern, matrices[matrix])
         try:
             with on(device):
-                launch.function[(launch.grid,)](**values, num_warps=launch.config.warps, num_stages=launch.config.stages)
+                launch.function[(grid,)](**values, num_warps=launch.config.warps, num_stages=launch.config.stages)
+                if dealt is not None and dealt.slots:
+                    put_together(call.plan, name, values, {x: matrices[x] for x in RESULTS[name]}, dealt.slots * launch.copies)
             return
         except OutOfResources as error:
             _step_down(call, name, launch, key, error)
 
 
-def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool) -> Launch:
-    """Decide variant, configuration, grid and constants for inputs of one layout."""
+def _kept(call: Call, key: tuple, *what) -> Launch:
+    """The launch of a key, else `_prepare` of `what`; configurations that a call brings with it are not kept."""
+    launch = None if call.configs else _launches.get(key)
+    if launch is None:
+        launch = _prepare(call, *what)
+        if len(_launches) >= MOST_LAUNCHES:
+            _launches.clear()
+        if not call.configs:
+            _launches[key] = launch
+    return launch
+
+
+def _dealt(call: Call, name: str, launch: Launch) -> Dealt | None:
+    """The schedule by which a kernel's row tiles are dealt, where the usual order is not good enough."""
+    if call.schedule is None or launch.kernel.axis is None:
+        return None
+    m, n = launch.config.block_m, launch.config.block_n
+    if name == "backward_dkdv":
+        return call.schedule("transposed", n, m, launch.copies, launch.values["GROUP"])
+    return call.schedule("forward", m, n, launch.copies, 1)
+
+
+def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool, form: str = "even") -> Launch:
+    """Decide variant, configuration, grid and constants for inputs of one layout, and how row tiles are dealt (`schedule.FORMS`)."""
     variant = call.variant or _variant(matrices.values())
     if variant == "descriptors" and not _whole_periods(call, name, matrices):
         variant = "pointers"
@@ -273,8 +309,9 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
             boxed = kernel.variant == "box descriptors"
             descriptors[matrix] = describe_box(x, kernel.axis, tall, wide) if boxed else describe(x, tall, wide, kernel.variant)
             descriptors[matrix].base = None  # only its layout is kept, not the tensor
-    grid *= rows.shape[0] * rows.shape[1]
-    return Launch(kernel, getattr(cache.load(source.text), name), config, grid, values, pointers, descriptors)
+    copies = rows.shape[0] * rows.shape[1]
+    text = source.text if form == "even" else generate(call.plan, variant, later, form).text
+    return Launch(kernel, getattr(cache.load(text), name), config, grid * copies, copies, values, pointers, descriptors)
 
 
 def _whole_periods(call: Call, name: str, matrices: dict[str, torch.Tensor]) -> bool:

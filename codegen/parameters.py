@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from patternc.choices import Listed
@@ -22,6 +23,7 @@ class TileLists:
         group: [H], which row of the pointers a query head uses.
         partial_ptr, full_ptr: [groups, row tiles + 1], where a row tile's entries begin in `partial` and `full`.
         partial, full: column tiles, at least one entry long each (it may be unused).
+        work: on the host, what row tiles cost (`balance.row_work`).
     """
 
     group: torch.Tensor
@@ -29,6 +31,7 @@ class TileLists:
     partial: torch.Tensor
     full_ptr: torch.Tensor
     full: torch.Tensor
+    work: np.ndarray
 
 
 @dataclass(frozen=True)

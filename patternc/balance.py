@@ -8,8 +8,7 @@ where even that leaves processors idle they are cut into pieces, whose results a
 from __future__ import annotations
 
 import heapq
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -56,9 +55,7 @@ def tile_work(full, partial):
 
 
 def row_work(p, axis: AxisPlan | BoxAxis, bound: Bound, tile: tuple[int, int], transposed: bool = False) -> np.ndarray | None:
-    """What the row tiles of one direction cost in units of a full tile, float64 [kinds, row tiles].
-
-    A kind is one head, or one head of one batch row, where these differ, else all of them; heads are as many as the bound's.
+    """What the row tiles of one direction cost in units of a full tile, float64 [B or 1, H or 1, row tiles].
 
     Args:
         p: the pattern, for plans whose tiles are lists.
@@ -72,33 +69,31 @@ def row_work(p, axis: AxisPlan | BoxAxis, bound: Bound, tile: tuple[int, int], t
     if axis.kind == "boxes":
         sizes = Sizes(bound.n_q, bound.n_k, bound.q_start)
         visited, full = counts_by_program(axis, sizes, choose_boxes(axis, sizes, *tile))
-        return tile_work(full, visited - full)[None]
+        return tile_work(full, visited - full)[None, None]
     if axis.kind == "list":
         return layout_work(layout(p, bound, tile[::-1] if transposed else tile, transposed=transposed))
     segments = formula_segments(axis, bound, tile, transposed)
     rows = -(-(bound.n_k if transposed else bound.n_q) // tile[0])
-    total = sum((tile_work(s.count, 0) if s.full else tile_work(0, s.count) for s in segments), np.zeros((1, 1, rows)))
-    return total.reshape(-1, rows)
+    return sum((tile_work(s.count, 0) if s.full else tile_work(0, s.count) for s in segments), np.zeros((1, 1, rows)))
 
 
 def layout_work(exact: Layout) -> np.ndarray:
-    """The same from exact tiles, for heads that differ by them."""
+    """The same from exact tiles, one batch row's."""
     found = []
     for cell in exact.groups:
         grid = cell.tiles.grid
         full, partial = (np.bincount(start // grid.width, stop - start, grid.row.tiles) for start, stop in cell.tiles.whole)
         found.append(tile_work(full, partial))
-    if len(found) == 1:
-        return np.array(found)
     of = np.zeros(exact.heads, int)
     for i, cell in enumerate(exact.groups):
         of[list(cell.heads)] = i
-    return np.array(found)[of]
+    return np.array(found)[None, of if len(found) > 1 else [0]]
 
 
 def of_groups(work: np.ndarray, group: int) -> np.ndarray:
-    """What programs cost that work on `group` heads each, from what one head costs."""
-    return work * group if len(work) == 1 else work.reshape(-1, group, work.shape[1]).sum(1)
+    """What programs cost that work on `group` heads each, [kinds, row tiles]: one kind where all are equal, else one a program of a row tile."""
+    batch, heads, rows = work.shape
+    return (work * group if heads == 1 else work.reshape(batch, -1, group, rows).sum(2)).reshape(-1, rows)
 
 
 def schedule(work: np.ndarray, copies: int, processors: int = PROCESSORS, last_first: bool = True) -> Schedule | None:
@@ -108,7 +103,7 @@ def schedule(work: np.ndarray, copies: int, processors: int = PROCESSORS, last_f
     into pieces that are no shorter than usual rows, and no shorter than a quarter of a processor's share of all work.
 
     Args:
-        work: [kinds, row tiles] as `row_work` gives it, of one program's heads.
+        work: [kinds, row tiles] of one program, from `row_work` and `of_groups`.
         copies: programs for every row tile: heads (of keys, for dk/dv) times batch rows.
         last_first: the usual order of the kernels: last rows first, or first rows first.
     """

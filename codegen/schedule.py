@@ -1,0 +1,99 @@
+"""How the programs of a kernel get their row tiles: in the usual order, or by a schedule (`patternc.balance`), cut into pieces or not.
+
+A piece runs its share of the iterations of both loops.  What it finds goes to a slot of a workspace, in float32: slot `entry` of
+its head is a tile `[rows, width]`, and `pieces.py` prints the kernels that make rows of the slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+FORMS = ("even", "dealt", "cut")
+PARAMETERS = ("schedule_ptr", "entries", "long")
+
+
+@dataclass(frozen=True)
+class Deal:
+    """One of `FORMS` for a kernel with one program a tile of `rows`, "q" or "k"."""
+
+    form: str
+    rows: str
+
+    @property
+    def cut(self) -> bool:
+        return self.form == "cut"
+
+    def parameters(self, *parts: str) -> list[str]:
+        """Kernel parameters; `parts` are the results that pieces leave in the workspace."""
+        if self.form == "even":
+            return []
+        return [*PARAMETERS, *(["slots", *(f"part_{name}_ptr" for name in parts)] if self.cut else [])]
+
+    def begin(self) -> list[str]:
+        """Which tile, batch row and head a program works on, and which piece of it."""
+        heads, h = ("HEADS", "h") if self.rows == "q" else ("(HEADS // GROUP)", "kv_h")
+        if self.form == "even":
+            last = "tile = row_tiles - 1 - program % row_tiles  # last rows first: often they have most keys"
+            lines = ["program = tl.program_id(0)", last if self.rows == "q" else "tile = program % row_tiles"]
+            lines += [f"b = program // row_tiles // {heads}", f"{h} = program // row_tiles % {heads}"]
+        else:
+            lines = ["entry, head = _dealt(tl.program_id(0), tl.num_programs(0), entries, long)"]
+            lines += [*entry(("tile", "piece", "pieces") if self.cut else ("tile",)), f"b = head // {heads}", f"{h} = head % {heads}"]
+        return [*lines, "kv_h = h // GROUP"] if self.rows == "q" else lines
+
+    def share(self) -> list[str]:
+        """A piece runs the share low / pieces to high / pieces of the loops' iterations; where heads share keys, its share of the loops
+        of one head after the other."""
+        if not self.cut:
+            return []
+        if self.rows == "q":
+            return ["low, high = piece, piece + 1  # of the loops' iterations, in units of 1 / pieces"]
+        ends = (f"tl.minimum(tl.maximum(GROUP * {p} - g * pieces, 0), pieces)" for p in ("piece", "(piece + 1)"))
+        return [f"{name} = {end}" for name, end in zip(("low", "high"), ends)]
+
+    def once(self, value: str, other: str) -> str:
+        """What earlier parts of the pattern found is added by the first piece."""
+        return f"tl.where(piece == 0, {value}, {other})" if self.cut else value
+
+    def store(self, whole: list[str], parts: list[tuple[str, str | None]]) -> list[str]:
+        """Store rows by the statements `whole`; those of pieces, the variables `parts`, in the workspace, each with the name of its
+        width, or None for one value a row."""
+        if not self.cut:
+            return whole
+        block = "BLOCK_M" if self.rows == "q" else "BLOCK_N"
+        lines = ["if pieces == 1:", *("    " + line for line in whole), "else:", f"    slot = (tl.cast(head, tl.int64) * slots + entry) * {block}"]
+        for name, width in parts:
+            if width is None:
+                lines.append(f"    tl.store(part_{name}_ptr + slot + tl.arange(0, {block}), {name})")
+            else:
+                lines.append(f"    _store_part(part_{name}_ptr, slot, {name}, {block}, {width})")
+        return lines
+
+
+def entry(fields: tuple[str, ...]) -> list[str]:
+    """Statements that read the first fields of a schedule's entry."""
+    return [f"{name} = tl.load(schedule_ptr + 3 * entry{f' + {i}' if i else ''})" for i, name in enumerate(fields)]
+
+
+@dataclass(frozen=True, eq=False)
+class Dealt:
+    """A schedule on a device.
+
+    Attributes:
+        table: int32 [entries, 3], `balance.Schedule.entries`.
+        form, slots, long: as in `balance.Schedule`.
+    """
+
+    table: torch.Tensor
+    form: str
+    slots: int
+    long: int
+
+    def values(self) -> dict:
+        """Kernel parameters by name."""
+        return {"schedule_ptr": self.table, "entries": len(self.table), "long": self.long, **({"slots": self.slots} if self.slots else {})}
+
+
+__all__ = ["FORMS", "PARAMETERS", "Deal", "Dealt", "entry"]
