@@ -98,7 +98,7 @@ def _type(parameter: str, job: Job, kernel: Kernel) -> str:
         return f"tensordesc<{job.dtype}{[1] * {'rows': 0, 'descriptors': 2, 'box descriptors': 3}[kernel.variant] + block}>"
     if parameter in ("q_ptr", "k_ptr", "v_ptr", "o_ptr", "do_ptr", "dq_ptr", "dk_ptr", "dv_ptr"):
         return f"*{job.dtype}"
-    if parameter in ("lse_ptr", "lse2_ptr", "delta_ptr", "dlse_ptr"):
+    if parameter in ("lse_ptr", "lse2_ptr", "delta_ptr", "dlse_ptr") or parameter.startswith("part_"):
         return "*fp32"
     return "*u8" if any(a.parameter == parameter and a.kind == "member" for a in kernel.arrays) else "*i32"
 

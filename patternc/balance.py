@@ -54,6 +54,11 @@ def tile_work(full, partial):
     return full + (1 + PARTIAL) * partial
 
 
+def start_up() -> float:
+    """The time of a program without tiles."""
+    return PROGRAM
+
+
 def row_work(p, axis: AxisPlan | BoxAxis, bound: Bound, tile: tuple[int, int], transposed: bool = False) -> np.ndarray | None:
     """What the row tiles of one direction cost in units of a full tile, float64 [B or 1, H or 1, row tiles].
 
@@ -107,8 +112,8 @@ def schedule(work: np.ndarray, copies: int, processors: int = PROCESSORS, last_f
         copies: programs for every row tile: heads (of keys, for dk/dv) times batch rows.
         last_first: the usual order of the kernels: last rows first, or first rows first.
     """
-    rows = work.max(0, initial=0) + PROGRAM
-    share = float((work + PROGRAM).sum(1).mean()) * copies / processors
+    rows = work.max(0, initial=0) + start_up()
+    share = float((work + start_up()).sum(1).mean()) * copies / processors
     longest, usual = rows.max(initial=0), max(SHORTEST, USUAL * float(np.median(rows)) if len(rows) else 0)
     if longest <= usual or RESIDENT * longest <= LATE * share:
         return None
@@ -138,14 +143,49 @@ def programs(work: np.ndarray, copies: int, found: Schedule | None, last_first: 
     if found is None:
         found = in_pieces(work.max(0), *(np.full(work.shape[1], x) for x in (1, False)), last_first)
     tile, _, pieces = found.entries.T
-    times = work[:, tile] / pieces + PROGRAM + PIECE * (pieces > 1)
+    times = work[:, tile] / pieces + start_up() + PIECE * (pieces > 1)
     times = np.resize(times, (copies, len(tile)))
     return np.concatenate([times[:, : found.long].T.ravel(), times[:, found.long :].ravel()])
 
 
-def makespan(times: np.ndarray, processors: int = PROCESSORS, resident: int = RESIDENT) -> float:
-    """When the last of programs is done that start in this order, `resident` of them on each processor, each at that fraction of its rate."""
+def makespan(times: np.ndarray, processors: int = PROCESSORS, resident: int = 1) -> float:
+    """When the last of programs is done that start in this order; `resident` of them share a processor, each at its fraction of the rate."""
     ends = [0.0] * (processors * resident)
     for time in times.tolist():
         heapq.heapreplace(ends, ends[0] + time * resident)
     return max(ends)
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What a schedule does for one direction at one length.
+
+    Attributes:
+        rows, long, cut, pieces: row tiles, those of them that are dealt first, those that are cut, and into how many pieces in all.
+        usual, time: when the last program is done, in units of the time that all would take evenly spread: in the usual order, and
+            by the schedule (the same where there is none).
+    """
+
+    rows: int
+    long: int
+    cut: int
+    pieces: int
+    usual: float
+    time: float
+
+    def __str__(self):
+        if not self.long:
+            return f"usual order, {self.time:.2f} of the ideal time"
+        what = f"{self.cut} cut into {self.pieces} pieces" if self.cut else "not cut"
+        return f"{self.long} long of {self.rows} row tiles first, {what}: {self.time:.2f} of the ideal time ({self.usual:.2f} in the usual order)"
+
+
+def balance(work: np.ndarray, copies: int, last_first: bool = True, processors: int = PROCESSORS) -> Balance:
+    """What `schedule` decides of the same arguments, and what that gains."""
+    found = schedule(work, copies, processors, last_first)
+    ideal = float((work + start_up()).sum(1).mean()) * copies / processors or 1.0
+    usual, time = (makespan(programs(work, copies, one, last_first), processors) / ideal for one in (None, found))
+    if found is None:
+        return Balance(work.shape[1], 0, 0, 0, usual, usual)
+    cut = int((found.entries[: found.slots, 1] == 0).sum())
+    return Balance(work.shape[1], cut + found.long - found.slots, cut, found.slots, usual, time)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from patternc.args import bind, signature
+from patternc.args import Bound, bind, signature
+from patternc.balance import Balance, balance, of_groups, row_work
 from patternc.choices import Listed, Stepped
 from patternc.compile import provably_causal
 from patternc.cost import Cost, cost, first_row
+from patternc.errors import ParameterError
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.layout import Layout, layout
@@ -44,6 +46,7 @@ class Explanation:
         spec: the pattern or attention.
         plan: how kernels find their tiles at this length, where they treat the pattern as one.
         pieces: disjoint parts that kernels run one after the other at this length, each with its plan; empty where there is one.
+        balances: for each of these plans, how programs get the row tiles of "forward" and "transposed"; None where only tensors say it.
         orders: for "forward" and "transposed", the orders there are, best first; empty where there is only the natural one.
         layout: the exact tiles of the exact part at this length.
         cost: of the forward pass of one batch row, in the kernels' own tiles.
@@ -54,6 +57,7 @@ class Explanation:
     spec: Pattern | Attention
     plan: Plan
     pieces: tuple[tuple[Pattern, Plan], ...]
+    balances: tuple[dict[str, Balance | None], ...]
     orders: dict[str, list[Option]]
     layout: Layout
     cost: Cost
@@ -72,10 +76,10 @@ class Explanation:
             "",
         ]
         for number, (p, plan) in enumerate(self.pieces, 1):
-            lines += [f"part {number}    {p}", *describe_plan(plan), ""][: None if number < len(self.pieces) else -1]
+            lines += [f"part {number}    {p}", *describe_plan(plan), *describe_balances(self.balances[number - 1]), ""]
         if not self.pieces:
-            lines += describe_plan(self.plan) + describe_orders(self.orders)
-        lines += ["", f"tiles     {tiles_line(found)}"]
+            lines += describe_plan(self.plan) + describe_orders(self.orders) + ["", *describe_balances(self.balances[0]), ""]
+        lines += [f"tiles     {tiles_line(found)}"]
         lines += [
             f"cost      {price.allowed_pairs:,} allowed pairs of {price.visited_pairs:,} visited ({price.waste:.1%} masked away)",
             f"          {price.full_tiles:,} full and {price.partial_tiles:,} partial tiles of {KERNEL_TILE[0]} x {KERNEL_TILE[1]} visited",
@@ -150,12 +154,30 @@ def explain(
         tile=KERNEL_TILE,
         **own,
     )
+    balances = tuple(balances_of(p, own_plan, bound, batch, kv_heads or heads) for p, own_plan in pieces or ((exact, plan),))
     parts = ()
     if isinstance(spec, Attention):
         rest = all_of(spec.domain, negate(exact))
         named = (("E", exact), ("D", spec.domain), ("R", rest))
         parts = tuple(Part(name, p, provably_causal(p), tiles(p)) for name, p in named)
-    return Explanation(spec, plan, pieces, compared, tiles(exact), price, parts, kernels_of(spec, backend), head_dim)
+    return Explanation(spec, plan, pieces, balances, compared, tiles(exact), price, parts, kernels_of(spec, backend), head_dim)
+
+
+def balances_of(p: Pattern, plan: Plan, bound: Bound, batch: int, kv_heads: int) -> dict[str, Balance | None]:
+    """How row tiles of `KERNEL_TILE` are dealt in both directions; `bound` is that of one batch row."""
+    if bound.heads % kv_heads:
+        raise ParameterError(f"{bound.heads} heads are no multiple of {kv_heads} kv_heads", fix="give `kv_heads=` a divisor of `heads=`")
+    found = {}
+    for name, copies, group in (("forward", bound.heads, 1), ("transposed", kv_heads, bound.heads // kv_heads)):
+        work = row_work(p, getattr(plan, name), bound, KERNEL_TILE, name == "transposed")
+        found[name] = None if work is None else balance(of_groups(work, group), copies * batch, name == "forward")
+    return found
+
+
+def describe_balances(found: dict[str, Balance | None]) -> list[str]:
+    """The order of programs, as simulated for processors of a Hopper card."""
+    told = {name: "usual order, since only data on the device say how long rows are" if one is None else str(one) for name, one in found.items()}
+    return [f"balance   {name}: {text}" for name, text in told.items()]
 
 
 def kernels_of(spec, backend: str) -> dict[str, str]:

@@ -214,15 +214,15 @@ def test_kernels_in_digits(name, variant):
     check_kernels(p, [(plan, variant)], n_q, n_k)
 
 
-def check_kernels(p, plans, n_q: int, n_k: int):
-    """Outputs and gradients of a pattern whose disjoint parts have the plans `(plan, variant)`."""
+def check_kernels(p, plans, n_q: int, n_k: int, schedule=None):
+    """Outputs and gradients of a pattern whose disjoint parts have the plans `(plan, variant)`; `schedule(plan)` is that of its call."""
 
     def call(plan, variant):
         def boxes(direction, m, n):
             return choose_boxes(getattr(plan, direction), Sizes(n_q, n_k, n_k - n_q), *((n, m) if direction == "transposed" else (m, n)))
 
         configs = dict.fromkeys(("forward", "backward_dq", "backward_dkdv"), Config(32, 16, 4, 1))
-        return Call(plan, 0.25, n_k - n_q, boxes=boxes, variant=variant, configs=configs)
+        return Call(plan, 0.25, n_k - n_q, boxes=boxes, schedule=schedule and schedule(plan), variant=variant, configs=configs)
 
     x = torch.randn(1, 2, n_q, 16, device=DEVICE, requires_grad=True)
     y, z = (torch.randn(1, 1, n_k, 16, device=DEVICE, requires_grad=True) for _ in range(2))
