@@ -272,5 +272,5 @@ def _schedule(compiled, plan: Plan, bound: Bound, device, direction: str, rows: 
         found = schedule(of_groups(work, group), copies, processors(device), last_first=not transposed)
         if len(kept) >= MOST_LENGTHS:
             kept.pop(next(iter(kept)))
-        kept[key] = found and Dealt(torch.from_numpy(found.entries).to(device), found.form, found.slots, found.long)
+        kept[key] = found and Dealt(torch.from_numpy(found.entries).to(device), found.form, found.cuts, found.long)
     return kept[key]

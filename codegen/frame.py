@@ -14,7 +14,7 @@ from patternc.plan import AxisPlan, Plan
 # Names in kernels that an arg's statements must not take.
 TAKEN = (
     "b h g kv_h n_q n_k i r0 r1 tile row_tiles program first first_col last_col rows cols start whole slot slots periods "
-    "slot_offsets at vectors col_tile s entry head piece pieces low high own "
+    "slot_offsets at vectors col_tile s entry head piece pieces low high own cuts entries long "
     "allowed acc total peak lse delta o dq dk dv swap q_start q_row q_col k_row k_col q_tile k_tile v_tile do_tile bounds triton tl"
 ).split()
 

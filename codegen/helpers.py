@@ -94,15 +94,15 @@ def _dealt(program, programs, entries, long):
 ''',
     '''
 @triton.jit
-def _load_part(base, slot, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """A tile [BLOCK, BLOCK_D] of the workspace, which begins at row `slot`."""
-    return tl.load(base + slot * BLOCK_D + (tl.arange(0, BLOCK)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]))
+def _load_part(base, own, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A tile [BLOCK, BLOCK_D] of the workspace, from row `own` on."""
+    return tl.load(base + own * BLOCK_D + (tl.arange(0, BLOCK)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]))
 ''',
     '''
 @triton.jit
-def _store_part(base, slot, values, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+def _store_part(base, own, values, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
     """The inverse of `_load_part`."""
-    tl.store(base + slot * BLOCK_D + (tl.arange(0, BLOCK)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]), values)
+    tl.store(base + own * BLOCK_D + (tl.arange(0, BLOCK)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]), values)
 ''',
     '''
 @triton.jit

@@ -226,7 +226,7 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
             launch = _kept(call, (*key, launch.config, dealt.form), name, matrices, later, dealt.form)
             grid = launch.copies * len(dealt.table)
             values |= dealt.values()
-            if dealt.slots:
+            if dealt.cuts:
                 values |= workspace(name, launch.values, dealt, launch.copies, device)
         values |= launch.values
         for matrix in launch.pointers:
@@ -236,8 +236,8 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
         try:
             with on(device):
                 launch.function[(grid,)](**values, num_warps=launch.config.warps, num_stages=launch.config.stages)
-                if dealt is not None and dealt.slots:
-                    put_together(call.plan, name, values, {x: matrices[x] for x in RESULTS[name]}, dealt.slots * launch.copies)
+                if dealt is not None and dealt.cuts:
+                    put_together(call.plan, name, values, {x: matrices[x] for x in RESULTS[name]}, dealt.cuts * launch.copies)
             return
         except OutOfResources as error:
             _step_down(call, name, launch, key, error)

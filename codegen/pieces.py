@@ -27,8 +27,8 @@ import triton.language as tl
 
 MERGES = {"forward": "merge_rows", "backward_dq": "sum_dq", "backward_dkdv": "sum_dkdv"}  # what follows a kernel
 RESULTS = {"forward": ("o",), "backward_dq": ("dq",), "backward_dkdv": ("dk", "dv")}
-PIPELINED = 96 * 1024  # bytes of shared memory for slots on their way
-WIDE = 32 * 1024  # bytes of slots that are more than four warps hold in registers
+PIPELINED = 96 * 1024  # bytes of shared memory for pieces on their way
+WIDE = 32 * 1024  # bytes of a row tile that four warps hold in registers
 DOC = {
     "forward": "o and lse of row tiles that were cut into pieces.",
     "backward_dq": "dq of row tiles that were cut into pieces, added in their order.",
@@ -45,7 +45,7 @@ def merges(plan: Plan) -> Source:
 
 
 def _merge(plan: Plan, kernel: str) -> Kernel:
-    """One program a slot of the workspace; that of a row's first piece makes the row."""
+    """One program a piece; that of a row's first piece makes the row."""
     rows = "k" if kernel == "backward_dkdv" else "q"
     axis, a = plan.transposed if rows == "k" else plan.forward, frame_of(plan, rows)
     mem = access("pointers", axis)
@@ -53,13 +53,13 @@ def _merge(plan: Plan, kernel: str) -> Kernel:
     heads, h = ("(HEADS // GROUP)", "kv_h") if rows == "k" else ("HEADS", "h")
     matrices = [Matrix(name, h, count, w, block, f"BLOCK_{w}") for name, w in zip(RESULTS[kernel], ("D", "DV") if kernel != "forward" else ("DV",))]
     zeros = {m.name: f"tl.zeros([{block}, {m.block_d}], tl.float32)" for m in matrices}
-    loads = {m.name: f"_load_part(part_{m.name}_ptr, slot + i * {block}, {block}, {m.block_d})" for m in matrices}
+    loads = {m.name: f"_load_part(part_{m.name}_ptr, own + i * {block}, {block}, {m.block_d})" for m in matrices}
     loop = "for i in tl.range(0, pieces, num_stages=STAGES):"
     if kernel == "forward":
         work = [
             f"acc = {zeros['o']}", "total = tl.zeros([BLOCK_M], tl.float32)", "peak = tl.full([BLOCK_M], -1.0e30, tl.float32)",
             loop,
-            "    lse = tl.load(part_lse_ptr + slot + i * BLOCK_M + tl.arange(0, BLOCK_M))",
+            "    lse = tl.load(part_lse_ptr + own + i * BLOCK_M + tl.arange(0, BLOCK_M))",
             f"    acc, total, peak = _merge(acc, total, peak, {loads['o']}, lse)",
             "o = acc / tl.where(total > 0, total, 1.0)[:, None]",
             mem.store(matrices[0], "first", "o"),
@@ -70,12 +70,12 @@ def _merge(plan: Plan, kernel: str) -> Kernel:
         work = [*(f"{name} = {zero}" for name, zero in zeros.items()), loop, *(f"    {name} += {load}" for name, load in loads.items())]
         work += [mem.store(m, "first", m.name) for m in matrices]
     body = [
-        "entry = tl.program_id(0) % slots",
-        "head = tl.program_id(0) // slots",
+        "entry = tl.program_id(0) % cuts",
+        "head = tl.program_id(0) // cuts",
         *entry(("tile", "piece", "pieces")),
         f"b = head // {heads}",
         f"{h} = head % {heads}",
-        f"slot = (tl.cast(head, tl.int64) * slots + entry) * {block}",
+        f"own = (tl.cast(head, tl.int64) * cuts + entry) * {block}",
         "if piece == 0:",
         *("    " + line for line in [*a.place(), *(line for m in matrices for line in mem.base(m)), *work]),
     ]
@@ -85,8 +85,8 @@ def _merge(plan: Plan, kernel: str) -> Kernel:
         return [name for name in names if re.search(rf"\b{name}\b", text)]
 
     parts = [f"part_{name}_ptr" for name in (*RESULTS[kernel], "lse")]
-    own = [p for m in matrices for p in mem.parameters(m)]
-    parameters = used(*own, "lse_ptr", "schedule_ptr", "slots", *parts, "n_q", "n_k", "q_start_value", "q_start_stride", *a.parameters)
+    addresses = [p for m in matrices for p in mem.parameters(m)]
+    parameters = used(*addresses, "lse_ptr", "schedule_ptr", "cuts", *parts, "n_q", "n_k", "q_start_value", "q_start_stride", *a.parameters)
     constants = used("HEADS", "GROUP", "D", "DV", "BLOCK_D", "BLOCK_DV", "BLOCK_M", "BLOCK_N", "ALIGN", "STAGES", *a.constants)
     name = MERGES[kernel]
     return Kernel(name, header(name, parameters, constants, DOC[kernel]) + text, tuple(parameters), tuple(constants), axis, (), (), mem.variant)
@@ -97,7 +97,7 @@ def workspace(kernel: str, values: dict, dealt: Dealt, copies: int, device: torc
 
     `balance.schedule` cuts into at most 8 pieces a processor, so this is some ten megabytes at most.
     """
-    rows = copies * dealt.slots * _block(kernel, values)
+    rows = copies * dealt.cuts * _block(kernel, values)
     width = {"o": "BLOCK_DV", "dq": "BLOCK_D", "dk": "BLOCK_D", "dv": "BLOCK_DV"}
     room = {f"part_{name}_ptr": torch.empty(rows, values[width[name]], dtype=torch.float32, device=device) for name in RESULTS[kernel]}
     return room | ({"part_lse_ptr": torch.empty(rows, dtype=torch.float32, device=device)} if kernel == "forward" else {})
@@ -114,12 +114,12 @@ def put_together(plan: Plan, kernel: str, values: dict, results: dict[str, torch
     Args:
         kernel, values: what has made them, with what parameters and constants.
         results: o, dq, or dk and dv: [B, heads, n, width] with unit last stride.
-        grid: slots times heads times batch rows.
+        grid: pieces of all heads and batch rows.
     """
     source = merges(plan)
     merge = source.kernels[MERGES[kernel]]
     strides = {name: [0 if x.shape[axis] == 1 else x.stride(axis) for axis in range(3)] for name, x in results.items()}
-    align = math.gcd(16, *(s for own in strides.values() for s in own))
+    align = math.gcd(16, *(step for three in strides.values() for step in three))
     widths = sum(values[name] for name in merge.constants if name in ("BLOCK_D", "BLOCK_DV"))
     size = 4 * widths * _block(kernel, values)
     stages, warps = max(1, min(4, PIPELINED // size)), 4 if size <= WIDE else 8

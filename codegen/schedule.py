@@ -1,7 +1,7 @@
 """How the programs of a kernel get their row tiles: in the usual order, or by a schedule (`patternc.balance`), cut into pieces or not.
 
-A piece runs its share of the iterations of both loops.  What it finds goes to a slot of a workspace, in float32: slot `entry` of
-its head is a tile `[rows, width]`, and `pieces.py` prints the kernels that make rows of the slots.
+A piece runs its share of the iterations of both loops.  What it finds goes to a workspace, in float32: a tile [rows, width] for
+each entry that is a piece, of every head and batch row.  `pieces.py` prints the kernels that make rows of these tiles.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Deal:
         """Kernel parameters; `parts` are the results that pieces leave in the workspace."""
         if self.form == "even":
             return []
-        return [*PARAMETERS, *(["slots", *(f"part_{name}_ptr" for name in parts)] if self.cut else [])]
+        return [*PARAMETERS, *(["cuts", *(f"part_{name}_ptr" for name in parts)] if self.cut else [])]
 
     def begin(self) -> list[str]:
         """Which tile, batch row and head a program works on, and which piece of it."""
@@ -63,12 +63,12 @@ class Deal:
         if not self.cut:
             return whole
         block = "BLOCK_M" if self.rows == "q" else "BLOCK_N"
-        lines = ["if pieces == 1:", *("    " + line for line in whole), "else:", f"    slot = (tl.cast(head, tl.int64) * slots + entry) * {block}"]
+        lines = ["if pieces == 1:", *("    " + line for line in whole), "else:", f"    own = (tl.cast(head, tl.int64) * cuts + entry) * {block}"]
         for name, width in parts:
             if width is None:
-                lines.append(f"    tl.store(part_{name}_ptr + slot + tl.arange(0, {block}), {name})")
+                lines.append(f"    tl.store(part_{name}_ptr + own + tl.arange(0, {block}), {name})")
             else:
-                lines.append(f"    _store_part(part_{name}_ptr, slot, {name}, {block}, {width})")
+                lines.append(f"    _store_part(part_{name}_ptr, own, {name}, {block}, {width})")
         return lines
 
 
@@ -83,17 +83,17 @@ class Dealt:
 
     Attributes:
         table: int32 [entries, 3], `balance.Schedule.entries`.
-        form, slots, long: as in `balance.Schedule`.
+        form, cuts, long: as in `balance.Schedule`.
     """
 
     table: torch.Tensor
     form: str
-    slots: int
+    cuts: int
     long: int
 
     def values(self) -> dict:
         """Kernel parameters by name."""
-        return {"schedule_ptr": self.table, "entries": len(self.table), "long": self.long, **({"slots": self.slots} if self.slots else {})}
+        return {"schedule_ptr": self.table, "entries": len(self.table), "long": self.long, **({"cuts": self.cuts} if self.cuts else {})}
 
 
 __all__ = ["FORMS", "PARAMETERS", "Deal", "Dealt", "entry"]

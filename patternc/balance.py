@@ -35,18 +35,18 @@ class Schedule:
     Attributes:
         entries: int32 [entries, 3], (row tile, piece, pieces): first the pieces of rows that are cut, those of a row side by side,
             then long rows, longest first, then the others in the kernels' usual order.
-        slots: how many first entries are pieces.
+        cuts: how many first entries are pieces.
         long: how many first entries are long, pieces among them: programs of all heads and batch rows take these before any other.
     """
 
     entries: np.ndarray
-    slots: int
+    cuts: int
     long: int
 
     @property
     def form(self) -> str:
         """What kernels must do for it: "cut" where rows have pieces, else "dealt"."""
-        return "cut" if self.slots else "dealt"
+        return "cut" if self.cuts else "dealt"
 
 
 def tile_work(full, partial):
@@ -187,5 +187,5 @@ def balance(work: np.ndarray, copies: int, last_first: bool = True, processors: 
     usual, time = (makespan(programs(work, copies, one, last_first), processors) / ideal for one in (None, found))
     if found is None:
         return Balance(work.shape[1], 0, 0, 0, usual, usual)
-    cut = int((found.entries[: found.slots, 1] == 0).sum())
-    return Balance(work.shape[1], cut + found.long - found.slots, cut, found.slots, usual, time)
+    cut = int((found.entries[: found.cuts, 1] == 0).sum())
+    return Balance(work.shape[1], cut + found.long - found.cuts, cut, found.cuts, usual, time)

@@ -91,11 +91,11 @@ def test_every_piece_is_dealt_once(rows, last_first):
     found = in_pieces(work, pieces, long, last_first)
     tile, piece, of = found.entries.T
     assert sorted(zip(tile, piece)) == [(t, j) for t in range(len(rows)) for j in range(pieces[t])] and (of == pieces[tile]).all()
-    assert (of[: found.slots] > 1).all() and (of[found.slots :] == 1).all()
-    for entry in np.flatnonzero(piece[: found.slots] == 0):  # the pieces of a row lie side by side
+    assert (of[: found.cuts] > 1).all() and (of[found.cuts :] == 1).all()
+    for entry in np.flatnonzero(piece[: found.cuts] == 0):  # the pieces of a row lie side by side
         assert (tile[entry : entry + of[entry]] == tile[entry]).all() and list(piece[entry : entry + of[entry]]) == list(range(of[entry]))
-    assert long[tile[found.slots : found.long]].all() and not long[tile[found.long :]].any()
-    assert (np.diff(work[tile[found.slots : found.long]]) <= 0).all()
+    assert long[tile[found.cuts : found.long]].all() and not long[tile[found.long :]].any()
+    assert (np.diff(work[tile[found.cuts : found.long]]) <= 0).all()
     others = np.diff(tile[found.long :])
     assert (others < 0).all() if last_first else (others > 0).all()
 
@@ -180,7 +180,7 @@ def forced(n_q: int, n_k: int, plan=None, most: int = 7):
             tiles = choose_boxes(axis, Sizes(n_q, n_k, n_k - n_q), rows, cols).programs
         found = random_schedule(len(direction), tiles, direction == "forward", most)
         assert found.form == ("cut" if most > 1 else "dealt")
-        return Dealt(torch.from_numpy(found.entries).to(DEVICE), found.form, found.slots, found.long)
+        return Dealt(torch.from_numpy(found.entries).to(DEVICE), found.form, found.cuts, found.long)
 
     return dealt
 
