@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from patternc.args import Bound
+from patternc.expr.pattern import Pattern
 from patternc.layout import Layout, layout
 from patternc.orders.boxes import BoxAxis
 from patternc.orders.choose import PARTIAL, PROGRAM
@@ -22,10 +23,12 @@ from patternc.visits import formula_segments
 
 PROCESSORS = 132  # of an H100 or H200
 RESIDENT = 2  # programs that share a processor, each at half its rate
-SHORTEST = 16  # tiles: what is shorter is not long, and no piece is shorter
+SHORTEST = 16  # tiles: no shorter row is long
 USUAL = 2  # times the median: a causal row is at most that long
-LATE = 0.02  # of the whole time: so much may be lost to rows that are dealt late
-PIECE = 1.05  # more for a piece, in units of a full tile: its result is written and read in float32 (the study of orders)
+LATE = 0.1  # of the whole time: rows that would be late by less stay where neighbours read the same keys
+# In units of a full tile, estimated in the study of orders; to be measured on the card.
+PIECE = 1.05  # more for a piece: its result is written and read in float32
+MERGE = 10.0  # the second kernel
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,7 @@ def start_up() -> float:
     return PROGRAM
 
 
-def row_work(p, axis: AxisPlan | BoxAxis, bound: Bound, tile: tuple[int, int], transposed: bool = False) -> np.ndarray | None:
+def row_work(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, tile: tuple[int, int], transposed: bool = False) -> np.ndarray | None:
     """What the row tiles of one direction cost in units of a full tile, float64 [B or 1, H or 1, row tiles].
 
     Args:
@@ -104,8 +107,8 @@ def of_groups(work: np.ndarray, group: int) -> np.ndarray:
 def schedule(work: np.ndarray, copies: int, processors: int = PROCESSORS, last_first: bool = True) -> Schedule | None:
     """The schedule of one direction; None where the usual order is as good.
 
-    Rows are long from twice the median on.  They are cut where the longest, sharing its processor, would outlast everything else:
-    into pieces that are no shorter than usual rows, and no shorter than a quarter of a processor's share of all work.
+    Rows are long from twice the median on.  They are cut where the longest, sharing its processor, would outlast everything else by
+    more than a second kernel takes: into pieces that are not long, or if that is more take a quarter of a processor's share of all work.
 
     Args:
         work: [kinds, row tiles] of one program, from `row_work` and `of_groups`.
@@ -118,7 +121,7 @@ def schedule(work: np.ndarray, copies: int, processors: int = PROCESSORS, last_f
     if longest <= usual or RESIDENT * longest <= LATE * share:
         return None
     pieces = np.ones(len(rows), np.int64)
-    if RESIDENT * longest > share:
+    if RESIDENT * longest > max(share, RESIDENT * usual) + MERGE:
         pieces = np.ceil(rows / max(usual, share / 4)).astype(np.int64)
     return in_pieces(rows, pieces, rows > usual, last_first)
 

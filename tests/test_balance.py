@@ -235,7 +235,7 @@ def test_calls_are_dealt(processors, form, monkeypatch, one_thread):
     """A global row and column among windows: by the rule, from the module, and without planning the second time."""
     p = pc.window(20) | pc.global_(3) if processors > 1 else pc.window(21) | pc.global_(3)
     monkeypatch.setattr(backend, "processors", lambda device: processors)
-    x, y, z = (torch.randn(1, 1, 520, 16, device=DEVICE, requires_grad=True) for _ in range(3))
+    x, y, z = (torch.randn(1, 1, 610, 16, device=DEVICE, requires_grad=True) for _ in range(3))
     results = []
     for name in ("triton", "reference", "triton"):
         out, lse = pc.compile(p, name)(x, y, z, return_lse=True)

@@ -5,6 +5,7 @@ import torch
 from patterns import CHOICES, ORDERED, PRIMITIVES, composition, ids, zoo_case
 
 import patternc as pc
+from patternc.runtime import compiled
 from patternc.zoo.registry import ENTRIES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -65,6 +66,40 @@ def test_traced_and_captured():
     doc.copy_(torch.arange(300, device="cuda") // 50)
     graph.replay()
     torch.testing.assert_close(out, module(q, k, v, ids=doc))
+
+
+LONG_ROWS = [
+    pc.window(left=100, right=100) | pc.global_(20),
+    pc.block(64, back=1, ahead=1) | pc.global_(64) | (pc.q >= 3008) | (pc.k >= 3008) | pc.random_blocks(3, 64, seed=0),
+    pc.causal & (pc.window(64) | pc.sink(4)),
+    pc.dilate(4) & (pc.window(400) | pc.global_(8)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("heads, kv_heads", [(1, 1), (8, 2)])
+@pytest.mark.parametrize("head_dim, value_dim", [(64, 64), (128, 80)])
+@pytest.mark.parametrize("p", LONG_ROWS, ids=str)
+def test_long_rows(p, head_dim, value_dim, heads, kv_heads, dtype):
+    """Rows that are dealt first or cut into pieces."""
+    options = dict(backend="triton", device="cuda", dtype=dtype, heads=heads, kv_heads=kv_heads, quiet=True, raise_error=True)
+    pc.verify(p, sizes=[(3072, 3072), (1111, 3072)], head_dim=head_dim, value_dim=value_dim, **options)
+    assert any(one is not None for one in compiled(p).state["schedules"].values())
+
+
+def test_long_rows_are_captured_and_repeat_their_bits():
+    module = pc.compile(LONG_ROWS[0], "triton")
+    q, k, v = (torch.randn(1, 2, 3072, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    runs = []
+    for _ in range(2):
+        out = module(q, k, v)
+        runs.append((out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
+    assert all(torch.equal(a, b) for a, b in zip(*runs))
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        out = module(q, k, v)
+    graph.replay()
+    assert torch.equal(out, runs[0][0])
 
 
 def test_offsets_beyond_32_bits():

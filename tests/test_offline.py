@@ -7,6 +7,7 @@ import pytest
 import patternc as pc
 from patternc.codegen import configs, offline
 from patternc.codegen.kernels import generate
+from patternc.codegen.pieces import MERGES, merges
 from patternc.orders.boxes import box_axis
 from patternc.orders.search import Sizes, choose_boxes, orders
 from patternc.passes import lower
@@ -103,6 +104,15 @@ def test_boxes_keep_loops_in_registers(d, p, variant):
             jobs.append(offline.Job(source, kernel, "bf16", d, d, config, boxes=boxes))
     for report, job in zip(offline.compile_all(jobs), jobs):
         assert report.stack <= 16 and report.loop_spills == 0, (job.kernel, report.registers, report.stack)
+
+
+def test_pieces_keep_loops_in_registers():
+    """Kernels whose rows are cut, and those that put the pieces together."""
+    plan = make_plan(pc.window(257) | pc.global_(64))
+    kernels = [("forward", 128), ("backward_dq", 128), ("backward_dkdv", 64)]
+    jobs = [offline.Job(generate(plan, "descriptors", True, "cut"), k, "bf16", d, d, configs.choose(k, "descriptors", d, d, 2), group=2) for k, d in kernels]
+    jobs += [offline.Job(merges(plan), kernel, "bf16", 128, 128, configs.Config(64, 64, 8, 1)) for kernel in MERGES.values()]
+    assert all(report.stack <= 16 and report.loop_spills == 0 for report in offline.compile_all(jobs))
 
 
 def test_float32():
