@@ -90,12 +90,15 @@ def _type(parameter: str, job: Job, kernel: Kernel) -> str:
             return "fp32"
         return "i64" if f"{parameter}: tl.int64" in kernel.text else "i32"
     name, _, kind = parameter.rpartition("_")
-    if name.endswith("0") and kind == "ptr" and not name.startswith("table"):  # what earlier parts found
-        return "*fp32"
+    dtype = job.dtype
+    if name.endswith("0") and not name.startswith("table"):  # what earlier parts found
+        name, dtype = name[:-1], "fp32"
+        if kind == "ptr":
+            return "*fp32"
     if kind == "desc":
         keys, values = name in ("k", "v", "dk", "dv"), name in ("v", "o", "do", "dv")
         block = [job.config.block_n if keys else job.config.block_m, configs.padded(job.value_dim if values else job.head_dim)]
-        return f"tensordesc<{job.dtype}{[1] * {'rows': 0, 'descriptors': 2, 'box descriptors': 3}[kernel.variant] + block}>"
+        return f"tensordesc<{dtype}{[1] * {'rows': 0, 'descriptors': 2, 'box descriptors': 3}[kernel.variant] + block}>"
     if parameter in ("q_ptr", "k_ptr", "v_ptr", "o_ptr", "do_ptr", "dq_ptr", "dk_ptr", "dv_ptr"):
         return f"*{job.dtype}"
     if parameter in ("lse_ptr", "lse2_ptr", "delta_ptr", "dlse_ptr") or parameter.startswith("part_"):

@@ -114,13 +114,16 @@ class Numbers:
 def test_every_iteration_runs_in_one_piece(count, pieces, group, rows):
     text = "\n".join(Deal("cut", rows).share())
     group = 1 if rows == "q" else group
+    shares = np.zeros(pieces, int)
     for g in range(group):
         ran = []
         for piece in range(pieces):
             names = {"tl": Numbers, "piece": piece, "pieces": pieces, "GROUP": group, "g": g}
             exec(text, names)
             ran += range(count * names["low"] // pieces, count * names["high"] // pieces)
+            shares[piece] += names["high"] - names["low"]
         assert ran == list(range(count))
+    assert (shares == group).all()
 
 
 @given(st.integers(1, 9), st.data(), st.integers(1, 5))
