@@ -12,7 +12,7 @@ import torch
 
 from patternc.analysis.runs import members
 from patternc.args import Bound, bind
-from patternc.balance import layout_work, of_groups, row_work, schedule
+from patternc.balance import Costs, of_groups, row_tiles, schedule, tiles_of_layout
 from patternc.codegen.device import processors
 from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, attention_backward, attention_forward
@@ -27,7 +27,7 @@ from patternc.layout import layout
 from patternc.orders.search import Boxes, Sizes, choose_boxes
 from patternc.plan import AxisPlan, Plan
 from patternc.prediction import fastest
-from patternc.rates import Config, Shape, card
+from patternc.rates import Config, Shape, card, mask_weight
 from patternc.signature import signature
 from patternc.tables import run_table
 from patternc.visits import choice_tables
@@ -133,7 +133,7 @@ def call_of(compiled, scale: float, bound: Bound, *matrices: torch.Tensor) -> Ca
         bounds=lambda direction, rows, cols: _bounds(compiled, bound, on_device, device, direction, rows, cols),
         boxes=lambda direction, rows, cols: _boxes(plan, bound, direction, rows, cols),
         fit=lambda kernel, access, candidates: _fit(compiled.exact, plan, bound, shape, kernel, access, candidates),
-        schedule=lambda *given: _schedule(compiled, plan, on_device, device, *given),
+        schedule=lambda *given: _schedule(compiled, plan, on_device, device, shape, *given),
     )
 
 
@@ -248,28 +248,31 @@ def _make_lists(compiled, axis: AxisPlan, bound: Bound, device: torch.device, ro
         entries(parts["partial"][1]),
         tensor(np.stack(parts["full"][0])),
         entries(parts["full"][1]),
-        layout_work(exact),
+        tiles_of_layout(exact),
     )
 
 
-def _schedule(compiled, plan: Plan, bound: Bound, device, direction: str, rows: int, cols: int, copies: int, group: int) -> Dealt | None:
-    """How row tiles of one length are dealt (`launch.Call.schedule`); kept, since it depends on no data."""
-    axis, transposed = getattr(plan, direction), direction == "transposed"
-    if axis.kind == "table" or (bound.n_k if transposed else bound.n_q) <= rows:
+def _schedule(compiled, plan: Plan, bound: Bound, device, shape: Shape, kernel: str, access: str, config: Config, copies: int, group: int):
+    """How row tiles of one length are dealt, a `Dealt` or None (`launch.Call.schedule`); kept, since it depends on no data."""
+    transposed = kernel == "backward_dkdv"
+    axis, tile = plan.transposed if transposed else plan.forward, config.tile(kernel)
+    if axis.kind == "table" or (bound.n_k if transposed else bound.n_q) <= tile[0]:
         return None
     scalars = tuple(sorted(bound.values.items()))
     if not isinstance(bound.q_start, int) or not all(isinstance(value, int) for _, value in scalars):
         return None  # nothing may wait for what tensors hold
     kept = compiled.state.setdefault("schedules", {})
-    key = (device, direction, axis.kind, rows, cols, bound.n_q, bound.n_k, bound.heads, bound.q_start, copies, group, scalars)
+    key = (device, kernel, axis.kind, access, shape, tile, bound.n_q, bound.n_k, bound.heads, bound.q_start, copies, group, scalars)
     if key not in kept:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return None  # copies to the device cannot be captured, and the usual order is right too
         if axis.kind == "list":
-            work = _static(compiled, axis, bound, device, direction, rows, cols).work
+            tiles = _static(compiled, axis, bound, device, "transposed" if transposed else "forward", *tile).counts
         else:
-            work = row_work(compiled.exact, axis, bound, (rows, cols), transposed)
-        found = schedule(of_groups(work, group), copies, processors(device), last_first=not transposed)
+            tiles = row_tiles(compiled.exact, axis, bound, tile, transposed)
+        weight = mask_weight(axis.mask if axis.kind == "boxes" else plan.mask)
+        costs = Costs.of(kernel, access, shape, (config.block_m, config.block_n), weight)
+        found = schedule(of_groups(costs.work(tiles), group), copies, costs, processors(device), last_first=not transposed)
         if len(kept) >= MOST_LENGTHS:
             kept.pop(next(iter(kept)))
         kept[key] = found and Dealt(torch.from_numpy(found.entries).to(device), found.form, found.cuts, found.long)

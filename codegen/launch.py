@@ -46,8 +46,8 @@ class Call:
             rows and cols the size of its tiles.
         boxes: `boxes(direction, rows, cols)` for plans in digits, an `orders.search.Boxes`.
         fit: `fit(kernel, access, candidates)`, the configuration to try first; without it the first candidate.
-        schedule: `schedule(direction, rows, cols, copies, group)`, a `schedule.Dealt` or None, for `copies` programs each row tile
-            that work on `group` heads each; the usual order where there is no such function.
+        schedule: `schedule(kernel, access, config, copies, group)`, a `schedule.Dealt` or None, for `copies` programs each row tile
+            that work on `group` heads each; without it the usual order.
         variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.
     """
@@ -259,10 +259,8 @@ def _dealt(call: Call, name: str, launch: Launch) -> Dealt | None:
     """The schedule by which a kernel's row tiles are dealt, where the usual order is not good enough."""
     if call.schedule is None or launch.kernel.axis is None:
         return None
-    m, n = launch.config.block_m, launch.config.block_n
-    if name == "backward_dkdv":
-        return call.schedule("transposed", n, m, launch.copies, launch.values["GROUP"])
-    return call.schedule("forward", m, n, launch.copies, 1)
+    group = launch.values["GROUP"] if name == "backward_dkdv" else 1
+    return call.schedule(name, launch.kernel.variant, launch.config, launch.copies, group)
 
 
 def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool, form: str = "even") -> Launch:

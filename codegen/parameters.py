@@ -5,9 +5,9 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from patternc.balance import Tiles
 from patternc.choices import Listed
 from patternc.codegen.bounds import FLAG_PARAMETERS, LIST_PARAMETERS, SHARED_PARAMETERS, TABLE_PARAMETERS
 from patternc.codegen.configs import Config
@@ -23,7 +23,7 @@ class TileLists:
         group: [H], which row of the pointers a query head uses.
         partial_ptr, full_ptr: [groups, row tiles + 1], where a row tile's entries begin in `partial` and `full`.
         partial, full: column tiles, at least one entry long each (it may be unused).
-        work: on the host, what row tiles cost (`balance.row_work`), where a schedule may be asked for.
+        counts: on the host, how many they are for each row tile (`balance.Tiles`), where a schedule may be asked for.
     """
 
     group: torch.Tensor
@@ -31,7 +31,7 @@ class TileLists:
     partial: torch.Tensor
     full_ptr: torch.Tensor
     full: torch.Tensor
-    work: np.ndarray | None = None
+    counts: Tiles | None = None
 
 
 @dataclass(frozen=True)

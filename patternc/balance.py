@@ -16,9 +16,9 @@ from patternc.args import Bound
 from patternc.expr.pattern import Pattern
 from patternc.layout import Layout, layout
 from patternc.orders.boxes import BoxAxis
-from patternc.orders.choose import PARTIAL, PROGRAM
 from patternc.orders.search import Sizes, choose_boxes, counts_by_program
 from patternc.plan import AxisPlan
+from patternc.rates import Shape, card
 from patternc.visits import formula_segments
 
 PROCESSORS = 132  # of an H100 or H200
@@ -26,9 +26,38 @@ RESIDENT = 2  # programs that share a processor, each at half its rate
 SHORTEST = 16  # tiles: no shorter row is long
 USUAL = 2  # times the median: a causal row is at most that long
 LATE = 0.1  # of the whole time: rows that would be late by less stay where neighbours read the same keys
-# In units of a full tile, estimated in the study of orders; to be measured on the card.
-PIECE = 1.05  # more for a piece: its result is written and read in float32
-MERGE = 10.0  # the second kernel
+
+
+Tiles = tuple[np.ndarray, np.ndarray]  # full and partial tiles of each row tile, [B or 1, H or 1, row tiles]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Microseconds of one processor.
+
+    Attributes:
+        full, partial: for a tile without and with a mask.
+        program: for the start and the end of a program.
+        piece: more for a piece of a row tile: its result is written and read in float32.
+        launch: for one launch more, on all processors.
+    """
+
+    full: float
+    partial: float
+    program: float
+    piece: float
+    launch: float
+
+    @staticmethod
+    def of(kernel: str, access: str, shape: Shape, tile: tuple[int, int], weight: int) -> Costs:
+        """As measured on the card, for tiles of so many queries and keys, and a mask of that weight (`rates.mask_weight`)."""
+        rate, rows = card().rate(kernel, access, shape, tile), tile[1] if kernel == "backward_dkdv" else tile[0]
+        return Costs(rate.full, rate.partial + rate.mask * weight, rate.program, card().merge_of(shape) * rows / 64, card().launch)
+
+    def work(self, tiles: Tiles) -> np.ndarray:
+        """What row tiles cost beside the start of a program."""
+        full, partial = tiles
+        return self.full * full + self.partial * partial
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,18 +81,8 @@ class Schedule:
         return "cut" if self.cuts else "dealt"
 
 
-def tile_work(full, partial):
-    """The time of tiles in units of a full one."""
-    return full + (1 + PARTIAL) * partial
-
-
-def start_up() -> float:
-    """The time of a program without tiles."""
-    return PROGRAM
-
-
-def row_work(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, tile: tuple[int, int], transposed: bool = False) -> np.ndarray | None:
-    """What the row tiles of one direction cost in units of a full tile, float64 [B or 1, H or 1, row tiles].
+def row_tiles(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, tile: tuple[int, int], transposed: bool = False) -> Tiles | None:
+    """How many tiles the row tiles of one direction visit.
 
     Args:
         p: the pattern, for plans whose tiles are lists.
@@ -77,51 +96,50 @@ def row_work(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, tile: tuple[int
     if axis.kind == "boxes":
         sizes = Sizes(bound.n_q, bound.n_k, bound.q_start)
         visited, full = counts_by_program(axis, sizes, choose_boxes(axis, sizes, *tile))
-        return tile_work(full, visited - full)[None, None]
+        return full[None, None], (visited - full)[None, None]
     if axis.kind == "list":
-        return layout_work(layout(p, bound, tile[::-1] if transposed else tile, transposed=transposed))
+        return tiles_of_layout(layout(p, bound, tile[::-1] if transposed else tile, transposed=transposed))
     segments = formula_segments(axis, bound, tile, transposed)
-    rows = -(-(bound.n_k if transposed else bound.n_q) // tile[0])
-    return sum((tile_work(s.count, 0) if s.full else tile_work(0, s.count) for s in segments), np.zeros((1, 1, rows)))
+    nothing = np.zeros((1, 1, -(-(bound.n_k if transposed else bound.n_q) // tile[0])), np.int64)
+    full, partial = (sum((s.count for s in segments if s.full == kind), nothing) for kind in (True, False))
+    return np.broadcast_arrays(full, partial)
 
 
-def layout_work(exact: Layout) -> np.ndarray:
+def tiles_of_layout(exact: Layout) -> Tiles:
     """The same from exact tiles, one batch row's."""
-    found = []
-    for cell in exact.groups:
-        grid = cell.tiles.grid
-        full, partial = (np.bincount(start // grid.width, stop - start, grid.row.tiles) for start, stop in cell.tiles.whole)
-        found.append(tile_work(full, partial))
-    of = np.zeros(exact.heads, int)
+    found, of = [], np.zeros(exact.heads, int)
     for i, cell in enumerate(exact.groups):
+        grid = cell.tiles.grid
+        found.append([np.bincount(start // grid.width, stop - start, grid.row.tiles) for start, stop in cell.tiles.whole])
         of[list(cell.heads)] = i
-    return np.array(found)[None, of if len(found) > 1 else [0]]
+    full, partial = np.array(found).swapaxes(0, 1)[:, None, of if len(found) > 1 else [0]]
+    return full, partial
 
 
 def of_groups(work: np.ndarray, group: int) -> np.ndarray:
-    """What programs cost that work on `group` heads each, [kinds, row tiles]: one kind where all are equal, else one a program of a row tile."""
+    """The work of programs that treat `group` heads each, [kinds, row tiles], from that of heads [B or 1, H or 1, row tiles]."""
     batch, heads, rows = work.shape
     return (work * group if heads == 1 else work.reshape(batch, -1, group, rows).sum(2)).reshape(-1, rows)
 
 
-def schedule(work: np.ndarray, copies: int, processors: int = PROCESSORS, last_first: bool = True) -> Schedule | None:
+def schedule(work: np.ndarray, copies: int, costs: Costs, processors: int = PROCESSORS, last_first: bool = True) -> Schedule | None:
     """The schedule of one direction; None where the usual order is as good.
 
     Rows are long from twice the median on.  They are cut where the longest, sharing its processor, would outlast everything else by
     more than a second kernel takes: into pieces that are not long, or if that is more take a quarter of a processor's share of all work.
 
     Args:
-        work: [kinds, row tiles] of one program, from `row_work` and `of_groups`.
+        work: [kinds, row tiles] of one program, without its start.
         copies: programs for every row tile: heads (of keys, for dk/dv) times batch rows.
         last_first: the usual order of the kernels: last rows first, or first rows first.
     """
-    rows = work.max(0, initial=0) + start_up()
-    share = float((work + start_up()).sum(1).mean()) * copies / processors
-    longest, usual = rows.max(initial=0), max(SHORTEST, USUAL * float(np.median(rows)) if len(rows) else 0)
+    rows = work.max(0, initial=0) + costs.program
+    share = float((work + costs.program).sum(1).mean()) * copies / processors
+    longest, usual = rows.max(initial=0), max(SHORTEST * costs.full, USUAL * float(np.median(rows)) if len(rows) else 0)
     if longest <= usual or RESIDENT * longest <= LATE * share:
         return None
     pieces = np.ones(len(rows), np.int64)
-    if RESIDENT * longest > max(share, RESIDENT * usual) + MERGE:
+    if RESIDENT * longest > max(share, RESIDENT * usual) + costs.launch:
         pieces = np.ceil(rows / max(usual, share / 4)).astype(np.int64)
     return in_pieces(rows, pieces, rows > usual, last_first)
 
@@ -141,12 +159,12 @@ def in_pieces(rows: np.ndarray, pieces: np.ndarray, long: np.ndarray, last_first
 # ---- what a schedule is worth
 
 
-def programs(work: np.ndarray, copies: int, found: Schedule | None, last_first: bool = True) -> np.ndarray:
+def programs(work: np.ndarray, copies: int, costs: Costs, found: Schedule | None, last_first: bool = True) -> np.ndarray:
     """Times of all programs in the order in which they start."""
     if found is None:
         found = in_pieces(work.max(0), *(np.full(work.shape[1], x) for x in (1, False)), last_first)
     tile, _, pieces = found.entries.T
-    times = work[:, tile] / pieces + start_up() + PIECE * (pieces > 1)
+    times = work[:, tile] / pieces + costs.program + costs.piece * (pieces > 1)
     times = np.resize(times, (copies, len(tile)))
     return np.concatenate([times[:, : found.long].T.ravel(), times[:, found.long :].ravel()])
 
@@ -183,11 +201,11 @@ class Balance:
         return f"{self.long} long of {self.rows} row tiles first, {what}: {self.time:.2f} of the ideal time ({self.usual:.2f} in the usual order)"
 
 
-def balance(work: np.ndarray, copies: int, last_first: bool = True, processors: int = PROCESSORS) -> Balance:
+def balance(work: np.ndarray, copies: int, costs: Costs, last_first: bool = True, processors: int = PROCESSORS) -> Balance:
     """What `schedule` decides of the same arguments, and what that gains."""
-    found = schedule(work, copies, processors, last_first)
-    ideal = float((work + start_up()).sum(1).mean()) * copies / processors or 1.0
-    usual, time = (makespan(programs(work, copies, one, last_first), processors) / ideal for one in (None, found))
+    found = schedule(work, copies, costs, processors, last_first)
+    ideal = float((work + costs.program).sum(1).mean()) * copies / processors or 1.0
+    usual, time = (makespan(programs(work, copies, costs, one, last_first), processors) / ideal for one in (None, found))
     if found is None:
         return Balance(work.shape[1], 0, 0, 0, usual, usual)
     cut = int((found.entries[: found.cuts, 1] == 0).sum())

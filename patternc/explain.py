@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from patternc.args import Bound, bind, signature
-from patternc.balance import Balance, balance, of_groups, row_work
+from patternc.balance import Balance, Costs, balance, of_groups, row_tiles
 from patternc.choices import Listed, Stepped
 from patternc.compile import provably_causal
 from patternc.cost import Cost, cost, first_row
@@ -14,10 +14,10 @@ from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.layout import Layout, layout
 from patternc.orders.boxes import BoxAxis
-from patternc.orders.choose import Option, axes_in_digits, options, plan_at
+from patternc.orders.choose import Option, access_of, axes_in_digits, options, plan_at
 from patternc.orders.parts import parts_at
 from patternc.plan import AxisPlan, Plan, Run, make_plan
-from patternc.rates import Shape
+from patternc.rates import Shape, mask_weight
 
 DIRECTIONS = {"forward": ("q tiles over keys", "forward, dq"), "transposed": ("k tiles over queries", "dk, dv")}
 
@@ -154,7 +154,7 @@ def explain(
         tile=KERNEL_TILE,
         **own,
     )
-    balances = tuple(balances_of(p, own_plan, bound, batch, kv_heads or heads) for p, own_plan in pieces or ((exact, plan),))
+    balances = tuple(balances_of(p, own_plan, bound, batch, kv_heads or heads, shape) for p, own_plan in pieces or ((exact, plan),))
     parts = ()
     if isinstance(spec, Attention):
         rest = all_of(spec.domain, negate(exact))
@@ -163,14 +163,19 @@ def explain(
     return Explanation(spec, plan, pieces, balances, compared, tiles(exact), price, parts, kernels_of(spec, backend), head_dim)
 
 
-def balances_of(p: Pattern, plan: Plan, bound: Bound, batch: int, kv_heads: int) -> dict[str, Balance | None]:
+def balances_of(p: Pattern, plan: Plan, bound: Bound, batch: int, kv_heads: int, shape: Shape) -> dict[str, Balance | None]:
     """How row tiles of `KERNEL_TILE` are dealt in both directions; `bound` is that of one batch row."""
     if bound.heads % kv_heads:
         raise ParameterError(f"{bound.heads} heads are no multiple of {kv_heads} kv_heads", fix="give `kv_heads=` a divisor of `heads=`")
     found = {}
-    for name, copies, group in (("forward", bound.heads, 1), ("transposed", kv_heads, bound.heads // kv_heads)):
-        work = row_work(p, getattr(plan, name), bound, KERNEL_TILE, name == "transposed")
-        found[name] = None if work is None else balance(of_groups(work, group), copies * batch, name == "forward")
+    for name, kernel, copies in (("forward", "forward", bound.heads), ("transposed", "backward_dkdv", kv_heads)):
+        axis = getattr(plan, name)
+        tiles = row_tiles(p, axis, bound, KERNEL_TILE, name == "transposed")
+        if tiles is None:
+            found[name] = None
+            continue
+        costs = Costs.of(kernel, access_of(axis, bound), shape, KERNEL_TILE, mask_weight(axis.mask if axis.kind == "boxes" else plan.mask))
+        found[name] = balance(of_groups(costs.work(tiles), bound.heads // copies), copies * batch, costs, name == "forward")
     return found
 
 
