@@ -110,7 +110,7 @@ def test_pieces_keep_loops_in_registers():
     """Kernels whose rows are cut, and those that put the pieces together."""
     plan = make_plan(pc.window(257) | pc.global_(64))
     kernels = [("forward", 128), ("backward_dq", 128), ("backward_dkdv", 64)]
-    jobs = [offline.Job(generate(plan, "descriptors", True, "cut"), k, "bf16", d, d, configs.choose(k, "descriptors", d, d, 2), group=2) for k, d in kernels]
+    jobs = [offline.Job(generate(plan, "descriptors", True, "cut"), k, "bf16", d, d, configs.candidates(k, "descriptors", d, d, 2)[0], group=2) for k, d in kernels]
     jobs += [offline.Job(merges(plan), kernel, "bf16", 128, 128, configs.Config(64, 64, 8, 1)) for kernel in MERGES.values()]
     assert all(report.stack <= 16 and report.loop_spills == 0 for report in offline.compile_all(jobs))
 

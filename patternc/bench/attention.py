@@ -55,6 +55,8 @@ CASES = (
     Case("grid-13", "neighborhood([128, 128], 13)", 4, 16, 16, 16384, 64),
     Case("grid-33", "neighborhood([128, 128], 33)", 4, 16, 16, 16384, 64),
     Case("bigbird", BIGBIRD, 4, 16, 16, 16384, 64),
+    Case("longformer-few", "window(left=256, right=256) | global(64)", 1, 4, 4, 16384, 64),
+    Case("bigbird-few", BIGBIRD, 1, 4, 4, 16384, 64),
 )
 
 
