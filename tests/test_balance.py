@@ -193,7 +193,7 @@ def forced(n_q: int, n_k: int, plan=None, most: int = 7):
 
 
 KERNELS = {
-    "two runs, shared keys": (streaming(30, 4), lambda q, k: (k <= q) & ((q - k < 30) | (k < 4)), (70, 70), dict(batch=2, kv_heads=1)),
+    "two runs, shared keys": (streaming(30, 4), lambda q, k: (k <= q) & ((q - k < 30) | (k < 4)), (60, 60), dict(kv_heads=1)),
     "fewer queries": (window(25), lambda q, k: (k <= q) & (q - k < 25), (37, 70), dict(heads=1)),
     "rows without keys": (everywhere((pc.q % 5 == 0) & (pc.k > 60)), lambda q, k: (q % 5 == 0) & (k > 60), (80, 80), dict(heads=1)),
     "nothing": (Plan(pc.empty, formula(), formula()), lambda q, k: q + k < 0, (70, 70), {}),
@@ -230,7 +230,7 @@ def test_boxes_in_pieces(name, variant, one_thread):
 
 def test_parts_in_pieces(one_thread):
     """What earlier parts found is added once."""
-    p, n = pc.parse("causal & (window(9) | dilate(4))"), 60
+    p, n = pc.parse("causal & (window(9) | dilate(4))"), 44
     near_part, far_part = splits(p)[0]
     far = Plan(far_part, *(box_axis(lower(far_part), Order((4, 1)), column) for column in ("k", "q")))
     for plans in ([(make_plan(near_part), None), (far, None)], [(far, None), (make_plan(near_part), "descriptors")]):
