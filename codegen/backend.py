@@ -239,8 +239,7 @@ def _make_lists(compiled, axis: AxisPlan, bound: Bound, device: torch.device, ro
         return torch.from_numpy(np.ascontiguousarray(x, np.int32)).to(device)
 
     def entries(tiles) -> torch.Tensor:
-        joined = np.concatenate(tiles)
-        return tensor(joined if len(joined) else [0])
+        return tensor(np.concatenate([*tiles, [0]]))  # kernels read one entry ahead
 
     return TileLists(
         tensor(group),

@@ -26,10 +26,20 @@ SHARED_PARAMETERS = ("shared_ptr", "shared_stride_h")  # `choices.tile_lists` of
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop over tiles: the text of its length, and the statements that make `col_tile` from the counter `i`."""
+    """A loop over tiles: the text of its length, and the statements that make `col_tile` from the counter `i`.
+
+    Attributes:
+        table: where the tiles are entries of a table, which begins there; then `ahead` holds the entry of the next iteration, so
+            that the loads of a tile need not wait for its number.
+    """
 
     count: str
     tile: tuple[str, ...]
+    table: str | None = None
+
+    def before(self, first: str) -> list[str]:
+        """Statements before a loop whose counter begins at `first`."""
+        return [f"ahead = tl.load({self.table}{'' if first == '0' else f' + {first}'})"] if self.table else []
 
 
 @dataclass(frozen=True)
@@ -205,5 +215,10 @@ def _lists() -> Tiles:
     for kind in ("partial", "full"):
         before.append(f"{kind}_begin = tl.load({kind}_ptr + list_row)")
         before.append(f"{kind}_count = tl.load({kind}_ptr + list_row + 1) - {kind}_begin")
-    loops = (Loop(f"{kind}_count", (f"col_tile = tl.load({kind}_tiles_ptr + {kind}_begin + i)",)) for kind in ("partial", "full"))
-    return Tiles(LIST_PARAMETERS, tuple(before), *loops)
+    return Tiles(LIST_PARAMETERS, tuple(before), *(_listed(kind) for kind in ("partial", "full")))
+
+
+def _listed(kind: str) -> Loop:
+    """Lists have one entry more than is visited."""
+    table = f"{kind}_tiles_ptr + {kind}_begin"
+    return Loop(f"{kind}_count", ("col_tile = ahead", f"ahead = tl.load({table} + i + 1)"), table)

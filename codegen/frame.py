@@ -14,7 +14,7 @@ from patternc.plan import AxisPlan, Plan
 # Names in kernels that an arg's statements must not take.
 TAKEN = (
     "b h g kv_h n_q n_k i r0 r1 tile row_tiles program first first_col last_col rows cols start whole slot slots periods "
-    "slot_offsets at vectors col_tile s entry head piece pieces low high own cuts entries long "
+    "slot_offsets at vectors col_tile ahead s entry head piece pieces low high own cuts entries long "
     "allowed acc total peak lse delta o dq dk dv swap q_start q_row q_col k_row k_col q_tile k_tile v_tile do_tile bounds triton tl"
 ).split()
 
@@ -79,8 +79,8 @@ class Text:
             if loop is None:
                 continue
             about = f"partial {self.unit}, masked" if partial else f"full {self.unit}"
-            span = f"{loop.count} * low // pieces, {loop.count} * high // pieces" if self.cut else f"0, {loop.count}"
-            out.append(f"for i in tl.range({span}, num_stages=STAGES):  # {about}")
+            first, stop = (f"{loop.count} * {end} // pieces" for end in ("low", "high")) if self.cut else ("0", loop.count)
+            out += [*loop.before(first), f"for i in tl.range({first}, {stop}, num_stages=STAGES):  # {about}"]
             body = [*loop.tile, *self._start(), *(self._columns() if partial else ()), *load(partial)]
             if partial:
                 body += self._mask()

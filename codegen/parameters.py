@@ -22,7 +22,7 @@ class TileLists:
     Attributes:
         group: [H], which row of the pointers a query head uses.
         partial_ptr, full_ptr: [groups, row tiles + 1], where a row tile's entries begin in `partial` and `full`.
-        partial, full: column tiles, at least one entry long each (it may be unused).
+        partial, full: column tiles, with one more entry at the end.
         counts: on the host, how many they are for each row tile (`balance.Tiles`), where a schedule may be asked for.
     """
 

@@ -111,8 +111,8 @@ def test_list_kind():
                         entries[1 if part.all() and c + cols <= 100 else 0].append(c // cols)
             for kind in (0, 1):
                 pointers[kind][-1].append(len(entries[kind]))
-        tensor = lambda x: torch.tensor(x or [0], dtype=torch.int32, device=DEVICE)
-        return TileLists(tensor([0, 1, 0, 1]), tensor(pointers[0]), tensor(entries[0]), tensor(pointers[1]), tensor(entries[1]))
+        tensor = lambda x: torch.tensor(x, dtype=torch.int32, device=DEVICE)
+        return TileLists(tensor([0, 1, 0, 1]), *(tensor(x) for i in (0, 1) for x in (pointers[i], [*entries[i], 0])))
 
     mask = pc.per_head(*[window(20).mask, pc.causal] * 2)
     check(Plan(mask, axis, axis), allowed.repeat(2, 1, 1), 100, heads=4, kv_heads=2, bounds=bounds)
