@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from patternc.args import Bound
+from patternc.balance import Costs, balance, row_tiles
 from patternc.expr.pattern import Pattern
 from patternc.orders.boxes import BoxAxis
 from patternc.orders.choose import Option, access_of, plan_at, predicted
 from patternc.orders.parts import parts_at
+from patternc.passes import lower
 from patternc.plan import AxisPlan, make_plan
-from patternc.rates import HALF, Rate, Shape, card
+from patternc.rates import HALF, Rate, Shape, card, mask_weight
 
 ROWS = 64  # of a program of the kernel that prepares the backward
 
@@ -28,8 +30,12 @@ def fastest(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, kernel: str, rat
     return min(((rate, predicted(p, axis, bound, kernel, rate)) for rate in rates), key=lambda pair: pair[1].time)
 
 
-def predict(p: Pattern, bound: Bound, shape: Shape = HALF) -> Prediction:
-    """The time of the pattern's kernels at the lengths of a call, in the orders and parts that these ask for."""
+def predict(p: Pattern, bound: Bound, shape: Shape = HALF, dealt: bool = False) -> Prediction:
+    """The time of the pattern's kernels at the lengths of a call, in the orders and parts that these ask for.
+
+    Args:
+        dealt: simulate how programs are dealt to processors, where that is known; else work counts as evenly spread.
+    """
     on = card()
     parts = parts_at(p, bound, shape)
     times = dict.fromkeys(("forward", "backward_dq", "backward_dkdv"), 0.0)
@@ -37,9 +43,21 @@ def predict(p: Pattern, bound: Bound, shape: Shape = HALF) -> Prediction:
         plan = plan_at(part, make_plan(part), bound, shape)
         for kernel in times:
             axis = plan.transposed if kernel == "backward_dkdv" else plan.forward
-            _, option = fastest(part, axis, bound, kernel, on.find(kernel, access_of(axis, bound), shape))
-            times[kernel] += option.time + on.launch
+            access = access_of(axis, bound)
+            rate, option = fastest(part, axis, bound, kernel, on.find(kernel, access, shape))
+            times[kernel] += option.time * (_unevenness(part, axis, bound, kernel, access, rate, shape) if dealt else 1) + on.launch
     programs = -(-bound.n_q // ROWS) * bound.heads * bound.batch
     merges = on.microseconds(on.merge_of(shape) * programs, programs) * (len(parts) - 1)
     rows = on.microseconds(on.rows_of(shape) * programs, programs) + on.launch
     return Prediction(times["forward"] + merges, times["backward_dq"] + times["backward_dkdv"] + 2 * merges + rows)
+
+
+def _unevenness(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, kernel: str, access: str, rate: Rate, shape: Shape) -> float:
+    """When the last program is done, over the time of evenly spread work."""
+    tile, transposed = rate.config.tile(kernel), kernel == "backward_dkdv"
+    tiles = row_tiles(p, axis, bound, tile, transposed)
+    if tiles is None:
+        return 1.0
+    weight = mask_weight(axis.mask if axis.kind == "boxes" else lower(p))
+    costs = Costs.of(kernel, access, shape, (rate.config.block_m, rate.config.block_n), weight)
+    return balance(costs.work(tiles).reshape(-1, tiles[0].shape[-1]), bound.heads * bound.batch, costs, not transposed).time
