@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from patternc.orders.boxes import BoxAxis
 
-VARIANTS = ("pointers", "descriptors", "rows", "boxes", "box descriptors")
+VARIANTS = ("pointers", "descriptors", "rows", "boxes", "box descriptors", "tile descriptors")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,10 @@ class BoxDescriptors:
 
 
 def access(variant: str, axis=None):
-    """The access of a name in `VARIANTS`; a direction in digits has its own: descriptors where one describes its boxes."""
+    """The access of a name in `VARIANTS`; a direction in digits has its own: descriptors where one describes its boxes.
+
+    "tile descriptors" are descriptors in the natural order, and pointers to boxes: of lengths that are no whole periods.
+    """
     if axis is not None and axis.kind == "boxes":
         return BoxDescriptors(axis) if variant == "descriptors" and axis.one_digit else Boxes()
-    return {"pointers": Pointers, "descriptors": Descriptors, "rows": Rows}[variant]()
+    return {"pointers": Pointers, "descriptors": Descriptors, "tile descriptors": Descriptors, "rows": Rows}[variant]()

@@ -24,6 +24,7 @@ from patternc.expr.index import MAX_INT
 from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern
 from patternc.layout import layout
+from patternc.orders.heads import groups_of
 from patternc.orders.search import Boxes, Sizes, choose_boxes
 from patternc.plan import AxisPlan, Plan
 from patternc.prediction import fastest
@@ -125,25 +126,30 @@ def call_of(compiled, scale: float, bound: Bound, *matrices: torch.Tensor) -> Ca
     reach = max(x.stride(2) for x in matrices) * max(bound.n_q, bound.n_k)
     shape = shape_of(matrices[0], matrices[2])
     plan = compiled.plan_at(bound, shape) if reach < 2**31 else compiled.plan
-    return Call(
-        plan=plan,
-        scale=scale,
-        q_start=on_device.q_start,
-        args=on_device.values,
-        bounds=lambda direction, rows, cols: _bounds(compiled, bound, on_device, device, direction, rows, cols),
-        boxes=lambda direction, rows, cols: _boxes(plan, bound, direction, rows, cols),
-        fit=lambda kernel, access, candidates: _fit(compiled.exact, plan, bound, shape, kernel, access, candidates),
-        schedule=lambda *given: _schedule(compiled, plan, on_device, device, shape, *given),
-    )
+
+    def call(own, plan: Plan, groups: tuple[Call, ...] = ()) -> Call:
+        return Call(
+            plan=plan,
+            scale=scale,
+            q_start=on_device.q_start,
+            args=on_device.values,
+            bounds=lambda direction, rows, cols: _bounds(own, bound, on_device, device, direction, rows, cols),
+            boxes=lambda direction, rows, cols: _boxes(plan, bound, direction, rows, cols),
+            fit=lambda kernel, access, candidates: _fit(own.exact, plan, bound, shape, kernel, access, candidates),
+            schedule=lambda *given: _schedule(own, plan, on_device, device, shape, *given),
+            groups=groups,
+        )
+
+    return call(compiled, plan, tuple(call(compiled.of(group.pattern), group.plan) for group in groups_of(plan)))
 
 
 def _fit(p: Pattern, plan: Plan, bound: Bound, shape: Shape, kernel: str, access: str, candidates: tuple[Config, ...]) -> Config:
     """The configuration that is predicted to be fastest, at a length of its own where plans are the same for all lengths."""
     axis = plan.transposed if kernel == "backward_dkdv" else plan.forward
-    rates = [r for r in card().find(kernel, access, shape) if r.config in candidates]
+    rates = [r for r in card().find(kernel, access.removeprefix("groups of "), shape) if r.config in candidates]
     if len(rates) < 2 or signature(p):
         return candidates[0]
-    if axis.kind != "boxes":
+    if axis.kind not in ("boxes", "heads"):
         heads = 1 if axis.kind == "list" else min(bound.heads, TYPICAL_HEADS)
         try:
             bound = bind(p, {}, TYPICAL, heads=heads)

@@ -37,7 +37,13 @@ BOXES = POINTERS | {
     ("backward_dkdv", 128): (Config(64, 64, 4, 1), Config(32, 128, 8, 2)),
 }
 BOX_DESCRIPTORS = DESCRIPTORS | {("backward_dkdv", 128): (Config(64, 64, 4, 2), Config(32, 64, 4, 2))}
-TABLES = {"pointers": POINTERS, "boxes": BOXES, "box descriptors": BOX_DESCRIPTORS}
+# A function for each group of heads needs the registers of the neediest; dk/dv would spill in larger tiles.
+POINTER_GROUPS = BOXES | {("backward_dkdv", 128): (Config(32, 128, 8, 2),), ("backward_dkdv", 256): (Config(16, 64, 8, 2),)}
+DESCRIPTOR_GROUPS = BOX_DESCRIPTORS | {("backward_dkdv", 128): (Config(32, 64, 4, 2),), ("backward_dkdv", 256): (Config(16, 64, 8, 2),)}
+TABLES = {
+    "pointers": POINTERS, "boxes": BOXES, "box descriptors": BOX_DESCRIPTORS,
+    "groups of boxes": POINTER_GROUPS, "groups of box descriptors": DESCRIPTOR_GROUPS,
+}  # fmt: skip
 # IEEE products of float32 run on the ordinary units, which hold operands in registers: small tiles and many warps.
 FLOAT32 = {
     ("forward", 64): Config(64, 32, 8, 1),

@@ -23,21 +23,25 @@ def indent(lines, depth: int = 1) -> str:
     return "\n".join("    " * depth + line if line else "" for line in lines)
 
 
-def _wrap(items: list[str]) -> str:
+def wrap(items: list[str]) -> str:
     """Comma-separated items in indented lines of at most 120 characters; an item stays on one line."""
     text = ", ".join(item.replace(" ", "\0") for item in items) + ","
     lines = textwrap.wrap(text, 120, initial_indent="    ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines).replace("\0", " ")
 
 
+def is_wide(parameter: str) -> bool:
+    """Whether a number is passed in 64 bits: the strides of matrices."""
+    return parameter.endswith(("_stride_b", "_stride_h")) and "_of_" not in parameter and not parameter.startswith("bounds")
+
+
 def header(name: str, parameters: list[str], constants: list[str], doc: str) -> str:
     """The signature: no number is specialised by its value, so that other lengths reuse a compiled kernel."""
-    wide = ("_stride_b", "_stride_h")
-    typed = [f"{p}: tl.int64" if p.endswith(wide) and "_of_" not in p and not p.startswith("bounds") else p for p in parameters]
+    typed = [f"{p}: tl.int64" if is_wide(p) else p for p in parameters]
     numbers = [f'"{p}"' for p in parameters if not is_pointer(p)]
     return (
-        f"@triton.jit(do_not_specialize=[\n{_wrap(numbers)}\n])\ndef {name}(\n{_wrap(typed)}\n"
-        f'{_wrap([f"{c}: tl.constexpr" for c in constants])}\n):\n    """{doc}"""\n'
+        f"@triton.jit(do_not_specialize=[\n{wrap(numbers)}\n])\ndef {name}(\n{wrap(typed)}\n"
+        f'{wrap([f"{c}: tl.constexpr" for c in constants])}\n):\n    """{doc}"""\n'
     )
 
 

@@ -14,12 +14,15 @@ from functools import lru_cache
 
 import torch
 from triton.runtime.errors import OutOfResources
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from patternc.codegen import cache, configs
 from patternc.codegen.configs import Config
 from patternc.codegen.descriptors import describe, describe_box, moved, reachable
 from patternc.codegen.device import has_tma, on, precision, shared_memory
-from patternc.codegen.kernels import Kernel, Source, generate
+from patternc.codegen.dispatch import named, ranges, renamed
+from patternc.codegen.generated import Kernel, Source
+from patternc.codegen.kernels import generate
 from patternc.codegen.parameters import box_constants, runtime_values
 from patternc.codegen.pieces import RESULTS, put_together, workspace
 from patternc.codegen.schedule import Dealt
@@ -50,6 +53,7 @@ class Call:
             that work on `group` heads each; without it the usual order.
         variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.
+        groups: for plans by groups of heads, a call for the plan of each.
     """
 
     plan: Plan
@@ -62,6 +66,30 @@ class Call:
     schedule: object = None
     variant: str | None = None
     configs: dict[str, Config] = field(default_factory=dict)
+    groups: tuple[Call, ...] = ()
+
+    def axis(self, name: str):
+        """How a kernel finds its tiles."""
+        return None if name == "backward_rows" else self.plan.transposed if name == "backward_dkdv" else self.plan.forward
+
+    def members(self, name: str) -> tuple[Call, ...]:
+        """The groups' calls, for a kernel that treats groups of heads apart, else the call itself."""
+        axis = self.axis(name)
+        return self.groups if axis is not None and axis.kind == "heads" else (self,)
+
+    def by_key_heads(self, sharing: int) -> list[Call]:
+        """Calls one after the other for dk and dv, which sum over the `sharing` query heads of a key head: one for each group of heads
+        where these are not all in one group."""
+        axis = self.plan.transposed
+        if axis.kind != "heads" or all(group.whole(sharing) for group in axis.groups):
+            return [self]
+        return [replace(self, plan=plan, groups=(own,)) for plan, own in zip(_plans_alone(self.plan), self.groups)]
+
+
+@lru_cache(maxsize=1024)
+def _plans_alone(plan: Plan) -> list[Plan]:
+    """For each group of heads a plan of dk and dv that leaves the query heads of other groups out."""
+    return [replace(plan, transposed=alone) for alone in plan.transposed.alone]
 
 
 Partial = tuple[torch.Tensor, torch.Tensor]  # o in float32 and lse of earlier parts of a pattern
@@ -92,15 +120,15 @@ def attention_backward(calls: Call | list[Call], q, k, v, o, lse, do, dlse=None)
     flipped, scale, sign = _positive(q, calls[0].scale)
     matrices = {"q": _rows(flipped), "k": _rows(k), "v": _rows(v), "do": do}
     shared = {"scale": scale, "score_scale": scale * LOG2E}
+    by_keys = [part for call in calls for part in call.by_key_heads(q.shape[1] // k.shape[1])]
     found: dict[str, torch.Tensor] = {}
-    for call in calls:
-        before = {f"{name}0": x for name, x in found.items()}
-        dtype = q.dtype if call is calls[-1] else torch.float32
-        found = {name: _empty(x, x.shape[2], x.shape[3], dtype) for name, x in (("dq", q), ("dk", k), ("dv", v))}
-        for kernel, own in (("backward_dq", ("dq",)), ("backward_dkdv", ("dk", "dv"))):
-            mine = {name: found[name] for name in own} | {f"{name}0": before[f"{name}0"] for name in own if before}
-            delta, lse2 = _in_order(call, kernel, vectors, q.shape[2])
-            _launch(call, kernel, {**matrices, **mine}, {"lse2_ptr": lse2, "delta_ptr": delta, **shared}, bool(before))
+    for kernel, chain, own in (("backward_dq", calls, {"dq": q}), ("backward_dkdv", by_keys, {"dk": k, "dv": v})):
+        for number, call in enumerate(chain):
+            before = {f"{name}0": found[name] for name in own} if number else {}
+            dtype = q.dtype if call is chain[-1] else torch.float32
+            found |= {name: _empty(x, x.shape[2], x.shape[3], dtype) for name, x in own.items()}
+            mine = {name: found[name] for name in own} | before
+            _launch(call, kernel, {**matrices, **mine}, shared, bool(before), _in_order(call, kernel, vectors, q.shape[2]))
     dq = found["dq"]
     return (dq if sign == 1 else dq.neg() if sign else torch.zeros_like(dq)), found["dk"], found["dv"]
 
@@ -114,19 +142,19 @@ def run_kernel(call: Call, kernel: str, q, k, v, do, merge: bool = False) -> Cal
     dtype = torch.float32 if merge else q.dtype
     o, lse = torch.empty_like(do, dtype=dtype), torch.zeros(q.shape[:3], device=q.device)
     vectors = torch.zeros(2, *q.shape[:2], _whole(q.shape[2]), device=q.device)
-    delta, lse2 = _in_order(call, kernel, vectors, q.shape[2])
-    matrices, extra = {"q": q, "k": k, "v": v}, {"score_scale": call.scale * LOG2E}
+    matrices, extra, each = {"q": q, "k": k, "v": v}, {"score_scale": call.scale * LOG2E}, []
     if kernel == "forward":
         matrices["o"], extra["lse_ptr"] = o, lse
         if merge:
             matrices["o0"], extra["lse0_ptr"] = torch.zeros_like(o), torch.zeros_like(lse)
     elif kernel == "backward_rows":
-        matrices, extra = {"o": do, "do": do}, {"lse_ptr": lse, "dlse_ptr": lse, "delta_ptr": delta, "lse2_ptr": lse2}
+        matrices, extra = {"o": do, "do": do}, {"lse_ptr": lse, "dlse_ptr": lse, "delta_ptr": vectors[0], "lse2_ptr": vectors[1]}
     else:
-        extra |= {"lse2_ptr": lse2, "delta_ptr": delta, "scale": call.scale}
+        each = _in_order(call, kernel, vectors, q.shape[2])
+        extra |= {"scale": call.scale}
         own = {"backward_dq": {"dq": q}, "backward_dkdv": {"dk": k, "dv": v}}[kernel]
         matrices |= {"do": do, **{name: torch.empty_like(x, dtype=dtype) for name, x in own.items()}}
-    return lambda: _launch(call, kernel, matrices, extra, merge)
+    return lambda: _launch(call, kernel, matrices, extra, merge, each)
 
 
 def _whole(n: int) -> int:
@@ -134,12 +162,15 @@ def _whole(n: int) -> int:
     return (n // VECTOR + 1) * VECTOR
 
 
-def _in_order(call: Call, kernel: str, vectors: torch.Tensor, count: int) -> torch.Tensor:
-    """Vectors of the queries [.., n] as a kernel reads them: dk/dv may want those of a box to lie together."""
-    axis = call.plan.transposed
-    if kernel != "backward_dkdv" or axis.kind != "boxes" or not axis.scattered or not vectors.numel():
-        return vectors
-    return vectors.index_select(-1, _gathered(axis, call.q_start, count, vectors.device))
+def _in_order(call: Call, kernel: str, vectors: torch.Tensor, count: int) -> list[dict[str, torch.Tensor]]:
+    """Vectors of the queries [.., n], delta and lse, as a kernel's members read them: dk/dv may want those of a box to lie together."""
+    out = []
+    for member in call.members(kernel):
+        axis = member.axis(kernel)
+        scattered = kernel == "backward_dkdv" and axis.kind == "boxes" and axis.scattered and vectors.numel()
+        own = vectors.index_select(-1, _gathered(axis, member.q_start, count, vectors.device)) if scattered else vectors
+        out.append({"delta_ptr": own[0], "lse2_ptr": own[1]})
+    return out
 
 
 @lru_cache(maxsize=64)
@@ -190,7 +221,8 @@ class Launch:
         function: the launcher of it, or of the kernel that is dealt by a schedule.
         grid, copies: programs in the usual order, and how many there are for each row tile.
         values: parameters that the layout fixes, constexprs among them.
-        pointers, descriptors: names of matrices that are passed as they are, and a descriptor for each of the others.
+        pointers: names of matrices that are passed as they are.
+        descriptors: by parameter, the matrix that it describes and its descriptor.
     """
 
     kernel: Kernel
@@ -200,7 +232,7 @@ class Launch:
     copies: int
     values: dict
     pointers: list[str]
-    descriptors: dict
+    descriptors: dict[str, tuple[str, TensorDescriptor]]
 
 
 _chosen: dict[tuple, Config] = {}  # configurations in use; one that does not fit is replaced by a smaller one
@@ -208,12 +240,13 @@ _launches: dict[tuple, Launch] = {}
 MOST_LAUNCHES = 4096
 
 
-def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, later: bool = False) -> None:
+def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, later: bool = False, each: list[dict] = ()) -> None:
+    """Run a kernel; `extra` are parameters that the call decides, `each` those that every member of the call has for itself."""
     any_v = matrices.get("v", matrices.get("do"))
     device, dtype = any_v.device, any_v.dtype
     layouts = [(x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for x in matrices.values()]
     # The number of boxes depends on where they begin, the number of tiles does not.
-    start = call.q_start if "boxes" in (call.plan.forward.kind, call.plan.transposed.kind) else None
+    start = call.q_start if {"boxes", "heads"} & {call.plan.forward.kind, call.plan.transposed.kind} else None
     key = (call.plan, name, call.variant, device, dtype, precision(dtype), start, later, *layouts)
     while True:
         launch = _kept(call, key, name, matrices, later)
@@ -229,10 +262,12 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
             if dealt.cuts:
                 values |= workspace(name, launch.values, dealt, launch.copies, device)
         values |= launch.values
+        for number, (part, own) in enumerate(zip(launch.kernel.groups or (launch.kernel,), each)):
+            values |= renamed(number, part, own)
         for matrix in launch.pointers:
             values[f"{matrix}_ptr"] = matrices[matrix]
-        for matrix, pattern in launch.descriptors.items():
-            values[f"{matrix}_desc"] = moved(pattern, matrices[matrix])
+        for parameter, (matrix, pattern) in launch.descriptors.items():
+            values[parameter] = moved(pattern, matrices[matrix])
         try:
             with on(device):
                 launch.function[(grid,)](**values, num_warps=launch.config.warps, num_stages=launch.config.stages)
@@ -257,7 +292,7 @@ def _kept(call: Call, key: tuple, *what) -> Launch:
 
 def _dealt(call: Call, name: str, launch: Launch) -> Dealt | None:
     """The schedule by which a kernel's row tiles are dealt, where the usual order is not good enough."""
-    if call.schedule is None or launch.kernel.axis is None:
+    if call.schedule is None or launch.kernel.axis is None or launch.kernel.groups:
         return None
     group = launch.values["GROUP"] if name == "backward_dkdv" else 1
     return call.schedule(name, launch.kernel.variant, launch.config, launch.copies, group)
@@ -267,7 +302,7 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
     """Decide variant, configuration, grid and constants for inputs of one layout, and how row tiles are dealt (`schedule.FORMS`)."""
     variant = call.variant or _variant(matrices.values())
     if variant == "descriptors" and not _whole_periods(call, name, matrices):
-        variant = "pointers"
+        variant = "tile descriptors"
     source = generate(call.plan, variant, later)
     kernel = source.kernels[name]
     any_q, any_v = matrices.get("q"), matrices.get("v", matrices.get("do"))
@@ -285,40 +320,53 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
         "HEADS": heads, "GROUP": heads // kv_heads, "D": d, "DV": dv, "BLOCK_D": configs.padded(d), "BLOCK_DV": configs.padded(dv),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": precision(dtype), "ALIGN": align,
     }  # fmt: skip
-    grid = -(-count // block)
-    in_digits = kernel.variant in ("boxes", "box descriptors")
-    if in_digits:
-        boxes = call.boxes("transposed" if name == "backward_dkdv" else "forward", config.block_m, config.block_n)
-        constants |= box_constants(boxes, name == "backward_dkdv")
-        grid = boxes.programs
-    values = {"n_q": queries.shape[2], **{c: constants[c] for c in kernel.constants}}
+    values = {"n_q": queries.shape[2]}
     if kernel.axis is not None:
         values["n_k"] = matrices["k"].shape[2]
-    if in_digits:
-        values["row_boxes"] = boxes.first_boxes
-    pointers, descriptors = [], {}
-    for matrix, x in matrices.items():
-        if kernel.variant in ("pointers", "boxes"):
-            pointers.append(matrix)
-            values |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in _strides(x))))
-        else:
-            tall = config.block_n if matrix.rstrip("0") in ("k", "v", "dk", "dv") else config.block_m
-            wide = configs.padded(x.shape[3])
-            boxed = kernel.variant == "box descriptors"
-            descriptors[matrix] = describe_box(x, kernel.axis, tall, wide) if boxed else describe(x, tall, wide, kernel.variant)
-            descriptors[matrix].base = None  # only its layout is kept, not the tensor
+    pointers, descriptors, counts = [], {}, []
+    for number, (part, own) in enumerate(zip(kernel.groups or (kernel,), call.members(name))):
+        mine, programs = dict(constants), -(-count // block)
+        if part.variant in ("boxes", "box descriptors"):
+            boxes = own.boxes("transposed" if name == "backward_dkdv" else "forward", config.block_m, config.block_n)
+            mine |= {**box_constants(boxes, name == "backward_dkdv"), "row_boxes": boxes.first_boxes}
+            programs = boxes.programs
+        described = part.variant not in ("pointers", "boxes")
+        for matrix, x in matrices.items():
+            if described:
+                tall = config.block_n if matrix.rstrip("0") in ("k", "v", "dk", "dv") else config.block_m
+                descriptors[named(number, part, f"{matrix}_desc")] = matrix, _description(x, part, tall)
+            else:
+                mine |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in _strides(x))))
+        pointers += [] if described else [matrix for matrix in matrices if matrix not in pointers]
+        values |= renamed(number, part, {x: mine[x] for x in (*part.parameters, *part.constants) if x in mine})
+        counts.append(programs * rows.shape[0] * _heads_of(kernel, number, rows.shape[1], heads))
+    if kernel.groups:
+        values |= ranges(counts, kernel.axis.longest)
     copies = rows.shape[0] * rows.shape[1]
     text = source.text if form == "even" else generate(call.plan, variant, later, form).text
-    return Launch(kernel, getattr(cache.load(text), name), config, grid * copies, copies, values, pointers, descriptors)
+    return Launch(kernel, getattr(cache.load(text), name), config, sum(counts), copies, values, pointers, descriptors)
+
+
+def _description(x: torch.Tensor, part: Kernel, tall: int) -> TensorDescriptor:
+    """A descriptor for tiles of `tall` rows."""
+    wide = configs.padded(x.shape[3])
+    made = describe_box(x, part.axis, tall, wide) if part.variant == "box descriptors" else describe(x, tall, wide, part.variant)
+    made.base = None  # only its layout is kept, not the tensor
+    return made
+
+
+def _heads_of(kernel: Kernel, number: int, row_heads: int, heads: int) -> int:
+    """Heads of rows that programs are dealt, for all heads or a group: of `row_heads` in all, query heads or key heads."""
+    if not kernel.groups or kernel.axis.apart:
+        return row_heads
+    return len(kernel.axis.groups[number].heads) * row_heads // heads
 
 
 def _whole_periods(call: Call, name: str, matrices: dict[str, torch.Tensor]) -> bool:
-    """Whether a direction in digits can be described: sequences that begin and end with a period, boxes along one digit."""
-    axis = call.plan.transposed if name == "backward_dkdv" else call.plan.forward
-    if axis.kind != "boxes" or name == "backward_rows":
-        return True
-    period = axis.order.strides[0]
-    return axis.one_digit and call.q_start % period == 0 and all(x.shape[2] % period == 0 for x in matrices.values())
+    """Whether directions in digits can be described: sequences that begin and end with a period, boxes along one digit."""
+    axes = [member.axis(name) for member in call.members(name) if name != "backward_rows" and member.axis(name).kind == "boxes"]
+    lengths = [call.q_start, *(x.shape[2] for x in matrices.values())] if axes else []
+    return all(axis.one_digit and x % axis.order.strides[0] == 0 for axis in axes for x in lengths)
 
 
 def _step_down(call: Call, name: str, launch: Launch, key: tuple, error: OutOfResources) -> None:

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from patternc.codegen import cache, configs
 from patternc.codegen.configs import Config
-from patternc.codegen.kernels import Kernel, Source
+from patternc.codegen.dispatch import renamed
+from patternc.codegen.frame import is_wide
+from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.parameters import box_constants
 from patternc.codegen.uses import is_pointer
 from patternc.errors import BackendError
@@ -34,7 +36,7 @@ class Job:
         dtype: "bf16", "fp16" or "fp32".
         heads, group: query heads, and query heads for each key head.
         arch: compute capability times ten.
-        boxes: `orders.search.Boxes` of a kernel in digits.
+        boxes: `orders.search.Boxes` of a kernel in digits; of a kernel by groups of heads, one or None for each group.
         types: Triton types that replace the usual ones, such as "*i32" for a `q_start_value` that is a tensor.
     """
 
@@ -47,7 +49,7 @@ class Job:
     heads: int = 16
     group: int = 1
     arch: int = 90
-    boxes: Boxes | None = None
+    boxes: Boxes | tuple[Boxes | None, ...] | None = None
     types: tuple[tuple[str, str], ...] = ()
 
 
@@ -78,17 +80,20 @@ def signature(job: Job) -> tuple[dict[str, str], dict[str, object]]:
         "HEADS": job.heads, "GROUP": job.group, "D": job.head_dim, "DV": job.value_dim, "BLOCK_D": d, "BLOCK_DV": dv, "BLOCK_M": c.block_m,
         "BLOCK_N": c.block_n, "STAGES": c.stages, "PRECISION": "ieee", "ALIGN": 16 if job.head_dim % 16 == job.value_dim % 16 == 0 else 8,
     }  # fmt: skip
-    if job.boxes is not None:
-        constants |= box_constants(job.boxes, job.kernel == "backward_dkdv")
-    types = {p: dict(job.types).get(p) or _type(p, job, kernel) for p in kernel.parameters}
-    return types, {name: constants[name] for name in kernel.constants}
+    types, values = {}, {}
+    parts = zip(kernel.groups, job.boxes or [None] * len(kernel.groups)) if kernel.groups else ((kernel, job.boxes),)
+    for number, (part, boxes) in enumerate(parts):
+        mine = constants | (box_constants(boxes, job.kernel == "backward_dkdv") if boxes is not None else {})
+        types |= renamed(number, part, {p: dict(job.types).get(p) or _type(p, job, part) for p in part.parameters})
+        values |= renamed(number, part, {name: mine[name] for name in part.constants})
+    return {p: types.get(p, "i32") for p in kernel.parameters}, {name: values[name] for name in kernel.constants}
 
 
 def _type(parameter: str, job: Job, kernel: Kernel) -> str:
     if not is_pointer(parameter):
         if parameter in ("scale", "score_scale"):
             return "fp32"
-        return "i64" if f"{parameter}: tl.int64" in kernel.text else "i32"
+        return "i64" if is_wide(parameter) else "i32"
     name, _, kind = parameter.rpartition("_")
     dtype = job.dtype
     if name.endswith("0") and not name.startswith("table"):  # what earlier parts found

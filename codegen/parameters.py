@@ -11,7 +11,8 @@ from patternc.balance import Tiles
 from patternc.choices import Listed
 from patternc.codegen.bounds import FLAG_PARAMETERS, LIST_PARAMETERS, SHARED_PARAMETERS, TABLE_PARAMETERS
 from patternc.codegen.configs import Config
-from patternc.codegen.kernels import Kernel
+from patternc.codegen.dispatch import renamed
+from patternc.codegen.generated import Kernel
 from patternc.codegen.uses import Array
 
 
@@ -51,6 +52,9 @@ def runtime_values(call, kernel: Kernel, config: Config, device: torch.device) -
     """Parameters by name, for a `launch.Call` and the configuration in use."""
     if kernel.axis is None:
         return {}
+    if kernel.groups:
+        parts = zip(kernel.groups, call.groups)
+        return {name: x for i, (part, own) in enumerate(parts) for name, x in renamed(i, part, runtime_values(own, part, config, device)).items()}
     values = _value("q_start_value", "q_start_stride", call.q_start)
     values |= _bounds(call, kernel, config)
     for name in kernel.scalars:

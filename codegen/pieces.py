@@ -14,7 +14,8 @@ import torch
 from patternc.codegen import cache, helpers
 from patternc.codegen.access import Matrix, access
 from patternc.codegen.frame import header, indent
-from patternc.codegen.kernels import Kernel, Source, frame_of
+from patternc.codegen.generated import Kernel, Source
+from patternc.codegen.kernels import frame_of
 from patternc.codegen.schedule import Dealt, entry
 from patternc.plan import Plan
 
@@ -38,8 +39,8 @@ DOC = {
 
 @lru_cache(maxsize=1024)
 def merges(plan: Plan) -> Source:
-    """The module of a plan's merges: merge_rows, sum_dq, sum_dkdv."""
-    kernels = [_merge(plan, kernel) for kernel in MERGES]
+    """The module of a plan's merges: merge_rows, sum_dq, sum_dkdv; groups of heads have no pieces."""
+    kernels = [_merge(plan, kernel) for kernel in MERGES if (plan.transposed if kernel == "backward_dkdv" else plan.forward).kind != "heads"]
     body = "\n\n\n".join(k.text for k in kernels)
     return Source(f"{HEADER}{helpers.used_by(body)}\n\n{body}\n", {k.name: k for k in kernels}, "pointers", plan)
 

@@ -21,6 +21,9 @@ class Deal:
     form: str
     rows: str
 
+    number = None  # of a group of heads (`deal.GroupDeal`)
+    arrays = ()
+
     @property
     def cut(self) -> bool:
         return self.form == "cut"
@@ -35,13 +38,16 @@ class Deal:
         """Which tile, batch row and head a program works on, and which piece of it."""
         heads, h = ("HEADS", "h") if self.rows == "q" else ("(HEADS // GROUP)", "kv_h")
         if self.form == "even":
-            last = "tile = row_tiles - 1 - program % row_tiles  # last rows first: often they have most keys"
-            lines = ["program = tl.program_id(0)", last if self.rows == "q" else "tile = program % row_tiles"]
+            lines = ["program = tl.program_id(0)", usual_tile(self.rows)]
             lines += [f"b = program // row_tiles // {heads}", f"{h} = program // row_tiles % {heads}"]
         else:
             lines = ["entry, head = _dealt(tl.program_id(0), tl.num_programs(0), entries, long)"]
             lines += [*entry(("tile", "piece", "pieces") if self.cut else ("tile",)), f"b = head // {heads}", f"{h} = head % {heads}"]
         return [*lines, "kv_h = h // GROUP"] if self.rows == "q" else lines
+
+    def sharing(self) -> list[str]:
+        """A loop over the query heads that share a key head, and its first statement."""
+        return ["for g in range(0, GROUP):  # the query heads that share these keys", "h = kv_h * GROUP + g"]
 
     def share(self) -> list[str]:
         """A piece runs the share low / pieces to high / pieces of the loops' iterations; where heads share keys, its share of the loops
@@ -72,6 +78,11 @@ class Deal:
         return lines
 
 
+def usual_tile(rows: str) -> str:
+    """The row tile of a program, all heads of a tile one after the other."""
+    return "tile = row_tiles - 1 - program % row_tiles  # last rows first: often they have most keys" if rows == "q" else "tile = program % row_tiles"
+
+
 def entry(fields: tuple[str, ...]) -> list[str]:
     """Statements that read the first fields of a schedule's entry."""
     return [f"{name} = tl.load(schedule_ptr + 3 * entry{f' + {i}' if i else ''})" for i, name in enumerate(fields)]
@@ -96,4 +107,4 @@ class Dealt:
         return {"schedule_ptr": self.table, "entries": len(self.table), "long": self.long, **({"cuts": self.cuts} if self.cuts else {})}
 
 
-__all__ = ["FORMS", "PARAMETERS", "Deal", "Dealt", "entry"]
+__all__ = ["FORMS", "PARAMETERS", "Deal", "Dealt", "entry", "usual_tile"]

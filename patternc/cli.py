@@ -84,6 +84,7 @@ def source(
         str, typer.Option("--stage", help="text, a pass (guard, expand, negate, decide, merge), conjuncts, plan or kernels.")
     ] = "kernels",
     n: Annotated[Optional[int], typer.Option("-n", "--n", help="Kernels in the order of positions that this length asks for.")] = None,
+    heads: Annotated[Optional[int], typer.Option("--heads", help="With -n: query heads; by default those that per_head lists, else 1.")] = None,
 ):
     """The generated Triton kernels, or any stage on the way to them."""
     from patternc.stages import STAGES, stage_text
@@ -91,7 +92,7 @@ def source(
     if stage not in STAGES:
         close = suggest(stage, STAGES)
         raise UnknownNameError(f"unknown stage `{stage}`", fix=f"did you mean `{close}`?" if close else f"one of {', '.join(STAGES)}")
-    text = stage_text(parsed(pattern), stage, n)
+    text = stage_text(parsed(pattern), stage, n, heads)
     if stage == "kernels" and sys.stdout.isatty():
         from rich.syntax import Syntax
 

@@ -8,7 +8,7 @@ from patternc.args import Bound, bind
 from patternc.expr.pattern import Pattern
 from patternc.forms import count
 from patternc.layout import layout
-from patternc.orders.choose import plan_at, visits_of
+from patternc.orders.heads import plan_at, visits_of
 from patternc.orders.parts import parts_at
 from patternc.plan import Plan, make_plan
 from patternc.rates import Shape

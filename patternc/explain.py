@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from patternc.args import Bound, bind, signature
 from patternc.balance import Balance, Costs, balance, of_groups, row_tiles
@@ -14,7 +14,8 @@ from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.layout import Layout, layout
 from patternc.orders.boxes import BoxAxis
-from patternc.orders.choose import Option, access_of, axes_in_digits, options, plan_at
+from patternc.orders.choose import Option
+from patternc.orders.heads import HeadsAxis, access_of, compared, plan_at
 from patternc.orders.parts import parts_at
 from patternc.plan import AxisPlan, Plan, Run, make_plan
 from patternc.rates import Shape, mask_weight
@@ -47,7 +48,9 @@ class Explanation:
         plan: how kernels find their tiles at this length, where they treat the pattern as one.
         pieces: disjoint parts that kernels run one after the other at this length, each with its plan; empty where there is one.
         balances: for each of these plans, how programs get the row tiles of "forward" and "transposed"; None where only tensors say it.
-        orders: for "forward" and "transposed", the orders there are, best first; empty where there is only the natural one.
+            Directions by groups of heads are left out: their programs start group by group, each in the usual order.
+        orders: for "forward" and "transposed", by groups of heads for "forward, heads 0, 1" and so on, the orders there are, best first;
+            empty where there is only the natural one.
         layout: the exact tiles of the exact part at this length.
         cost: of the forward pass of one batch row, in the kernels' own tiles.
         parts: E, D and R of an attention with a term, else empty.
@@ -78,7 +81,8 @@ class Explanation:
         for number, (p, plan) in enumerate(self.pieces, 1):
             lines += [f"part {number}    {p}", *describe_plan(plan), *describe_balances(self.balances[number - 1]), ""]
         if not self.pieces:
-            lines += describe_plan(self.plan) + describe_orders(self.orders) + ["", *describe_balances(self.balances[0]), ""]
+            lines += describe_plan(self.plan) + describe_orders(self.orders)
+            lines += ["", *(describe_balances(self.balances[0]) + [""] if self.balances[0] else [])]
         lines += [f"tiles     {tiles_line(found)}"]
         lines += [
             f"cost      {price.allowed_pairs:,} allowed pairs of {price.visited_pairs:,} visited ({price.waste:.1%} masked away)",
@@ -134,10 +138,8 @@ def explain(
 
     natural = make_plan(exact)
     bound = first_row(bind(exact, own, n_q, n_k, heads, batch, q_start))
-    shape, compared = Shape.of(head_dim, value_dim), {}
-    if isinstance(bound.q_start, int) and any(axes_in_digits(exact).values()):
-        compared = {name: options(exact, getattr(natural, name), bound, column, shape) for name, column in (("forward", "k"), ("transposed", "q"))}
-    plan = replace(natural, **{name: found[0].axis for name, found in compared.items()})
+    shape = Shape.of(head_dim, value_dim)
+    plan = plan_at(exact, natural, bound, shape)
     pieces = parts_at(exact, bound, shape)
     pieces = tuple((p, plan_at(p, make_plan(p), bound, shape)) for p in pieces) if len(pieces) > 1 else ()
     price = cost(
@@ -160,7 +162,8 @@ def explain(
         rest = all_of(spec.domain, negate(exact))
         named = (("E", exact), ("D", spec.domain), ("R", rest))
         parts = tuple(Part(name, p, provably_causal(p), tiles(p)) for name, p in named)
-    return Explanation(spec, plan, pieces, balances, compared, tiles(exact), price, parts, kernels_of(spec, backend), head_dim)
+    orders = compared(exact, natural, bound, shape)
+    return Explanation(spec, plan, pieces, balances, orders, tiles(exact), price, parts, kernels_of(spec, backend), head_dim)
 
 
 def balances_of(p: Pattern, plan: Plan, bound: Bound, batch: int, kv_heads: int, shape: Shape) -> dict[str, Balance | None]:
@@ -170,6 +173,8 @@ def balances_of(p: Pattern, plan: Plan, bound: Bound, batch: int, kv_heads: int,
     found = {}
     for name, kernel, copies in (("forward", "forward", bound.heads), ("transposed", "backward_dkdv", kv_heads)):
         axis = getattr(plan, name)
+        if axis.kind == "heads":
+            continue
         tiles = row_tiles(p, axis, bound, KERNEL_TILE, name == "transposed")
         if tiles is None:
             found[name] = None
@@ -227,7 +232,16 @@ def _describe_boxes(title: str, axis: BoxAxis, columns: str) -> list[str]:
     return lines
 
 
-def describe_axis(title: str, axis: AxisPlan | BoxAxis, columns: str) -> list[str]:
+def _describe_groups(title: str, axis: HeadsAxis, columns: str) -> list[str]:
+    lines = [f"{title}: groups of heads, each with tiles of its own, in one launch"]
+    for group, own in zip(axis.groups, axis.axes):
+        lines += ["    " + line for line in [f"{group}: {group.pattern}", *describe_axis("    tiles", own, columns)]]
+    return lines
+
+
+def describe_axis(title: str, axis: AxisPlan | BoxAxis | HeadsAxis, columns: str) -> list[str]:
+    if isinstance(axis, HeadsAxis):
+        return _describe_groups(title, axis, columns)
     if isinstance(axis, BoxAxis):
         return _describe_boxes(title, axis, columns)
     if axis.kind == "list":

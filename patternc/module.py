@@ -13,6 +13,7 @@ from patternc.expr.attention import Attention, Term
 from patternc.expr.pattern import Pattern
 from patternc.forms import count
 from patternc.layout import Layout, layout
+from patternc.subscripts import heads_listed
 from patternc.tail import favor_projection, feature_map
 
 META_TOKENS = 16  # random tokens whose state an initial state starts from
@@ -134,13 +135,17 @@ class AttentionModule(nn.Module):
 
         return explain(self.spec, self.backend, n_q, n_k, heads, head_dim, **options)
 
-    def source(self, n_q: int | None = None, n_k: int | None = None, q_start: int | None = None) -> str:
-        """The generated Triton kernels, as text: in the natural order of positions, or in the order that these lengths ask for."""
+    def source(self, n_q: int | None = None, n_k: int | None = None, q_start: int | None = None, heads: int | None = None) -> str:
+        """The generated Triton kernels, as text: in the natural order of positions, or in the orders that these sizes ask for.
+
+        `heads` defaults to what `per_head` lists, else 1.
+        """
         bound = None
         if n_q is not None:
             if signature(self.compiled.exact):
                 raise OperandError("a pattern with runtime args has one source for all lengths", fix="leave the lengths out")
-            bound = bind(self.compiled.exact, {}, n_q, n_k, q_start=q_start)
+            exact = self.compiled.exact
+            bound = bind(exact, {}, n_q, n_k, heads_listed(exact) or 1 if heads is None else heads, q_start=q_start)
         return runtime.backend_module("triton").source(self.compiled, bound)
 
     def extra_repr(self) -> str:

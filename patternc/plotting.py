@@ -14,11 +14,11 @@ from patternc.errors import MissingExtraError, OperandError, ParameterError
 from patternc.expr.attention import Attention
 from patternc.expr.calls import fitting
 from patternc.expr.index import MAX_INT
-from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.forms import afford, count
 from patternc.layout import Group, TileRuns, layout
 from patternc.passes import variables
+from patternc.subscripts import heads_listed
 
 MOST_PAIRS_SHOWN = 512  # up to this length single pairs are drawn; beyond it only tiles
 MOST_TILES = 1024  # along one axis; a finer picture has more pixels than a screen
@@ -102,8 +102,8 @@ def picture(
 
 def _heads(p, head: int) -> int:
     """As many as `per_head` has, enough for `head` where the pattern reads `h`, else one that stands for all."""
-    named = max([len(x.args) for x in postorder(p) if x.op == "per_head"], default=1)
-    return head + 1 if named == 1 and "h" in variables(p) else named
+    named = heads_listed(p)
+    return named or (head + 1 if "h" in variables(p) else 1)
 
 
 def _tile(tile, longest: int, tiles: int) -> tuple[int, int]:

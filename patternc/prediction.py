@@ -8,7 +8,8 @@ from patternc.args import Bound
 from patternc.balance import Costs, balance, row_tiles
 from patternc.expr.pattern import Pattern
 from patternc.orders.boxes import BoxAxis
-from patternc.orders.choose import Option, access_of, plan_at, predicted
+from patternc.orders.choose import Option
+from patternc.orders.heads import HeadsAxis, access_of, plan_at, predicted
 from patternc.orders.parts import parts_at
 from patternc.passes import lower
 from patternc.plan import AxisPlan, make_plan
@@ -25,7 +26,7 @@ class Prediction:
     backward: float
 
 
-def fastest(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, kernel: str, rates: tuple[Rate, ...]) -> tuple[Rate, Option]:
+def fastest(p: Pattern, axis: AxisPlan | BoxAxis | HeadsAxis, bound: Bound, kernel: str, rates: tuple[Rate, ...]) -> tuple[Rate, Option]:
     """The configuration of a kernel that is predicted to take least."""
     return min(((rate, predicted(p, axis, bound, kernel, rate)) for rate in rates), key=lambda pair: pair[1].time)
 
@@ -52,8 +53,10 @@ def predict(p: Pattern, bound: Bound, shape: Shape = HALF, dealt: bool = False) 
     return Prediction(times["forward"] + merges, times["backward_dq"] + times["backward_dkdv"] + 2 * merges + rows)
 
 
-def _unevenness(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, kernel: str, access: str, rate: Rate, shape: Shape) -> float:
+def _unevenness(p: Pattern, axis: AxisPlan | BoxAxis | HeadsAxis, bound: Bound, kernel: str, access: str, rate: Rate, shape: Shape) -> float:
     """When the last program is done, over the time of evenly spread work."""
+    if axis.kind == "heads":
+        return 1.0
     tile, transposed = rate.config.tile(kernel), kernel == "backward_dkdv"
     tiles = row_tiles(p, axis, bound, tile, transposed)
     if tiles is None:

@@ -26,7 +26,7 @@ from patternc.errors import DeviceError, DtypeError, OperandError, ParameterErro
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.layout import Layout
-from patternc.orders.choose import axes_in_digits, plan_at
+from patternc.orders.heads import may_change, plan_at
 from patternc.orders.parts import parts_at, splits
 from patternc.passes import Conjunct, lower
 from patternc.plan import Plan, make_plan
@@ -74,7 +74,7 @@ class Compiled:
 
     def plan_at(self, bound: Bound, shape: Shape = HALF) -> Plan:
         """The plan for the lengths of a call; kept."""
-        if not any(axes_in_digits(self.exact).values()) or not isinstance(bound.q_start, int):
+        if not may_change(self.exact, bound):
             return self.plan
         kept = self.state.setdefault("plans", {})
         key = bound.n_q, bound.n_k, bound.heads, bound.q_start, shape
@@ -83,6 +83,10 @@ class Compiled:
                 kept.pop(next(iter(kept)))
             kept[key] = plan_at(self.exact, self.plan, bound, shape)
         return kept[key]
+
+    def of(self, pattern: Pattern) -> Compiled:
+        """The run-time side of what some heads see (`orders.heads`)."""
+        return compiled(pattern)
 
     @cached_property
     def conjuncts(self) -> list[Conjunct] | None:

@@ -13,8 +13,8 @@ from patternc.plan import make_plan
 STAGES = ("text", *(name for name, _, _ in PASSES), "conjuncts", "plan", "kernels")
 
 
-def stage_text(spec: Pattern | Attention, stage: str, n: int | None = None) -> str:
-    """One stage of STAGES as text; of an attention, the exact part from the first pass on.  `n`: kernels for this length."""
+def stage_text(spec: Pattern | Attention, stage: str, n: int | None = None, heads: int | None = None) -> str:
+    """One stage of STAGES as text; of an attention, the exact part from the first pass on.  `n`, `heads`: kernels for these sizes."""
     if stage == "text":
         return str(spec)
     if not isinstance(spec, (Pattern, Attention)):
@@ -26,7 +26,7 @@ def stage_text(spec: Pattern | Attention, stage: str, n: int | None = None) -> s
     if stage == "kernels":
         from patternc.compile import compile
 
-        return compile(p).source(n)
+        return compile(p).source(n, heads=heads)
     after: dict[str, Pattern] = {}
     lowered = lower(p, watch=lambda name, _, new: after.setdefault(name, new))
     if stage == "conjuncts":

@@ -27,6 +27,11 @@ def check_subscripts(use: ArgUse, value, env: dict, n_k: int) -> None:
                 _check_reach(what, s, size, axis, env)
 
 
+def heads_listed(expr: Node) -> int | None:
+    """How many query heads `per_head` lists; None where it is not used."""
+    return next((len(node.args) for node in postorder(expr) if node.op == "per_head"), None)
+
+
 def check_static(expr: Node, env: dict, heads: int) -> None:
     for node in postorder(expr):
         if node.op == "length" and node.args[0] != env["n_k"][0]:

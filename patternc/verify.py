@@ -21,12 +21,13 @@ from patternc.errors import DeviceError, DtypeError, OperandError, ParameterErro
 from patternc.expr.attention import Attention
 from patternc.expr.bounds import INF
 from patternc.expr.calls import fitting
-from patternc.expr.node import Node, postorder
+from patternc.expr.node import Node
 from patternc.expr.pattern import Pattern
 from patternc.forms import count
 from patternc.report import Check, Report
 from patternc.runtime import DTYPES, check_backend
 from patternc.samples import default_sizes, random_args, random_parameters, structural_zeros
+from patternc.subscripts import heads_listed
 
 SLOW = 2.0  # seconds after which a progress bar appears
 
@@ -69,7 +70,7 @@ def verify(
     for name, value in (("heads", heads or 1), ("kv_heads", kv_heads or 1), ("head_dim", head_dim), ("value_dim", value_dim or 1), ("batch", batch)):
         count(name, value, 1)
     count("seed", seed)
-    heads = heads or next((len(n.args) for n in postorder(spec) if n.op == "per_head"), 4)
+    heads = heads or heads_listed(spec) or 4
     kv_heads = kv_heads or (heads // 2 if heads % 2 == 0 else heads)
     if heads % kv_heads:
         raise ParameterError(f"{heads} query heads are no multiple of {kv_heads} kv heads", fix="kv_heads divides heads")

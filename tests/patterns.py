@@ -49,6 +49,14 @@ ORDERED = [
 ]  # fmt: skip
 
 
+# Patterns whose heads are faster in groups, and a length at which they are: `(pattern, heads, length)`.
+BY_HEADS = [
+    (pc.zoo.longformer(128, [1, 1, 2, 2, 4, 4, 8, 8], 0), 8, 2048), (pc.zoo.longformer(128, [1, 2, 4, 1, 2, 4], 0), 6, 1997),
+    (pc.zoo.strided(64, version="code", use="heads"), 4, 2048), (pc.heads([1, 3]) & pc.causal & pc.dilate(8) & pc.window(1024), 4, 1536),
+    (pc.per_head(grid(32, 64, 7), pc.causal & (pc.k // 16 % 8 == 7), pc.window(60), grid(32, 64, 7)), 4, 2048),
+]  # fmt: skip
+
+
 def composition(seed: int) -> pc.Pattern:
     draw = random.Random(seed)
     pool = [p for p in PRIMITIVES if p.op not in ("true", "false")]

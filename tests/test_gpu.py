@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from patterns import CHOICES, ORDERED, PRIMITIVES, composition, ids, zoo_case
+from patterns import BY_HEADS, CHOICES, ORDERED, PRIMITIVES, composition, ids, zoo_case
 
 import patternc as pc
 from patternc.runtime import compiled
@@ -28,6 +28,16 @@ def test_choice(spec):
 @pytest.mark.parametrize("p, n", ORDERED, ids=str)
 def test_order(p, n, head_dim, dtype):
     pc.verify(p, backend="triton", device="cuda", dtype=dtype, sizes=[(n, n)], heads=4, kv_heads=2, head_dim=head_dim, quiet=True, raise_error=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("p, heads, n", BY_HEADS, ids=str)
+def test_heads(p, heads, n, head_dim, dtype):
+    """Key heads whose query heads are one group, and that groups cut through."""
+    options = dict(backend="triton", device="cuda", dtype=dtype, heads=heads, head_dim=head_dim, quiet=True, raise_error=True)
+    for kv_heads in (heads, heads // 2, 1):
+        pc.verify(p, sizes=[(n, n)], kv_heads=kv_heads, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

@@ -19,6 +19,11 @@ DOCUMENT = 1500  # tokens of a document in the `documents` case
 # Blocks of 64: three beside the diagonal, three random ones, the first and the last for everybody.
 BIGBIRD = "block(64, back=1, ahead=1) | global(64) | (q >= 16320) | (k >= 16320) | random_blocks(3, 64, seed=0)"
 
+# Sixteen heads dilated by 1, 2, 4 and 8: four neighbours each, which share a key head, or in turn.
+DILATED = ["causal & window(512)", "causal & dilate(2) & window(1024)", "causal & dilate(4) & window(2048)", "causal & dilate(8) & window(4096)"]
+BY_FOUR = f"per_head({', '.join(text for text in DILATED for _ in range(4))})"
+IN_TURN = f"per_head({', '.join(DILATED * 4)})"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -31,6 +36,11 @@ class Case:
     kv_heads: int
     n: int
     head_dim: int
+
+    @property
+    def by_head(self) -> bool:
+        """Whether heads see different numbers of pairs."""
+        return "per_head" in self.text or "h %" in self.text
 
     @property
     def shape(self) -> str:
@@ -51,6 +61,10 @@ CASES = (
     Case("dilated-2", "causal & dilate(2) & window(1024)", 4, 16, 4, 16384, 128),
     Case("dilated-4", "causal & dilate(4) & window(2048)", 4, 16, 4, 16384, 128),
     Case("dilated-8", "causal & dilate(8) & window(4096)", 4, 16, 4, 16384, 128),
+    Case("heads", BY_FOUR, 4, 16, 4, 16384, 128),
+    Case("heads-turn", IN_TURN, 4, 16, 4, 16384, 128),
+    Case("heads-64", BY_FOUR, 4, 16, 16, 16384, 64),
+    Case("strided-heads", "(h % 2 == 0) & causal & window(128) | (h % 2 == 1) & causal & dilate(128)", 1, 16, 16, 16384, 64),
     Case("strided", "causal & (window(128) | dilate(128))", 1, 16, 16, 16384, 64),
     Case("grid-13", "neighborhood([128, 128], 13)", 4, 16, 16, 16384, 64),
     Case("grid-33", "neighborhood([128, 128], 33)", 4, 16, 16, 16384, 64),
@@ -159,7 +173,8 @@ def _flex(case: Case, pattern, args: dict):
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     torch._dynamo.reset()
-    block_mask = None if case.text == "full" else create_block_mask(mask_mod(pattern, args, case.n), None, None, case.n, case.n, device="cuda")
+    heads = case.heads if case.by_head else None
+    block_mask = None if case.text == "full" else create_block_mask(mask_mod(pattern, args, case.n), None, heads, case.n, case.n, device="cuda")
     run = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: run(q, k, v, block_mask=block_mask, enable_gqa=case.heads != case.kv_heads)
 
@@ -259,7 +274,7 @@ def _measure(case: Case, name: str, make) -> Row | None:
         row.error = _error(case, pattern, args, out, q, k, v)
         grad = torch.randn_like(out)
         pairs = _pairs(case, pattern, args)
-        flops = 4 * case.head_dim * pairs * case.batch * case.heads
+        flops = 4 * case.head_dim * pairs * case.batch
         with torch.no_grad():
             row.forward_ms = timing.median_ms(lambda: attend(q, k, v))
         row.backward_ms = timing.median_ms(lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True))
@@ -272,10 +287,13 @@ def _measure(case: Case, name: str, make) -> Row | None:
 
 
 def _pairs(case: Case, pattern, args: dict) -> int:
+    """Allowed pairs of a batch row, all heads together."""
     from patternc.args import bind
     from patternc.layout import layout
 
-    return layout(pattern, bind(pattern, {n: a.cpu() for n, a in args.items()}, case.n), count=True).allowed_pairs
+    heads = case.heads if case.by_head else 1
+    found = layout(pattern, bind(pattern, {n: a.cpu() for n, a in args.items()}, case.n, heads=heads), count=True)
+    return found.allowed_pairs * case.heads // heads
 
 
 def _error(case: Case, pattern, args: dict, out, q, k, v, rows: int = 128) -> float:

@@ -50,7 +50,8 @@ def axes_in_digits(p: Pattern) -> dict[str, list[BoxAxis]]:
     lowered = lower(p)
     # Divisors that move with positions are not provably positive in digits.
     moving = any(x.op in ("div", "mod") and variables(x.args[1]) for x in postorder(lowered))
-    if moving or any(x.op in ("arg", "mul") for x in postorder(lowered)):
+    # What differs by head is asked of the heads that see the same (`orders.heads`).
+    if moving or "h" in variables(lowered) or any(x.op in ("arg", "mul") for x in postorder(lowered)):
         return {"k": [], "q": []}
     forward = [axis for order in orders(lowered) if (axis := box_axis(lowered, order, "k")) is not None]
     return {"k": forward, "q": [axis for one in forward if (axis := box_axis(lowered, one.order, "q")) is not None]}
