@@ -81,7 +81,7 @@ def _finish(name: str, parameters: list[str], body: list[str], axis, a, mem, dea
     reads = tuple(a.uses.scalars), (*a.uses.arrays.values(), *deal.arrays)
     described = [p for m in matrices for p in mem.parameters(m)] if mem.variant == "box descriptors" else []
     parameters = [*parameters, *a.parameters, *dealt]
-    if deal.number is None:
+    if not isinstance(deal, GroupDeal):
         top, own = header(name, parameters, constants, DOCS[name]), frozenset()
     else:
         top = function_header(name, deal.number, parameters, constants, deal.group)

@@ -21,8 +21,7 @@ class Deal:
     form: str
     rows: str
 
-    number = None  # of a group of heads (`deal.GroupDeal`)
-    arrays = ()
+    arrays = ()  # tables that deal heads (`deal.GroupDeal`)
 
     @property
     def cut(self) -> bool:
