@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -17,6 +17,7 @@ from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from patternc.codegen import cache, configs
+from patternc.codegen.call import Call
 from patternc.codegen.configs import Config
 from patternc.codegen.descriptors import describe, describe_box, moved, reachable
 from patternc.codegen.device import has_tma, on, precision, shared_memory
@@ -29,67 +30,9 @@ from patternc.codegen.schedule import Dealt
 from patternc.errors import BackendError
 from patternc.orders.boxes import BoxAxis
 from patternc.orders.vectors import VECTOR, gathered
-from patternc.plan import Plan
 
 LOG2E = 1.4426950408889634
 WIDEST_ROW_STRIDE = 2**22  # in elements: offsets within a tile are 32 bits wide
-
-
-@dataclass
-class Call:
-    """What is the same for all kernels of one call.
-
-    Attributes:
-        plan: of the pattern.
-        scale: the factor of the scores.
-        q_start: position of query 0, an int or an int tensor [1] or [B].
-        args: runtime args in normal form: ints, or tensors with a leading batch axis of 1 or B on the inputs' device.
-        bounds: `bounds(direction, rows, cols)` for plans of kind "table" (an int32 tensor [B', H', row tiles, count, 4]) and
-            "list" (`TileLists`), and for formulas whose runs choose (`ChoiceTables`); direction is "forward" or "transposed",
-            rows and cols the size of its tiles.
-        boxes: `boxes(direction, rows, cols)` for plans in digits, an `orders.search.Boxes`.
-        fit: `fit(kernel, access, candidates)`, the configuration to try first; without it the first candidate.
-        schedule: `schedule(kernel, access, config, copies, group)`, a `schedule.Dealt` or None, for `copies` programs each row tile
-            that work on `group` heads each; without it the usual order.
-        variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
-        configs: configurations by kernel that replace the built-in ones.
-        groups: for plans by groups of heads, a call for the plan of each.
-    """
-
-    plan: Plan
-    scale: float
-    q_start: int | torch.Tensor = 0
-    args: dict = field(default_factory=dict)
-    bounds: object = None
-    boxes: object = None
-    fit: object = None
-    schedule: object = None
-    variant: str | None = None
-    configs: dict[str, Config] = field(default_factory=dict)
-    groups: tuple[Call, ...] = ()
-
-    def axis(self, name: str):
-        """How a kernel finds its tiles."""
-        return None if name == "backward_rows" else self.plan.transposed if name == "backward_dkdv" else self.plan.forward
-
-    def members(self, name: str) -> tuple[Call, ...]:
-        """The groups' calls, for a kernel that treats groups of heads apart, else the call itself."""
-        axis = self.axis(name)
-        return self.groups if axis is not None and axis.kind == "heads" else (self,)
-
-    def by_key_heads(self, sharing: int) -> list[Call]:
-        """Calls one after the other for dk and dv, which sum over the `sharing` query heads of a key head: one for each group of heads
-        where these are not all in one group."""
-        axis = self.plan.transposed
-        if axis.kind != "heads" or all(group.whole(sharing) for group in axis.groups):
-            return [self]
-        return [replace(self, plan=plan, groups=(own,)) for plan, own in zip(_plans_alone(self.plan), self.groups)]
-
-
-@lru_cache(maxsize=1024)
-def _plans_alone(plan: Plan) -> list[Plan]:
-    """For each group of heads a plan of dk and dv that leaves the query heads of other groups out."""
-    return [replace(plan, transposed=alone) for alone in plan.transposed.alone]
 
 
 Partial = tuple[torch.Tensor, torch.Tensor]  # o in float32 and lse of earlier parts of a pattern
