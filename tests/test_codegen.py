@@ -17,7 +17,7 @@ from strategies import HEADS, draw_args, patterns
 
 import patternc as pc
 from patternc.args import bind
-from patternc.codegen import configs, helpers, launch
+from patternc.codegen import configs, helpers, prepared
 from patternc.codegen.code import COL, ROW
 from patternc.codegen.configs import Config
 from patternc.codegen.kernels import generate
@@ -178,7 +178,7 @@ def recorded(text):
     texts.add(text)
     module = load(text)
     return type("M", (), {name: Recorded(getattr(module, name)) for name in ("forward", "backward_rows", "backward_dq", "backward_dkdv")})
-launch.cache.load = recorded
+cache.load = recorded
 for n in (1, 97, 128, 4096):
     for start in (0, 1, 16, n):
         q = torch.zeros(2, 4, n, 40)
@@ -229,8 +229,8 @@ def test_out_of_resources_never_reaches_a_user(monkeypatch):
 
             return run
 
-    monkeypatch.setattr(launch.cache, "load", lambda text: type("M", (), {"forward": Greedy()}))
-    monkeypatch.setattr(launch, "_chosen", {})
+    monkeypatch.setattr(prepared.cache, "load", lambda text: type("M", (), {"forward": Greedy()}))
+    monkeypatch.setattr(prepared, "_chosen", {})
     q, limit = torch.zeros(1, 1, 64, 16), 1024
     attention_forward(Call(causal, 1.0), q, q, q)
     assert len(tried) > 1
@@ -240,6 +240,28 @@ def test_out_of_resources_never_reaches_a_user(monkeypatch):
     limit = 0
     with pytest.raises(BackendError, match="no tile of `forward` fits"):
         attention_forward(Call(window(3), 1.0), q, q, q)
+
+
+def test_what_triton_compiled_serves_parameters_of_the_same_kinds(monkeypatch):
+    """A start in a tensor is another kernel than one in a number, and an address that is not aligned another than one that is."""
+    made, ran = [], []
+
+    class Compiled:
+        def __getitem__(self, grid):
+            return lambda *values: ran.append((grid, values))
+
+    class Function:
+        arg_names = ["q_start_value", "n_q", "BLOCK_M"]
+
+        def __getitem__(self, grid):
+            return lambda **values: made.append(values) or Compiled()
+
+    launched = prepared.Launch(None, Function(), Config(16, 16, 4, 1), 3, 1, {"n_q": 7, "BLOCK_M": 16}, [], {})
+    aligned, shifted = torch.zeros(8, dtype=torch.int32), torch.zeros(9, dtype=torch.int32)[1:]
+    for value in (0, 5, aligned, aligned + 1, shifted, aligned.long()):
+        launched.run(3, {"q_start_value": value}, {})
+    assert len(made) == 4 and [values[0] if isinstance(values[0], int) else "tensor" for _, values in ran] == [5, "tensor"]
+    assert ran[0] == ((3, 1, 1), (5, 7, 16))
 
 
 def test_no_queries_no_keys_no_batch():
@@ -263,4 +285,4 @@ def test_names_of_args_never_clash():
 def test_a_configuration_for_one_call_is_not_kept():
     x = torch.randn(1, 1, 40, 16, device=DEVICE)
     attention_forward(Call(causal, 1.0, configs={"forward": Config(16, 16, 4, 1)}), x, x, x)
-    assert all(kept.config != Config(16, 16, 4, 1) for key, kept in launch._launches.items() if key[0] is causal)
+    assert all(kept.config != Config(16, 16, 4, 1) for key, kept in prepared._launches.items() if key[0] is causal)

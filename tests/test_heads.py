@@ -12,7 +12,7 @@ from patterns import BY_HEADS, grid
 
 import patternc as pc
 from patternc.args import bind
-from patternc.codegen import configs, launch, offline
+from patternc.codegen import configs, launch, offline, prepared
 from patternc.codegen.kernels import generate
 from patternc.orders.boxes import box_axis
 from patternc.orders.choose import axes_in_digits
@@ -245,8 +245,8 @@ def test_kernels_of_batches_and_cached_keys(launches):
 
 def test_descriptors(monkeypatch, launches):
     """Natural descriptors are shared, those of boxes are each group's; where boxes have none, tiles keep theirs."""
-    monkeypatch.setattr(launch, "_variant", lambda matrices: "descriptors")
-    monkeypatch.setattr(launch, "_launches", {})
+    monkeypatch.setattr(prepared, "_variant", lambda matrices: "descriptors")
+    monkeypatch.setattr(prepared, "_launches", {})
     p = pc.per_head(A, C, A)
     check_kernels(p, 3, 3, 64)
     check_kernels(p, 3, 1, 50)

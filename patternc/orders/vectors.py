@@ -13,6 +13,11 @@ from patternc.orders.boxes import BoxAxis
 VECTOR = 256  # vectors are a multiple of this long, which is at least as much as any tile
 
 
+def whole(n: int) -> int:
+    """The length of vectors of `n` queries: aligned, more than `n`, and such that the tiles that read them never leave them."""
+    return (n // VECTOR + 1) * VECTOR
+
+
 def sequence(axis: BoxAxis) -> tuple[int, ...]:
     """The digits that number the entries of such a vector, most significant first."""
     return (*axis.tied, *axis.digits)
