@@ -119,7 +119,7 @@ class BoxDescriptors:
 
     def _place(self, m: Matrix) -> str:
         side = "q" if m.count == "n_q" else "k"
-        digits = (*self.axis.tied, *self.axis.digits)
+        digits = (*self.axis.tied, *self.axis.parts[0].digits)
         # Descriptors count the first digit from the sequence's own begin.
         own = [f"{side}{i}_first" + (f" - q_start // {self.axis.order.strides[0]}" if side == "q" and i == 0 else "") for i in digits]
         return f"[b, {m.head}, {', '.join(own)}, 0]"

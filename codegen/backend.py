@@ -24,8 +24,8 @@ from patternc.expr.index import MAX_INT
 from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern
 from patternc.layout import layout
+from patternc.orders.count import Boxes, Sizes, choose_boxes
 from patternc.orders.heads import groups_of
-from patternc.orders.search import Boxes, Sizes, choose_boxes
 from patternc.plan import AxisPlan, Plan
 from patternc.prediction import fastest
 from patternc.rates import Config, Shape, card, mask_weight

@@ -23,7 +23,7 @@ class Call:
         bounds: `bounds(direction, rows, cols)` for plans of kind "table" (an int32 tensor [B', H', row tiles, count, 4]) and
             "list" (`TileLists`), and for formulas whose runs choose (`ChoiceTables`); direction is "forward" or "transposed",
             rows and cols the size of its tiles.
-        boxes: `boxes(direction, rows, cols)` for plans in digits, an `orders.search.Boxes`.
+        boxes: `boxes(direction, rows, cols)` for plans in digits, an `orders.count.Boxes`.
         fit: `fit(kernel, access, candidates)`, the configuration to try first; without it the first candidate.
         schedule: `schedule(kernel, access, config, copies, group)`, a `schedule.Dealt` or None, for `copies` programs each row tile
             that work on `group` heads each; without it the usual order.

@@ -30,7 +30,7 @@ def describe(x: torch.Tensor, rows: int, width: int, variant: str) -> TensorDesc
 
 def describe_box(x: torch.Tensor, axis: BoxAxis, rows: int, width: int) -> TensorDescriptor:
     """A descriptor of [B, heads, tied digit, free digit, d] for tiles of [rows, width] along the free digit (`BoxAxis.one_digit`)."""
-    order, digits = axis.order, (*axis.tied, *axis.digits)
+    order, digits = axis.order, (*axis.tied, *axis.parts[0].digits)
     sizes = [order.extents[i] or x.shape[2] // order.strides[0] for i in digits]
     plain = describe(x, rows, width, "descriptors")
     steps = [order.strides[i] * plain.strides[2] for i in digits]

@@ -56,11 +56,12 @@ class Text:
         unit: what a kernel visits, "tiles" or "boxes".
         bounds_of: what the runs' bounds are, "Columns" or "Values" (of a digit).
         exists: the text of a test that a column exists; None where scores of those that do not need no mask.
+        allowed: the name of the mask.
         tiles, printed, masked, bounded: loops, statements of the mask and the bounds, and whether there are any.
         cut: the loops run a share of their iterations only (`schedule.Deal.share`).
     """
 
-    unit, bounds_of, cut = "tiles", "Columns", False
+    unit, bounds_of, allowed, cut = "tiles", "Columns", "allowed", False
     tiles: bounds.Tiles
     printed: list[Statement]
     exists: str | None
@@ -98,7 +99,7 @@ class Text:
     def _mask(self) -> list[str]:
         """Statements that set scores outside the pattern, and outside the columns there are, to -inf."""
         lines = [s.text for s in self.printed if s.level & COL and s.level & ROW]
-        conditions = [text for text in (self.exists, "allowed" if self.masked else None) if text]
+        conditions = [text for text in (self.exists, self.allowed if self.masked else None) if text]
         if len(conditions) == 2 and " < " in conditions[0]:
             conditions[0] = f"({conditions[0]})"
         return [*lines, f's = tl.where({" & ".join(conditions)}, s, float("-inf"))'] if conditions else lines

@@ -23,7 +23,7 @@ from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.parameters import box_constants
 from patternc.codegen.uses import is_pointer
 from patternc.errors import BackendError
-from patternc.orders.search import Boxes
+from patternc.orders.count import Boxes
 
 SHARED_LIMIT = 227 * 1024  # bytes a program may have on sm_90
 
@@ -36,7 +36,7 @@ class Job:
         dtype: "bf16", "fp16" or "fp32".
         heads, group: query heads, and query heads for each key head.
         arch: compute capability times ten.
-        boxes: `orders.search.Boxes` of a kernel in digits; of a kernel by groups of heads, one or None for each group.
+        boxes: `orders.count.Boxes` of a kernel in digits; of a kernel by groups of heads, one or None for each group.
         types: Triton types that replace the usual ones, such as "*i32" for a `q_start_value` that is a tensor.
     """
 

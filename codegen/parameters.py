@@ -98,10 +98,13 @@ def _table(table, kind: str, device: torch.device) -> torch.Tensor:
 
 
 def box_constants(boxes, transposed: bool) -> dict:
-    """The extents of boxes of queries and of keys; rows are keys when transposed."""
-    queries, keys = (boxes.columns, boxes.rows) if transposed else (boxes.rows, boxes.columns)
-    extents = {f"{side}_{i}": extent for side, box in (("M", queries), ("N", keys)) for i, extent in enumerate(box)}
-    return {**extents, "OFFSET": boxes.offset}
+    """The extents of boxes of rows, which are keys when transposed, and of the boxes of columns of every part."""
+    row, column = "NM" if transposed else "MN"
+    out = {f"{row}_{i}": extent for i, extent in enumerate(boxes.rows)}
+    for number, (box, offset) in enumerate(zip(boxes.columns, boxes.offset), 1):
+        suffix = "" if number == 1 else str(number)
+        out |= {f"{column}{suffix}_{i}": extent for i, extent in enumerate(box)} | {f"OFFSET{suffix}": offset}
+    return out
 
 
 def _bounds(call, kernel: Kernel, config: Config) -> dict:

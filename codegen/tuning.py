@@ -21,8 +21,8 @@ from patternc.codegen.launch import Call, run_kernel
 from patternc.errors import BackendError
 from patternc.orders.boxes import box_axis
 from patternc.orders.choose import visits_of
+from patternc.orders.count import Sizes, choose_boxes
 from patternc.orders.digits import Order
-from patternc.orders.search import Sizes, choose_boxes
 from patternc.parsing import parse
 from patternc.passes import lower
 from patternc.plan import Plan, make_plan

@@ -16,7 +16,7 @@ from patternc.args import Bound
 from patternc.expr.pattern import Pattern
 from patternc.layout import Layout, layout
 from patternc.orders.boxes import BoxAxis
-from patternc.orders.search import Sizes, choose_boxes, counts_by_program
+from patternc.orders.count import Sizes, choose_boxes, counts_by_program
 from patternc.plan import AxisPlan
 from patternc.rates import Shape, card
 from patternc.visits import formula_segments

@@ -137,6 +137,7 @@ def verify(
 
 app.command("zoo")(command.zoo)
 bench.command("zoo")(command.bench_zoo)
+bench.command("plan")(command.bench_plan)
 
 
 @bench.command("layout")

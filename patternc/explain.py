@@ -224,12 +224,18 @@ def describe_orders(orders: dict[str, list[Option]]) -> list[str]:
 
 
 def _describe_boxes(title: str, axis: BoxAxis, columns: str) -> list[str]:
-    shared = ", ".join(f"x{i}" for i in axis.tied)
-    lines = [f"{title}: position = {axis.order}{f', {shared} shared' if shared else ''}; boxes of the other digits"]
-    for i, digit in axis.digits.items():
-        for run in digit.runs:
-            lines.append(f"    x{i} of {columns} {run.lo} .. {run.hi}, every pair in {run.inner_lo} .. {run.inner_hi}")
+    lines = [f"{title}: position = {axis.order}{_shared(axis.tied) if len(axis.parts) == 1 else ''}; boxes of the other digits"]
+    for number, part in enumerate(axis.parts, 1):
+        if len(axis.parts) > 1:
+            lines.append(f"    disjoint part {number}{_shared(part.tied)}")
+        for i, digit in part.digits.items():
+            for run in digit.runs:
+                lines.append(f"    x{i} of {columns} {run.lo} .. {run.hi}, every pair in {run.inner_lo} .. {run.inner_hi}")
     return lines
+
+
+def _shared(tied: tuple[int, ...]) -> str:
+    return f", {', '.join(f'x{i}' for i in tied)} shared" if tied else ""
 
 
 def _describe_groups(title: str, axis: HeadsAxis, columns: str) -> list[str]:

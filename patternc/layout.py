@@ -31,6 +31,7 @@ from patternc.passes import decide, lower, negation_normal, unwrap, variables
 
 FEW_CLASSES = 256  # up to here partial tiles are always decided by their pairs
 MOST_CLASSES = 4096  # and up to here unless contraction is exact by itself
+MOST_SIZES = 16  # whose specialised patterns are kept
 MANY_ROWS = 64  # tiles of rows, from which on it is worth asking whether tiles are products
 MANY_TILES = 1 << 15  # partial ones, from which on it is worth asking whether they repeat
 
@@ -166,7 +167,7 @@ def layout(p: Pattern, bound: Bound, tile: tuple[int, int] = (128, 128), transpo
     bound, tile = bound.numpy(), tile_shape(tile)
     lowered = lower(p)
     groups: dict[tuple, list] = {}
-    for start, heads, rows, pattern in specialisations(lowered, bound):
+    for start, heads, rows, pattern in _specialised(lowered, bound):
         groups.setdefault((start, pattern), []).append((heads, rows))
     out = []
     for (start, pattern), cells in groups.items():
@@ -175,6 +176,18 @@ def layout(p: Pattern, bound: Bound, tile: tuple[int, int] = (128, 128), transpo
         for heads, rows in cells:
             out.append(Group(heads, rows, tiles, pattern))
     return Layout(bound.n_q, bound.n_k, bound.heads, bound.batch, tile, tuple(out))
+
+
+def _specialised(p: Pattern, bound: Bound) -> list[tuple]:
+    """`specialisations`; kept where they depend on sizes only, since both directions ask for them."""
+    if bound.values or not isinstance(bound.q_start, int):
+        return list(specialisations(p, bound))
+    kept, key = p.facts.setdefault("specialised", {}), (bound.n_q, bound.n_k, bound.q_start, bound.heads, bound.batch)
+    if key not in kept:
+        if len(kept) >= MOST_SIZES:
+            kept.clear()
+        kept[key] = list(specialisations(p, bound))
+    return kept[key]
 
 
 def specialisations(p: Pattern, bound: Bound):
@@ -252,7 +265,7 @@ def analyse(p: Pattern, grid: Grid, count: bool = False) -> TileRuns:
             return TileRuns(grid, full, partial, True, None)
         if len(first) > MOST_CLASSES:
             return TileRuns(grid, full, partial, False, None)
-    return _decided(grid, full, partial, keys, *_look(p, grid, keys, first, of))
+    return _decided(grid, full, partial, keys, *look(p, grid, keys, first, of))
 
 
 def _by_orbits(p: Pattern, full: Runs, partial: Runs, grid: Grid) -> TileRuns | None:
@@ -264,9 +277,9 @@ def _by_orbits(p: Pattern, full: Runs, partial: Runs, grid: Grid) -> TileRuns | 
     edge = union([(last, last + 1), (rows[-1:], rows[-1:] + grid.column.tiles)])  # ragged tiles are in no orbit
     inner, outer = subtract(partial, edge, grid.total), intersect(partial, edge)
     orbits = Orbits(inner, grid, period)
-    kind, allowed = _look(p, grid, orbits.examples)
+    kind, allowed = look(p, grid, orbits.examples)
     keys = members(outer)
-    edge_kind, edge_allowed = _look(p, grid, keys)
+    edge_kind, edge_allowed = look(p, grid, keys)
     tiles = _decided(grid, full, outer, keys, edge_kind, edge_allowed)
     pairs = tiles.pairs + int((orbits.count * allowed).sum())  # full ones too, whose area is not in `tiles`
     if (kind != 1).any():
@@ -277,7 +290,7 @@ def _by_orbits(p: Pattern, full: Runs, partial: Runs, grid: Grid) -> TileRuns | 
     return TileRuns(grid, tiles.full, union([tiles.partial, inner]), True, pairs)
 
 
-def _look(p: Pattern, grid: Grid, keys: np.ndarray, first=None, of=None) -> tuple[np.ndarray, np.ndarray]:
+def look(p: Pattern, grid: Grid, keys: np.ndarray, first=None, of=None) -> tuple[np.ndarray, np.ndarray]:
     """`(kind, allowed pairs)` of tiles, by looking at one of each class: `first` are their places in `keys`, `of` the class of every key."""
     if first is None:
         first, of = group(shape_columns(p, grid.boxes(keys), len(keys)), len(keys))

@@ -219,9 +219,10 @@ def tiles_of_runs(runs: np.ndarray, column: Axis) -> np.ndarray:
     stop = np.where(low <= high, (high - column.first) // column.tile + 1, 0)
     full_start = -(-(np.maximum(inner_low, column.first) - column.first) // column.tile)
     full_stop = (np.minimum(inner_high, column.last) + 1 - column.first) // column.tile
-    order = np.argsort(start, axis=-1, kind="stable")
-    start, stop, full_start, full_stop = (np.take_along_axis(x, order, -1) for x in (start, stop, full_start, full_stop))
-    reached = np.zeros_like(start[..., 0])
+    if start.shape[-1] > 1:
+        order = np.argsort(start, axis=-1, kind="stable")
+        start, stop, full_start, full_stop = (np.take_along_axis(x, order, -1) for x in (start, stop, full_start, full_stop))
+    reached = 0
     for j in range(start.shape[-1]):
         start[..., j] = np.maximum(start[..., j], reached)
         stop[..., j] = np.maximum(stop[..., j], start[..., j])

@@ -45,7 +45,7 @@ def grid(width, height, kernel, dilation=1):
 ORDERED = [
     (pc.causal & pc.dilate(4) & pc.window(600), 1200), (pc.causal & pc.dilate(4) & pc.window(600), 1201), (pc.dilate(6) & pc.window(500), 1200),
     (grid(32, 32, 7), 1024), (grid(65, 31, 7), 2015), (grid(64, 32, 9, 2), 2048), (pc.causal & (pc.window(16) | pc.dilate(32)), 2048),
-    (pc.zoo.fixed(32, 4), 2048),
+    (pc.zoo.fixed(32, 4), 2048), (pc.neighborhood((50, 50), 9, dilation=3), 2500), (pc.causal & (pc.dilate(4) & pc.window(600) | pc.sink(4)), 1200),
 ]  # fmt: skip
 
 

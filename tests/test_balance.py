@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from kernel_check import DEVICE, MARKS, by_head, causal, check, everywhere, formula, q_and_k, streaming, window
-from test_orders import CASES, check_kernels
+from order_check import CASES, check_kernels
 
 import patternc as pc
 from patternc.args import bind
@@ -16,9 +16,9 @@ from patternc.codegen.kernels import generate
 from patternc.codegen.schedule import Deal, Dealt
 from patternc.orders.boxes import box_axis
 from patternc.orders.choose import visits_of
+from patternc.orders.count import Sizes, choose_boxes
 from patternc.orders.digits import Order
 from patternc.orders.parts import splits
-from patternc.orders.search import Sizes, choose_boxes
 from patternc.passes import lower
 from patternc.plan import Plan, make_plan
 from patternc.runtime import compiled
@@ -221,7 +221,7 @@ def test_lists_and_choices_in_pieces(text, kinds, most, one_thread):
     check(made.plan, p.dense(n), n, heads=1, bounds=made.bounds, schedule=forced(n, n, most=most))
 
 
-@pytest.mark.parametrize("name, variant", [("dilated", "descriptors"), ("queries at the end", None), ("grid of no power of two", None)])
+@pytest.mark.parametrize("name, variant", [("dilated", "descriptors"), ("queries at the end", None), ("grid of no power of two", None), ("sinks", None)])
 def test_boxes_in_pieces(name, variant, one_thread):
     p, strides, (n_q, n_k) = CASES[name]
     plan = Plan(p, *(box_axis(lower(p), Order(strides), column) for column in ("k", "q")))

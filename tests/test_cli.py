@@ -181,6 +181,15 @@ def test_zoo(tmp_path):
     assert "cannot be written" in fails("zoo", "--write", tmp_path / "file")
 
 
+def test_bench_plan(monkeypatch):
+    from patternc.bench import plan
+
+    monkeypatch.setattr(plan, "ENTRIES", [plan.NAMES[name] for name in ("sliding_window", "neighborhood_2d", "bigbird")])
+    rows = json.loads(run("bench", "plan", "-n", 4096, "--repeat", 1, "--json"))
+    assert [row["forward"] for row in rows] == ["formula", "64 * x0 + x1", "list"] and all(row["again_us"] < 1e3 * row["ms"] for row in rows)
+    assert "| sliding_window | 1 |" in run("bench", "plan", "-n", 1024, "--repeat", 1, "--markdown")
+
+
 def test_bench_zoo():
     rows = json.loads(run("bench", "zoo", "-n", 1024, "--repeat", 1, "--json"))
     assert len(rows) > 40 and all(row["exact"] and row["ms"] > 0 for row in rows if row["entry"] != "packed_local")

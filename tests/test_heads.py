@@ -16,8 +16,8 @@ from patternc.codegen import configs, launch, offline, prepared
 from patternc.codegen.kernels import generate
 from patternc.orders.boxes import box_axis
 from patternc.orders.choose import axes_in_digits
+from patternc.orders.count import Sizes, choose_boxes
 from patternc.orders.heads import HeadGroup, HeadsAxis, groups_of, heads_alike, plan_at
-from patternc.orders.search import Sizes, choose_boxes
 from patternc.passes import lower
 from patternc.plan import Plan, make_plan
 from patternc.rates import Shape

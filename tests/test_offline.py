@@ -9,7 +9,8 @@ from patternc.codegen import configs, offline
 from patternc.codegen.kernels import generate
 from patternc.codegen.pieces import MERGES, merges
 from patternc.orders.boxes import box_axis
-from patternc.orders.search import Sizes, choose_boxes, orders
+from patternc.orders.count import Sizes, choose_boxes
+from patternc.orders.search import orders
 from patternc.passes import lower
 from patternc.plan import R0, R1, AxisPlan, Plan, Run, make_plan
 
@@ -93,7 +94,13 @@ def test_choices_keep_loops_in_registers():
     assert all(report.stack <= 16 and report.loop_spills == 0 for report in offline.compile_all(jobs))
 
 
-@pytest.mark.parametrize("d, p, variant", [(128, pc.causal & pc.dilate(4) & pc.window(2048), "descriptors"), (64, pc.same(pc.i // 128 // 9) & pc.same(pc.i % 128 // 9), "pointers")])
+IN_DIGITS = [
+    (128, pc.causal & pc.dilate(4) & pc.window(2048), "descriptors"), (64, pc.neighborhood((100, 100), 13, dilation=3), "pointers"),
+    (64, pc.causal & (pc.dilate(4) & pc.window(2048) | pc.sink(4)), "descriptors"), (64, pc.neighborhood((128, 128), 13) | pc.cols(range(128)), "pointers"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("d, p, variant", IN_DIGITS, ids=["dilated", "no whole pieces", "sinks", "grid and columns"])
 def test_boxes_keep_loops_in_registers(d, p, variant):
     order = orders(lower(p))[-1]
     in_digits = Plan(p, box_axis(lower(p), order, "k"), box_axis(lower(p), order, "q"))

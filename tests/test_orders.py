@@ -1,74 +1,76 @@
 """Orders: expressions in digits mean the same, boxes cover what is allowed, counts are those of the study, kernels agree with dense."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from kernel_check import DEVICE
-from patterns import ORDERED, grid, near
+from order_check import CASES, check_boxes, cube, expressions, values_in_digits
+from patterns import ORDERED, grid
 
 import patternc as pc
 from patternc.analysis.evaluate import evaluate
+from patternc.analysis.runs import members
 from patternc.args import bind
-from patternc.codegen.configs import Config
-from patternc.codegen.launch import Call, attention_backward, attention_forward
+from patternc.layout import layout
 from patternc.orders.boxes import box_axis
 from patternc.orders.choose import axes_in_digits, options, visits_of
+from patternc.orders.count import Sizes, choose_boxes, counts_by_program
 from patternc.orders.digits import Order
+from patternc.orders.disjoint import conjuncts_in, disjoint, pattern_of, ties
 from patternc.orders.parts import parts_at, splits
-from patternc.orders.search import Boxes, Sizes, _Digit, _values, box_tiles, choose_boxes, orders
+from patternc.orders.search import orders
 from patternc.orders.simplify import in_digits
 from patternc.passes import lower
-from patternc.plan import Plan, make_plan
+from patternc.plan import make_plan
 from patternc.runtime import compiled
+from patternc.sampling import sampled
 
 q, k = pc.q, pc.k
 
 
-def cube(side, kernel):
-    planes = near(q // side**2, k // side**2, side, kernel) & near(q // side % side, k // side % side, side, kernel)
-    return planes & near(q % side, k % side, side, kernel)
+# ---- digits
 
 
-CASES = {
-    "dilated": (pc.causal & pc.dilate(6) & pc.window(100), (6, 1), (150, 150)),
-    "queries at the end": (pc.causal & pc.dilate(6) & pc.window(100), (6, 1), (70, 151)),
-    "two runs": (pc.causal & (pc.window(60) | pc.sink(4)) & pc.dilate(4), (4, 1), (133, 133)),
-    "grid": (grid(16, 12, 5), (16, 1), (192, 192)),
-    "grid of no power of two": (grid(11, 13, 5), (11, 1), (143, 143)),
-    "dilated grid": (grid(16, 16, 5, 2), (32, 16, 2, 1), (256, 256)),
-    "cube": (cube(6, 3), (36, 6, 1), (216, 216)),
-    "documents": (pc.causal & pc.block(50), (50, 1), (170, 170)),
-}
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=4, unique=True), st.integers(2, 7))
+def test_digits_are_positions(strides, cut):
+    """Every position has one set of digits, within their extents; those that exist are a prefix where the digit before is ragged."""
+    order = Order((*sorted(strides, reverse=True), 1))
+    x = np.arange(300)
+    found = order.values(x)
+    assert (sum(d * s for d, s in zip(found, order.strides)) == x).all() and len(set(zip(*map(np.ndarray.tolist, found)))) == len(x)
+    for i, extent in enumerate(order.extents):
+        assert extent is None or (found[i] < extent).all()
+        whole = i in order.ragged
+        assert whole == (i > 0 and order.strides[i - 1] % order.strides[i] != 0)
+        finer = order.split(i, cut)
+        if finer is not None:
+            assert set(finer.strides) == {*order.strides, order.strides[i] * cut}
+            high, low = (finer.values(x)[finer.strides.index(s)] for s in (order.strides[i] * cut, order.strides[i]))
+            assert order.strides[i] * cut in order.strides or (high * cut + low == found[i]).all()
+
+
+def test_orders_of_expressions():
+    def strides(p):
+        return [order.strides for order in orders(lower(p))]
+
+    assert strides(pc.neighborhood((100, 100), 13, dilation=3)) == [(300, 100, 3, 1)]  # all cuts together, the last one ragged
+    assert strides(pc.neighborhood((24, 24, 24), 5, stride=(2, 3, 3))) == [(576, 24, 1)]  # groups of queries cut no keys
+    assert strides(pc.causal & (k % 128 >= 120)) == [(128, 1)] and strides(pc.causal & (k // 16 % 8 == 7)) == [(16, 1), (128, 16, 1)]
+    assert set(strides(pc.dilate(4) & pc.dilate(6))) >= {(4, 1), (6, 1)}
+    assert strides(pc.causal & pc.window(7)) == []
+
+
+def test_parts_are_disjoint():
+    """One comparison at a time: what is left of a conjunct is conjuncts that share no pair."""
+    order = Order((4, 1))
+    p = in_digits(lower(pc.causal & (pc.window(9) | pc.dilate(4) & pc.window(40) | pc.sink(6))), order, "k")
+    groups = disjoint(conjuncts_in(p, order, "k", 8), order, "k")
+    masks = [values_in_digits(pattern_of(c), order, 70, 70).astype(int) for group in groups for c in group]
+    assert len(masks) == 3 and (sum(masks) == values_in_digits(p, order, 70, 70)).all() and ties(groups[-1][0], order) == (1,)
 
 
 # ---- the meaning in digits
-
-
-def values_in_digits(p, order: Order, n_q: int, n_k: int) -> np.ndarray:
-    env = {}
-    for side, n, shape in (("q", n_q, (-1, 1)), ("k", n_k, (1, -1))):
-        x = np.arange(n).reshape(shape)
-        for i, (stride, extent) in enumerate(zip(order.strides, order.extents)):
-            env[f"{side}{i}"] = x // stride if extent is None else x // stride % extent
-    return np.broadcast_to(evaluate(p, env), (n_q, n_k))
-
-
-@st.composite
-def expressions(draw):
-    """Conjunctions and unions of comparisons with moduli and coordinates, as users write them."""
-    m, w, c = draw(st.integers(2, 7)), draw(st.integers(2, 12)), draw(st.integers(1, 40))
-    pool = [
-        (q - k) % m == draw(st.integers(0, m - 1)), q // w == k // w, q % w == k % w, k <= q, q - k < c, pc.window(c), (q // w - k // w) % 2 == 0,
-        k // w % 3 == 1, (q + k) % m < 2, near(q // w, k // w, 30, 3), near(q % w, k % w, w, 2), pc.dilate(m), q // w % m == k // w % m,
-    ]  # fmt: skip
-    out = draw(st.sampled_from(pool))
-    for _ in range(draw(st.integers(0, 3))):
-        other = draw(st.sampled_from(pool))
-        out = draw(st.sampled_from([out & other, out & other, out | other, out - other]))
-    return out
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -89,58 +91,9 @@ def test_digits_mean_what_positions_mean(p, sizes):
 # ---- boxes
 
 
-def check_boxes(axis, sizes: Sizes, p) -> Boxes | None:
-    """Visited boxes cover the allowed pairs, once, and full ones hold allowed pairs only."""
-    boxes = choose_boxes(axis, sizes, 16, 8)
-    if boxes is None:
-        return None
-    dense = p.dense(sizes.n_q, sizes.n_k, q_start=sizes.q_start)[0, 0].numpy()
-    dense = dense if axis.row == "q" else dense.T
-    seen, full_seen = np.zeros(dense.shape, int), np.zeros(dense.shape, bool)
-    order, programs, tiles, full = axis.order, 0, 0, 0
-    digits = {i: _Digit(axis, i, sizes) for i in axis.digits}
-    visited = {i: box_tiles(d.bounds_of(boxes.rows[i]), d.columns, boxes.columns[i], boxes.offset) for i, d in digits.items()}
-    row_values = [range(0, len(visited[i])) if i in digits else _values(order, i, *sizes.span(axis.row)) for i in range(len(order.strides))]
-    first, last = sizes.span(axis.column)
-    periods = range(-(-first // order.strides[0]), (last + 1) // order.strides[0])
-    for row in itertools.product(*row_values):
-        programs += 1
-        first = [digits[i].rows.start + at * boxes.rows[i] if i in digits else at for i, at in enumerate(row)]
-        spans = [range(a, a + extent) for a, extent in zip(first, boxes.rows)]
-        rows = positions(order, spans, sizes.span(axis.row))
-        choices = []
-        for i, at in enumerate(row):
-            if i not in digits:
-                choices.append([(range(at, at + 1), True)])
-                continue
-            d, b = digits[i], boxes.columns[i]
-            origin = int(np.clip(d.bounds_of(boxes.rows[i])[at, :, 0].min(), d.columns.start, d.columns.stop - 1)) if boxes.offset else d.columns.start
-            own = []
-            for start, stop, full_start, full_stop in visited[i][at]:
-                own += [(range(origin + t * b, origin + (t + 1) * b), full_start <= t < full_stop) for t in range(start, stop)]
-            choices.append(own)
-        for box in itertools.product(*choices):
-            columns = positions(order, [span for span, _ in box], sizes.span(axis.column))
-            whole = all(inside for _, inside in box) and (0 not in axis.tied or row[0] in periods)
-            tiles, full = tiles + 1, full + whole
-            seen[np.ix_(rows, columns)] += 1
-            if whole:
-                full_seen[np.ix_(rows, columns)] = True
-                assert len(columns) == np.prod([len(span) for span, _ in box]), "a full box leaves the sequence"
-    assert (seen <= 1).all() and not dense[seen == 0].any() and dense[full_seen].all(), (str(p), axis.order, axis.column)
-    assert (programs, tiles) == (boxes.programs, boxes.tiles) and (full == boxes.full or 0 in axis.tied)
-    return boxes
-
-
-def positions(order: Order, spans, ends) -> np.ndarray:
-    """Places in their sequence of the positions in a box, without those that do not exist."""
-    out = []
-    for values in itertools.product(*spans):
-        if all(extent is None or v < extent for v, extent in zip(values, order.extents)):
-            x = sum(v * s for v, s in zip(values, order.strides))
-            if ends[0] <= x <= ends[1]:
-                out.append(x - ends[0])
-    return np.array(out, int)
+def test_digits_of_few_values_hold_no_large_boxes():
+    axis = box_axis(lower(pc.same(pc.i % 4 // 3) & pc.sink(32) | pc.block(4)), Order((4, 3, 1)), "q")
+    assert axis.parts[0].tied == (0,) and choose_boxes(axis, Sizes(60, 60, 0), 8, 16) is None
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -182,6 +135,42 @@ def test_counts_of_parts(p, most):
     assert visited / pc.compile(p).cost(n).allowed_pairs < most
 
 
+# The same where one q tile visits disjoint parts, each in its own boxes.
+PARTS = {
+    "sinks beside a dilated window": (pc.causal & (pc.dilate(4) & pc.window(2048) | pc.sink(4)), (4, 1), 1.25, 2),
+    "window, dilated window, sinks": (pc.causal & (pc.window(512) | pc.dilate(4) & pc.window(4096) | pc.sink(4)), (4, 1), 1.29, 3),
+    "fixed": (pc.zoo.fixed(128, 8), (128, 1), 1.11, 2),
+    "fixed, wide": (pc.zoo.fixed(128, 32), (128, 1), 1.03, 2),
+    "13 x 13 and columns": (pc.neighborhood((128, 128), 13) | pc.cols(range(128)), (128, 1), 1.9, 2),
+}
+
+
+@pytest.mark.parametrize("name", list(PARTS))
+def test_counts_of_disjoint_parts(name):
+    p, strides, most, count = PARTS[name]
+    axis = box_axis(lower(p), Order(strides), "k")
+    boxes = choose_boxes(axis, Sizes(16384, 16384, 0), 64, 64)
+    assert len(axis.parts) == count and boxes.tiles * 64 * 64 / layout(p, bind(p, {}, 16384), count=True).allowed_pairs < most
+
+
+@pytest.mark.parametrize("name", ["queries at the end", "grid of no whole pieces", "sinks", "summaries"])
+def test_counts_by_program(name):
+    p, strides, (n_q, n_k) = CASES[name]
+    axis, sizes = box_axis(lower(p), Order(strides), "k"), Sizes(n_q, n_k, n_k - n_q)
+    boxes = choose_boxes(axis, sizes, 16, 8)
+    visited, full = counts_by_program(axis, sizes, boxes)
+    assert len(visited) == boxes.programs and (visited.sum(), full.sum()) == (boxes.tiles, boxes.full) and (full <= visited).all()
+
+
+def test_samples_are_like_lists():
+    p = pc.random_blocks(3, 64, seed=0) | pc.global_(64)
+    found, exact = sampled(p, bind(p, {}, 4096), (64, 64), np.arange(64)), layout(p, bind(p, {}, 4096), (64, 64))
+    assert np.allclose(found.sum(0), [exact.full_tiles, exact.partial_tiles])
+    p = pc.neighborhood((64, 64), 9)
+    found, exact = sampled(p, bind(p, {}, 4096), (64, 64), np.array([3, 30, 60])), layout(p, bind(p, {}, 4096), (64, 64))
+    assert np.allclose(found.sum(1), np.diff(np.searchsorted(members(exact.groups[0].tiles.partial), np.array([3, 4, 30, 31, 60, 61]) * 65))[::2])
+
+
 def test_keys_that_are_read_alike_have_tiles_of_their_own():
     """dk/dv of summary columns: boxes of 8 x 8 keys, of which those that nobody reads visit nothing."""
     p = pc.causal & (k % 128 >= 120) & ~pc.block(128)
@@ -192,7 +181,7 @@ def test_keys_that_are_read_alike_have_tiles_of_their_own():
 def test_a_users_own_predicate_gets_the_plan_of_the_primitives():
     own = (q >= k) & ((q - k) % 6 == 0) & (q - k < 3072)
     one, two = (box_axis(lower(p), Order((6, 1)), "k") for p in (own, pc.causal & pc.dilate(6) & pc.window(3072)))
-    assert one.mask is two.mask and [r.lo for r in one.runs][0] is [r.lo for r in two.runs][0]
+    assert one.parts[0].mask is two.parts[0].mask and [r.lo for r in one.runs][0] is [r.lo for r in two.runs][0]
     assert Order((6, 1)) in orders(lower(own))
 
 
@@ -201,41 +190,7 @@ def test_what_has_no_order_keeps_the_natural_one(p):
     assert axes_in_digits(p) == {"k": [], "q": []}
 
 
-# ---- kernels
-
-
-@pytest.mark.parametrize(
-    "name, variant", [("dilated", "descriptors"), ("queries at the end", None), ("two runs", None), ("grid of no power of two", None), ("dilated grid", None), ("cube", None)]
-)
-def test_kernels_in_digits(name, variant):
-    p, strides, (n_q, n_k) = CASES[name]
-    plan = Plan(p, *(box_axis(lower(p), Order(strides), column) for column in ("k", "q")))
-
-    check_kernels(p, [(plan, variant)], n_q, n_k)
-
-
-def check_kernels(p, plans, n_q: int, n_k: int, schedule=None):
-    """Outputs and gradients of a pattern whose disjoint parts have the plans `(plan, variant)`; `schedule(plan)` is that of its call."""
-
-    def call(plan, variant):
-        def boxes(direction, m, n):
-            return choose_boxes(getattr(plan, direction), Sizes(n_q, n_k, n_k - n_q), *((n, m) if direction == "transposed" else (m, n)))
-
-        configs = dict.fromkeys(("forward", "backward_dq", "backward_dkdv"), Config(32, 16, 4, 1))
-        return Call(plan, 0.25, n_k - n_q, boxes=boxes, schedule=schedule and schedule(plan), variant=variant, configs=configs)
-
-    x = torch.randn(1, 2, n_q, 16, device=DEVICE, requires_grad=True)
-    y, z = (torch.randn(1, 1, n_k, 16, device=DEVICE, requires_grad=True) for _ in range(2))
-    out, lse = pc.compile(p, "reference")(x, y, z, return_lse=True)
-    dout = torch.randn_like(out)
-    grads = torch.autograd.grad(out, (x, y, z), dout)
-    calls, found = [call(*plan) for plan in plans], None
-    with torch.no_grad():
-        for one in calls:
-            found = attention_forward(one, x, y, z, found, one is not calls[-1])
-        found_grads = attention_backward(calls, x, y, z, *found, dout)
-    for a, b in zip((out, lse, *grads), (*found, *found_grads)):
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-5)
+# ---- choices
 
 
 @pytest.mark.parametrize("p, n", ORDERED, ids=str)
@@ -265,16 +220,6 @@ def test_parts_of_a_union_are_disjoint_and_found():
         assert splits(pc.parse(text)) == [] or parts_at(pc.parse(text), bind(pc.parse(text), {}, 16384)) == (pc.parse(text),)
 
 
-@pytest.mark.parametrize("variant", [None, "descriptors"])
-def test_kernels_of_parts(variant):
-    """The natural order, then another, then rows that some part leaves without a key."""
-    p = pc.parse("causal & (window(9) | dilate(16))")
-    near_part, far_part = splits(p)[0]
-    far = Plan(far_part, *(box_axis(lower(far_part), Order((16, 1)), column) for column in ("k", "q")))
-    check_kernels(p, [(make_plan(near_part), variant), (far, variant)], 144, 144)
-    check_kernels(p, [(far, None), (make_plan(near_part), None)], 70, 100)
-
-
 def test_cost_and_report_are_of_the_parts():
     module = pc.compile("causal & (window(128) | dilate(128))")
     price = module.cost(16384)
@@ -282,6 +227,11 @@ def test_cost_and_report_are_of_the_parts():
     text = str(module.explain(16384))
     assert "part 1    " in text and "part 2    " in text and "128 * x0 + x1, x1 shared" in text
     assert "part 1" not in str(module.explain(64)) and f"{price.visited_pairs:,} visited" in text
+
+
+def test_report_of_disjoint_parts():
+    text = str(pc.compile("neighborhood([64, 64], 9) | cols(64)").explain(4096))
+    assert "disjoint part 1\n" in text and "disjoint part 2\n" in text and "64 * x0 + x1" in text
 
 
 @pytest.mark.parametrize("n_q, n_k", [(0, 1200), (1200, 0), (0, 0)])

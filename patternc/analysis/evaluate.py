@@ -10,10 +10,15 @@ from patternc.expr.node import Node, postorder
 
 def evaluate(p: Node, positions: dict) -> np.ndarray:
     """Values of an index expression, or truth of a pattern without `not`, at broadcastable position arrays by variable name."""
+    return evaluate_all([p], positions)[0]
+
+
+def evaluate_all(roots: list[Node], positions: dict) -> list[np.ndarray]:
+    """The values of several expressions; what they share is computed once."""
     value: dict[Node, np.ndarray] = {}
-    for x in postorder(p):
+    for x in postorder(*roots):
         value[x] = _EVALUATE[x.op](x, *(value[c] for c in x.children)) if x.op != "var" else positions[x.args[0]]
-    return value[p]
+    return [value[x] for x in roots]
 
 
 def _sum(x, *atoms):

@@ -33,11 +33,31 @@ class Axis:
         stop = tile + 1 if stop is None else stop
         return self.first + tile * self.tile, np.minimum(self.first + stop * self.tile - 1, self.last)
 
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """`(positions, exist)`, [tiles, tile]: the positions of every tile, and which of them there are."""
+        positions = self.span(np.arange(self.tiles))[0][:, None] + np.arange(self.tile)
+        return positions, positions <= self.last
+
     def tiles_of(self, low, high):
         """Half-open range of the tiles that hold the positions `low .. high`; empty where low > high."""
         start = (np.maximum(low, self.first) - self.first) // self.tile
         stop = (np.minimum(high, self.last) - self.first) // self.tile + 1
         return start, np.where(low > high, start, stop)
+
+
+@dataclass(frozen=True)
+class Sample(Axis):
+    """Some tiles of an axis, those of the numbers `chosen`, as rows of a grid."""
+
+    chosen: tuple[int, ...] = ()
+
+    @property
+    def tiles(self) -> int:
+        return len(self.chosen)
+
+    def span(self, tile, stop=None):
+        """First and last position of chosen tiles."""
+        return super().span(np.array(self.chosen)[tile])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from patternc.analysis.data import Data
 from patternc.expr.index import Index, const
-from patternc.expr.node import Node
+from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import Pattern, between
 from patternc.expr.table import Table
 from patternc.expr.transform import rewrite, substitute
@@ -51,7 +51,8 @@ def specialise(p: Pattern, numbers: dict[str, int], arrays: dict[str, Data] | No
             return Index("member", source, x.args[1], x.args[2])
         return _slice_constants(Index(x.op, source, *x.args[1:]))
 
-    return rewrite(substitute(p, {old: new for old, new in mapping.items()}), change)
+    p = substitute(p, mapping)
+    return rewrite(p, change) if any(x.op in ("read", "member", "inside") for x in postorder(p)) else p
 
 
 def _slice_constants(x: Index) -> Index:

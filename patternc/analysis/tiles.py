@@ -115,14 +115,11 @@ def _one_run_per_row(conjunct: Conjunct, grid: Grid) -> Runs:
 def _tiles_of_one_variable(conjunct: Conjunct, axis) -> np.ndarray:
     """Tiles of one axis that hold a position where the comparisons hold, looked at position by position: exact, O(n)."""
     afford(axis.count, MOST_POSITIONS, "positions", "use a shorter length")
-    positions = np.arange(axis.first, axis.last + 1)
-    ok = np.ones(axis.count, bool)
+    positions, ok = axis.places()
     for core, (low, high) in conjunct.items():
         value = evaluate(core, {axis.name: positions})
-        ok &= (value >= low) & (value <= high)
-    padded = np.zeros(axis.tiles * axis.tile, bool)
-    padded[: axis.count] = ok
-    return padded.reshape(axis.tiles, axis.tile).any(1)
+        ok = ok & (value >= low) & (value <= high)
+    return ok.any(1)
 
 
 def _keep_rows(runs: Runs, allowed: np.ndarray, grid: Grid) -> Runs:

@@ -11,7 +11,7 @@ import math
 from patternc.errors import OperandError, ParameterError
 from patternc.expr.bounds import interval
 from patternc.expr.calls import fitting
-from patternc.expr.index import Index, as_index, const, unread
+from patternc.expr.index import MAX_INT, Index, as_index, const, unread
 
 
 def terms(x: Index) -> tuple[int, dict[Index, int]]:
@@ -34,7 +34,8 @@ def linear(constant: int, parts: dict[Index, int]) -> Index:
     if len(items) == 1 and constant == 0 and items[0][1] == 1:
         return items[0][0]
     for value in (constant, *(c for _, c in items)):
-        const(value)  # checks its magnitude
+        if abs(value) > MAX_INT:
+            const(value)  # raises
     return Index("sum", constant, *(x for item in items for x in item))
 
 
@@ -50,11 +51,18 @@ def affine(x: Index) -> tuple[Index | None, int, int]:
 
 
 def add(x: Index, y: Index) -> Index:
-    (cx, px), (cy, py) = terms(x), terms(y)
-    merged = dict(px)
-    for atom, c in py.items():
-        merged[atom] = merged.get(atom, 0) + c
-    return linear(cx + cy, merged)
+    return combine(0, ((x, 1), (y, 1)))
+
+
+def combine(constant: int, items) -> Index:
+    """`constant + sum(weight * x)` for `(x, weight)`."""
+    merged: dict[Index, int] = {}
+    for x, weight in items:
+        own, parts = terms(x)
+        constant += weight * own
+        for atom, c in parts.items():
+            merged[atom] = merged.get(atom, 0) + weight * c
+    return linear(constant, merged)
 
 
 def scale(x: Index, factor: int) -> Index:

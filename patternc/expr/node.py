@@ -7,6 +7,7 @@ are subclasses that differ in the operators they offer, not in how they are stor
 
 from __future__ import annotations
 
+import collections
 import contextvars
 import functools
 import hashlib
@@ -25,6 +26,7 @@ _limits = contextvars.ContextVar("limits", default=(MAX_DEPTH, MAX_SIZE, MAX_TEX
 
 _pool: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 _lock = threading.Lock()
+_recent: collections.deque = collections.deque(maxlen=4096)  # passes make, drop and make again: nodes live a little longer than their users
 
 
 class Node:
@@ -32,35 +34,40 @@ class Node:
 
     Attributes:
         op: name of the operation.
-        args: its arguments; nodes among them are the children.
-        order: a string that sorts nodes the same way in every process (it never depends on creation order).
+        args: its arguments.
+        children: the nodes among them.
         depth, size: nesting, and number of nodes counted as a tree.
         width: an upper bound of the length of the canonical text.
+        light: there are no tables or other data in it.
     """
 
-    __slots__ = ("op", "args", "order", "depth", "size", "width", "facts", "__weakref__")
+    __slots__ = ("op", "args", "children", "depth", "size", "width", "light", "facts", "__weakref__")
 
     __array_ufunc__ = None  # numpy values on the left of an operator defer to the node's own
 
     op: str
     args: tuple
-    order: str
+    children: tuple[Node, ...]
     depth: int
     size: int
     width: int
+    light: bool
     facts: dict
 
     def __new__(cls, op: str, *args):
         # Children enter the key by identity: their own `==` builds patterns and must never be asked.
-        key = (cls, op, *((id(a),) if isinstance(a, Node) else (type(a), a) for a in args))
+        key = (cls, op, *[id(a) if isinstance(a, Node) else (type(a), a) for a in args])
+        found = _pool.get(key)
+        if found is not None:
+            return found
         with _lock:
             found = _pool.get(key)
             if found is not None:
                 return found
-            children = [a for a in args if isinstance(a, Node)]
-            depth = 1 + max((c.depth for c in children), default=0)
-            size = 1 + sum(c.size for c in children)
-            width = _WIDTH.get(op, 24) + sum(_width(a) for a in args)
+            children = tuple([a for a in args if isinstance(a, Node)])
+            depth = 1 + max([c.depth for c in children], default=0)
+            size = 1 + sum([c.size for c in children])
+            width = _WIDTH.get(op, 24) + sum([_width(a) for a in args])
             deepest, largest, longest = _limits.get()
             if depth > deepest or size > largest or width > longest:
                 what = f"of {width} characters (limit {longest})" if width > longest else f"of {size} nodes (limit {largest})"
@@ -68,21 +75,26 @@ class Node:
                 raise LimitError(f"expression {what}", fix="put the data of a large pattern into a table or a runtime arg")
             node = object.__new__(cls)
             setter = object.__setattr__
-            for name, value in (("op", op), ("args", args), ("depth", depth), ("size", size), ("width", width), ("facts", {})):
+            light = all([c.light for c in children]) and all([a is None or isinstance(a, (Node, int, str)) for a in args])
+            for name, value in zip(Node.__slots__, (op, args, children, depth, size, width, light, {})):
                 setter(node, name, value)
-            setter(node, "order", _order(op, args))
             _pool[key] = node
+            if light:
+                _recent.append(node)
             return node
+
+    @property
+    def order(self) -> str:
+        """A string that sorts nodes the same way in every process: it never depends on creation order."""
+        if "order" not in self.facts:
+            self.facts["order"] = _order(self.op, self.args)
+        return self.facts["order"]
 
     def __setattr__(self, name, value):
         raise AttributeError(f"{type(self).__name__} is frozen")
 
     def __delattr__(self, name):
         raise AttributeError(f"{type(self).__name__} is frozen")
-
-    @property
-    def children(self) -> tuple[Node, ...]:
-        return tuple(a for a in self.args if isinstance(a, Node))
 
     def __reduce__(self):
         return type(self), (self.op, *self.args)

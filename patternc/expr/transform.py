@@ -17,10 +17,7 @@ def rebuild(node: Node, children: tuple[Node, ...]) -> Node:
         return node
     op, c = node.op, children
     if op == "sum":
-        total = ix.const(node.args[0])
-        for atom, weight in zip(c, node.args[2::2]):
-            total = ar.add(total, ar.scale(atom, weight))
-        return total
+        return ar.combine(node.args[0], zip(c, node.args[2::2]))
     if op == "in":
         return pt.between(c[0], *node.args[1:])
     if op == "member":

@@ -9,13 +9,14 @@ import numpy as np
 from patternc.args import Bound
 from patternc.expr.node import fact, postorder, roomy
 from patternc.expr.pattern import Pattern
-from patternc.layout import layout
 from patternc.orders.boxes import BoxAxis, box_axis
+from patternc.orders.count import Boxes, Sizes, choose_boxes
 from patternc.orders.digits import NATURAL, Order
-from patternc.orders.search import Boxes, Sizes, choose_boxes, orders
+from patternc.orders.search import orders
 from patternc.passes import lower, variables
 from patternc.plan import AxisPlan, Plan
 from patternc.rates import HALF, Rate, Shape, card, mask_weight
+from patternc.sampling import sampled
 from patternc.visits import Visits, visits
 
 TILE = 64  # rows and columns of the tiles that orders are compared by, where such tiles were measured
@@ -51,7 +52,7 @@ def axes_in_digits(p: Pattern) -> dict[str, list[BoxAxis]]:
     # Divisors that move with positions are not provably positive in digits.
     moving = any(x.op in ("div", "mod") and variables(x.args[1]) for x in postorder(lowered))
     # What differs by head is asked of the heads that see the same (`orders.heads`).
-    if moving or "h" in variables(lowered) or any(x.op in ("arg", "mul") for x in postorder(lowered)):
+    if moving or variables(lowered) & {"h", "b"} or any(x.op in ("arg", "mul") for x in postorder(lowered)):
         return {"k": [], "q": []}
     forward = [axis for order in orders(lowered) if (axis := box_axis(lowered, order, "k")) is not None]
     return {"k": forward, "q": [axis for one in forward if (axis := box_axis(lowered, one.order, "q")) is not None]}
@@ -120,19 +121,14 @@ def _sampled(p: Pattern, bound: Bound, tile: tuple[int, int]) -> Visits:
         return kept[key]
     tiles = -(-bound.n_q // tile[0])
     some = replace(bound, heads=min(bound.heads, SAMPLED_HEADS))
-
-    def looked(first: int, count: int) -> np.ndarray:
-        rows = replace(some, n_q=min(count * tile[0], bound.n_q - first * tile[0]), q_start=bound.q_start + first * tile[0])
-        found = layout(p, rows, tile)
-        return np.array([found.full_tiles, found.partial_tiles]) * (bound.heads / some.heads)
-
     if tiles <= SAMPLES * SAMPLED_TILES + 2:
-        seen = looked(0, tiles)
+        seen = sampled(p, some, tile, np.arange(tiles)).sum(0)
     else:  # tiles at the ends may be like no other, and those between may repeat: places are spread like the golden ratio's multiples
         places = [1 + int((GOLDEN * (i + 1)) % 1 * (tiles - 1 - SAMPLED_TILES)) for i in range(SAMPLES)]
-        inner = sum(looked(place, SAMPLED_TILES) for place in places) / (SAMPLES * SAMPLED_TILES)
-        seen = looked(0, 1) + looked(tiles - 1, 1) + inner * (tiles - 2)
-    full, partial = (round(float(x)) for x in seen)
+        inner = [place + i for place in places for i in range(SAMPLED_TILES)]
+        found = sampled(p, some, tile, np.array([0, *inner, tiles - 1]))
+        seen = found[0] + found[-1] + found[1:-1].mean(0) * (tiles - 2)
+    full, partial = (round(float(x) * bound.heads / some.heads) for x in seen)
     if len(kept) >= MOST_SAMPLED:
         kept.clear()
     kept[key] = Visits((full + partial) * tile[0] * tile[1], full, partial, None)

@@ -61,8 +61,11 @@ def parts_at(p: Pattern, bound: Bound, shape: Shape = HALF) -> tuple[Pattern, ..
     another = 2 * card().launch + card().microseconds(card().merge_of(shape) * programs, programs)
     chosen, least = (p,), best(p)[0]
     for parts in splits(p):
-        times, natural = zip(*map(best, parts))
-        total = sum(times) + another * (len(parts) - 1)
-        if total < least and list(natural) == sorted(natural, reverse=True):
+        total, natural = another * (len(parts) - 1), []
+        for part in parts:
+            time, own = best(part) if total < least else (0, True)
+            total += time
+            natural.append(own)
+        if total < least and natural == sorted(natural, reverse=True):
             chosen, least = parts, total
     return chosen

@@ -5,53 +5,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 
+from patternc.errors import InternalError
 from patternc.expr.arithmetic import affine, multiples, terms
 from patternc.expr.bounds import INF, bounds
 from patternc.expr.index import Index, const
-from patternc.expr.node import Node
+from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import EMPTY, Pattern, all_of, any_of, between
-from patternc.expr.transform import substitute
+from patternc.expr.transform import rebuild, rewrite, substitute
 from patternc.orders.digits import Order
-from patternc.passes import Conjunct, decide, merge, unwrap
-from patternc.passes.rules import Rule, apply_rules
+from patternc.passes import Conjunct, decided, merge, unwrapped, variables
+from patternc.passes.normal import DECIDED, UNWRAPPED, Bounds
+from patternc.passes.rules import Rule
 
-Bounds = Callable[[Index], tuple[float, float]]
-ROUNDS = 16
+ROUNDS = 64  # rules that still change a node after so many steps are looping
 MOST_MULTIPLES = 2  # alternatives that one comparison may become
+MOST_KEPT = 20_000  # nodes whose results an order keeps
 
 
 @lru_cache(maxsize=256)
 def in_digits(p: Pattern, order: Order, column: str) -> Pattern:
     """A lowered pattern in the digits of an order.
 
+    Lines of no whole number of pieces are cut in stages: `// 100` and `% 100` are gone before a digit of 100 values is cut by 3.
+
     Args:
         column: the side whose digits are replaced where both sides' are equal.
     """
-    env = order.ranges()
+    if order.natural:
+        return p
+    return simplifier(order).simplify(order.refined(in_digits(p, order.coarser, column)), column)
 
-    def known(x: Index):
-        return bounds(x, env)
 
-    rules = (
-        Rule("(g*A + R) // c -> A // (c/g), (g*A + R) % c -> g*(A % (c/g)) + R where g divides c and 0 <= R < g", lambda x: _divide(x, known)),
-        Rule("min, max of what is ordered by bounds -> one of them", lambda x: _extremum(x, known)),
-        Rule("g*A + R in I -> A in J where no R in its bounds changes J", lambda x: _coarse(x, known)),
-        Rule("g*A + R == c -> A == m & R == c - g*m, for the few m that R's bounds allow", lambda x: _digitwise(x, known)),
-        Rule("(u + v) % 2 == 0 -> u == v for digits of two values", lambda x: _parity(x, known)),
-        Rule("(u == v) & P(u, v) -> (u == v) & P(u, u) for digits u, v", lambda x: _tied(x, column)),
-    )
-    p = order.rewritten(p)
-    for _ in range(ROUNDS):
-        new = apply_rules(p, rules)
-        if new.op not in ("true", "false"):
-            new = merge(decide(unwrap(new, known), known))
-        if new is p:
-            break
-        p = new
-    return p
+@lru_cache(maxsize=64)
+def simplifier(order: Order) -> Simplifier:
+    """The simplifier of an order; both directions of a pattern, and its parts, share what it has found."""
+    return Simplifier(order)
+
+
+class Simplifier:
+    """Rules under the bounds of an order's digits, applied from the leaves up; a node is looked at once."""
+
+    def __init__(self, order: Order):
+        self.env = order.ranges()
+        self.bounds: dict[Node, tuple[float, float]] = {}
+        self.done: dict[Node, Node] = {}
+        known = self.known
+        self.rules = (
+            Rule("(g*A + R) // c -> A // (c/g), (g*A + R) % c -> g*(A % (c/g)) + R where g divides c and 0 <= R < g", lambda x: _divide(x, known)),
+            Rule("min, max of what is ordered by bounds -> one of them", lambda x: _extremum(x, known)),
+            Rule(DECIDED, lambda x: decided(x, known)),
+            Rule("g*A + R in I -> A in J where no R in its bounds changes J", lambda x: _coarse(x, known)),
+            Rule("g*A + R == c -> A == m & R == c - g*m, for the few m that R's bounds allow", lambda x: _digitwise(x, known)),
+            Rule("(u + v) % 2 == 0 -> u == v for digits of two values", lambda x: _parity(x, known)),
+            Rule(UNWRAPPED, lambda x: unwrapped(x, known, worth=_hides)),
+        )
+
+    def known(self, x: Index) -> tuple[float, float]:
+        if x not in self.bounds:
+            self.bounds[x] = bounds(x, self.env)
+        return self.bounds[x]
+
+    def simplify(self, p: Pattern, column: str) -> Pattern:
+        """An equal pattern on the digits that exist; where digits of both sides are equal, those of `column` are replaced."""
+        for _ in range(ROUNDS):
+            new = merge(rewrite(self.settled(p), lambda x: _tied(x, column)))
+            if new is p:
+                return p
+            p = new
+        raise InternalError("digits do not settle", typed=str(p))
+
+    def settled(self, root: Node) -> Node:
+        """The node when no rule changes it or anything below it."""
+        if root in self.done:
+            return self.done[root]
+        if len(self.done) > MOST_KEPT:
+            self.done, self.bounds = {}, {}
+        for x in postorder(root):  # children first: what recursion is left is over what rules make
+            if x not in self.done:
+                self.done[x] = self._settle(x)
+        return self.done[root]
+
+    def _settle(self, x: Node) -> Node:
+        for _ in range(ROUNDS):
+            new = rebuild(x, tuple([self.settled(child) for child in x.children]))
+            if new is x:
+                new = next((new for rule in self.rules if (new := rule.apply(x)) is not None and new is not x), x)
+            if new is x:
+                return x
+            if new in self.done:
+                return self.done[new]
+            x = new
+        raise InternalError(f"rules do not settle after {ROUNDS} steps: {[r.law for r in self.rules]}", typed=str(x))
 
 
 def _factors(x: Index, divisor: int = 0) -> list[int]:
@@ -153,6 +199,11 @@ def _equal_digits(p: Pattern) -> tuple[Index, Index] | None:
     if constant or sorted(parts.values()) != [-1, 1] or any(t.op != "var" for t in parts):
         return None
     return tuple(parts)
+
+
+def _hides(atom: Index) -> bool:
+    """Whether `//` or `%` stands in the way of a bound: `//` of one digit alone can be solved for it."""
+    return atom.op == "mod" or len(variables(atom)) > 1
 
 
 def pruned(conjunct: Conjunct, order: Order) -> Conjunct | None:

@@ -20,7 +20,7 @@ def whole(n: int) -> int:
 
 def sequence(axis: BoxAxis) -> tuple[int, ...]:
     """The digits that number the entries of such a vector, most significant first."""
-    return (*axis.tied, *axis.digits)
+    return (*axis.tied, *axis.parts[0].digits)
 
 
 def gathered(axis: BoxAxis, first: int, count: int) -> np.ndarray:

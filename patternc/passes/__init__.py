@@ -7,12 +7,12 @@ an equal one; `lower` checks the specification after each and calls `watch(name,
 from __future__ import annotations
 
 from patternc.errors import InternalError
-from patternc.expr.node import Node, postorder, roomy
+from patternc.expr.node import Node, fact, postorder, roomy
 from patternc.expr.pattern import Pattern
 from patternc.passes.expand import expand, mixes_sides, variables
 from patternc.passes.guard import guard
 from patternc.passes.merge import merge
-from patternc.passes.normal import Conjunct, TooManyConjuncts, absorb, decide, disjuncts, literals, negation_normal, unwrap
+from patternc.passes.normal import Conjunct, TooManyConjuncts, absorb, decide, decided, disjuncts, literals, negation_normal, unwrap, unwrapped
 
 
 def _without(*ops: str):
@@ -28,9 +28,18 @@ PASSES = (
 )
 
 
-@roomy
 def lower(p: Pattern, watch=None) -> Pattern:
-    """Run the pipeline.  Raises InternalError if a pass leaves what its specification forbids."""
+    """Run the pipeline; without `watch`, once for each pattern.  Raises InternalError if a pass leaves what its specification forbids."""
+    return _lowered(p) if watch is None else _run(p, watch)
+
+
+@fact
+def _lowered(p: Pattern) -> Pattern:
+    return _run(p, None)
+
+
+@roomy
+def _run(p: Pattern, watch) -> Pattern:
     for name, apply, forbidden in PASSES:
         new = apply(p)
         if watch is not None:
@@ -48,6 +57,7 @@ __all__ = [
     "TooManyConjuncts",
     "absorb",
     "decide",
+    "decided",
     "disjuncts",
     "expand",
     "guard",
@@ -57,5 +67,6 @@ __all__ = [
     "mixes_sides",
     "negation_normal",
     "unwrap",
+    "unwrapped",
     "variables",
 ]

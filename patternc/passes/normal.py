@@ -43,18 +43,23 @@ def negation_normal(p: Pattern) -> Pattern:
 
 def decide(p: Pattern, bounds: Bounds = interval) -> Pattern:
     """Drop the bounds of comparisons that hold anyway, by intervals: `k >= 0` is true, `k in [0, 3]` is `k <= 3`."""
+    return apply_rules(p, (Rule(DECIDED, lambda node: decided(node, bounds)),))
 
-    def change(node: Node) -> Node | None:
-        if node.op != "in":
-            return None
-        core, low, high = node.args
-        a, b = bounds(core)
-        if (low is not None and b < low) or (high is not None and a > high):
-            return EMPTY
-        low, high = (None if low is not None and a >= low else low), (None if high is not None and b <= high else high)
-        return FULL if low is None and high is None else Pattern("in", core, low, high)
 
-    return apply_rules(p, (Rule("x in I -> true, false, or a one-sided bound, by the interval of x", change),))
+DECIDED = "x in I -> true, false, or a one-sided bound, by the interval of x"
+UNWRAPPED = "f(x // m, x % m) in I -> or over j of (x // m == j) & f(j, x - j*m) in I"
+
+
+def decided(node: Node, bounds: Bounds) -> Node | None:
+    """The rule of `decide` at one node."""
+    if node.op != "in":
+        return None
+    core, low, high = node.args
+    a, b = bounds(core)
+    if (low is not None and b < low) or (high is not None and a > high):
+        return EMPTY
+    low, high = (None if low is not None and a >= low else low), (None if high is not None and b <= high else high)
+    return FULL if low is None and high is None else Pattern("in", core, low, high)
 
 
 def unwrap(p: Pattern, bounds: Bounds, most: int = 2) -> Pattern:
@@ -62,27 +67,28 @@ def unwrap(p: Pattern, bounds: Bounds, most: int = 2) -> Pattern:
 
     Case j has the guard `j*m <= x <= j*m + m - 1`, and reads `x // m` as j and `x % m` as `x - j*m`.
     """
+    return decide(apply_rules(p, (Rule(UNWRAPPED, lambda node: unwrapped(node, bounds, most)),)), bounds)
 
-    def change(node: Node) -> Node | None:
-        if node.op != "in":
-            return None
-        for atom in postorder(node.args[0]):
-            if atom.op not in ("div", "mod") or atom.args[1].op != "const":
-                continue
-            x, m = atom.args[0], atom.args[1].args[0]
-            a, b = bounds(x)
-            if abs(a) == INF or abs(b) == INF or not 1 <= b // m - a // m + 1 <= most:
-                continue
-            cases = []
-            for j in range(int(a // m), int(b // m) + 1):
-                constant, parts = terms(x)
-                remainder = linear(constant - j * m, parts)
-                mapping = {node_of(x, m, "div"): const(j), node_of(x, m, "mod"): remainder}
-                cases.append(all_of(between(x, j * m, j * m + m - 1), substitute(node, mapping)))
-            return any_of(*cases)
+
+def unwrapped(node: Node, bounds: Bounds, most: int = 2, worth: Callable[[Node], bool] = lambda atom: True) -> Node | None:
+    """The rule of `unwrap` at one node, for the first `//` or `%` that is `worth` it."""
+    if node.op != "in":
         return None
-
-    return decide(apply_rules(p, (Rule("f(x // m, x % m) in I -> or over j of (x // m == j) & f(j, x - j*m) in I", change),)), bounds)
+    for atom in postorder(node.args[0]):
+        if atom.op not in ("div", "mod") or atom.args[1].op != "const" or not worth(atom):
+            continue
+        x, m = atom.args[0], atom.args[1].args[0]
+        a, b = bounds(x)
+        if abs(a) == INF or abs(b) == INF or not 1 <= b // m - a // m + 1 <= most:
+            continue
+        cases = []
+        for j in range(int(a // m), int(b // m) + 1):
+            constant, parts = terms(x)
+            remainder = linear(constant - j * m, parts)
+            mapping = {node_of(x, m, "div"): const(j), node_of(x, m, "mod"): remainder}
+            cases.append(all_of(between(x, j * m, j * m + m - 1), substitute(node, mapping)))
+        return any_of(*cases)
+    return None
 
 
 def node_of(x: Index, m: int, op: str) -> Index:

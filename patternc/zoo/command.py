@@ -1,4 +1,4 @@
-"""`patternc zoo` and `patternc bench zoo`."""
+"""`patternc zoo`, `patternc bench zoo` and `patternc bench plan`."""
 
 from __future__ import annotations
 
@@ -77,15 +77,37 @@ def bench_zoo(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ):
     """Time and memory of the exact layout of every entry of the zoo."""
+    from patternc.bench import zoo as bench
+
+    rows = bench.measure(n, repeat, progress=_progress)
+    _show(bench, rows, f"layouts of {n:,} tokens in tiles of {bench.TILE} x {bench.TILE}, one core", json, markdown)
+
+
+def bench_plan(
+    n: Annotated[int, typer.Option("-n", "--n", min=1024, help="Tokens; a square number fits all entries but those on a cube.")] = 1 << 14,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Processes; the best counts.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+):
+    """The time that planning takes at the first call and at the second, for every entry of the zoo."""
+    from patternc.bench import plan as bench
+
+    _show(bench, bench.measure(n, repeat, progress=_progress), f"plans for {n:,} tokens, one core", json, markdown)
+
+
+def _progress(name: str) -> None:
+    print(f"measuring {name}", file=sys.stderr)
+
+
+def _show(bench, rows: list, title: str, json: bool, markdown: bool) -> None:
+    """The rows of a benchmark, as it writes them."""
     from rich.table import Table
 
     from patternc import cli
-    from patternc.bench import zoo as bench
 
-    rows = bench.measure(n, repeat, progress=lambda name: print(f"measuring {name}", file=sys.stderr))
     if json or markdown:
         return cli.write(bench.as_json(rows) if json else bench.as_markdown(rows))
-    out = Table(title=f"layouts of {n:,} tokens in tiles of {bench.TILE} x {bench.TILE}, one core")
+    out = Table(title=title)
     for heading in bench.HEADINGS:
         out.add_column(heading, justify="left" if heading == "entry" else "right")
     for row in rows:
