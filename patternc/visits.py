@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patternc.analysis.evaluate import evaluate
+from patternc.analysis.evaluate import evaluate_all
 from patternc.analysis.grid import Axis, Grid
 from patternc.analysis.specialise import specialise
 from patternc.args import Bound
@@ -154,12 +154,15 @@ def _row_segments(axis: AxisPlan, formulas: list[Index], bound: Bound, scalars: 
     """One batch row: segments with arrays [1, heads, row tiles]."""
     start = _of_row(bound.q_start, b)
     grid = _grid(bound, tile, start, transposed)
-    numbers = {"n_q": bound.n_q, "n_k": bound.n_k, "b": b, "q_start": start, **{n: _of_row(v, b) for n, v in scalars.items()}}
-    r0, r1 = grid.row.span(np.arange(grid.row.tiles))
+    args = {n: _of_row(v, b) for n, v in scalars.items()}
+    numbers = {"n_q": bound.n_q, "n_k": bound.n_k, "b": b, "q_start": start}
+    ends = dict(zip(("r0", "r1"), grid.row.span(np.arange(grid.row.tiles))))
+    formulas = [specialise(x, args) for x in formulas] if args else formulas
     values = np.zeros((1, heads, grid.row.tiles, len(formulas)), np.int64)
     for h in range(heads):
-        for i, x in enumerate(formulas):
-            values[0, h, :, i] = evaluate(specialise(x, numbers | {"h": h}), {"r0": r0, "r1": r1})
+        for i, found in enumerate(evaluate_all(formulas, numbers | ends | {"h": h})):
+            values[0, h, :, i] = found
+    numbers |= args
     runs = values[..., : 4 * len(axis.all_runs)].reshape(1, heads, grid.row.tiles, len(axis.all_runs), 4)
     for i, run in enumerate(axis.all_runs):
         if run.rows is not None:
