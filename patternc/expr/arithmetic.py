@@ -25,7 +25,9 @@ def terms(x: Index) -> tuple[int, dict[Index, int]]:
 
 def linear(constant: int, parts: dict[Index, int]) -> Index:
     """The canonical node of `constant + sum(coefficient * atom)`."""
-    items = sorted(((a, c) for a, c in parts.items() if c), key=lambda item: item[0].order)
+    items = [item for item in parts.items() if item[1]]
+    if len(items) > 1:
+        items.sort(key=lambda item: item[0].order)
     for atom, _ in items:
         if atom.op == "table":
             unread(atom)

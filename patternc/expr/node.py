@@ -86,9 +86,10 @@ class Node:
     @property
     def order(self) -> str:
         """A string that sorts nodes the same way in every process: it never depends on creation order."""
-        if "order" not in self.facts:
-            self.facts["order"] = _order(self.op, self.args)
-        return self.facts["order"]
+        found = self.facts.get("order")
+        if found is None:
+            found = self.facts["order"] = _order(self.op, self.args)
+        return found
 
     def __setattr__(self, name, value):
         raise AttributeError(f"{type(self).__name__} is frozen")

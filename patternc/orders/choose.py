@@ -94,7 +94,7 @@ def predicted(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, kernel: str, r
     else:
         programs = -(-(bound.n_k if transposed else bound.n_q) // rows)
         tile = (columns, rows) if transposed else (rows, columns)
-        seen = _sampled(p, bound, tile) if axis.kind == "list" else visits(p, axis, bound, (rows, columns), transposed)
+        seen = _sampled(p, bound, tile) if axis.kind == "list" else _visited(p, axis, bound, (rows, columns), transposed)
     work = rate.work(programs * heads, seen.full_tiles, seen.partial_tiles, mask_weight(mask))
     return Option(axis, boxes, seen.pairs, card().microseconds(work, programs * heads))
 
@@ -105,6 +105,19 @@ def access_of(axis: AxisPlan | BoxAxis, bound: Bound) -> str:
         return "descriptors"
     whole = all(x % axis.order.strides[0] == 0 for x in (bound.n_q, bound.n_k, bound.q_start))
     return "box descriptors" if axis.one_digit and whole else "boxes"
+
+
+def _visited(p: Pattern, axis: AxisPlan, bound: Bound, tile: tuple[int, int], transposed: bool) -> Visits:
+    """`visits.visits`; kept for static patterns, since parts and groups of heads are compared in several ways."""
+    if bound.values:
+        return visits(p, axis, bound, tile, transposed)
+    kept = p.facts.setdefault("visited", {})
+    key = id(axis), bound.n_q, bound.n_k, bound.q_start, bound.heads, bound.batch, tile, transposed
+    if key not in kept:
+        if len(kept) >= MOST_SAMPLED:
+            kept.clear()
+        kept[key] = axis, visits(p, axis, bound, tile, transposed)
+    return kept[key][1]
 
 
 SAMPLES, SAMPLED_TILES = 4, 4  # places that are looked at, and tiles of queries at each
