@@ -69,8 +69,10 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
 
 
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound):
-    calls = [call_of(part, scale, bound, q, k, v, out, dout) for part in compiled.parts_at(bound, shape_of(q, v))]
-    return attention_backward(calls, q, k, v, out, lse, dout, dlse)
+    by_queries, by_keys = (
+        [call_of(part, scale, bound, q, k, v, out, dout) for part in compiled.parts_at(bound, shape_of(q, v), column)] for column in "kq"
+    )
+    return attention_backward(by_queries, q, k, v, out, lse, dout, dlse, by_keys)
 
 
 def shape_of(q: torch.Tensor, v: torch.Tensor) -> Shape:

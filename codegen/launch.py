@@ -44,8 +44,15 @@ def attention_forward(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Ten
     return o, lse
 
 
-def attention_backward(calls: Call | list[Call], q, k, v, o, lse, do, dlse=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`(dq, dk, dv)` from the forward's inputs and results and the gradients of `o` and, where it has one, of `lse`."""
+def attention_backward(
+    calls: Call | list[Call], q, k, v, o, lse, do, dlse=None, by_keys: list[Call] | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`(dq, dk, dv)` from the forward's inputs and results and the gradients of `o` and, where it has one, of `lse`.
+
+    Args:
+        calls: of the parts of a pattern, for dq.
+        by_keys: of its parts for dk and dv, by default the same.
+    """
     calls = calls if isinstance(calls, list) else [calls]
     do = _rows(do.to(o.dtype), warn=False)
     dlse = torch.zeros_like(lse) if dlse is None else dlse.float().contiguous()
@@ -56,7 +63,7 @@ def attention_backward(calls: Call | list[Call], q, k, v, o, lse, do, dlse=None)
     flipped, scale, sign = _positive(q, calls[0].scale)
     matrices = {"q": _rows(flipped), "k": _rows(k), "v": _rows(v), "do": do}
     shared = {"scale": scale, "score_scale": scale * LOG2E}
-    by_keys = [part for call in calls for part in call.by_key_heads(q.shape[1] // k.shape[1])]
+    by_keys = [part for call in by_keys or calls for part in call.by_key_heads(q.shape[1] // k.shape[1])]
     found: dict[str, torch.Tensor] = {}
     for kernel, chain, own in (("backward_dq", calls, {"dq": q}), ("backward_dkdv", by_keys, {"dk": k, "dv": v})):
         for number, call in enumerate(chain):

@@ -37,20 +37,20 @@ def predict(p: Pattern, bound: Bound, shape: Shape = HALF, dealt: bool = False) 
     Args:
         dealt: simulate how programs are dealt to processors, where that is known; else work counts as evenly spread.
     """
-    on = card()
-    parts = parts_at(p, bound, shape)
-    times = dict.fromkeys(("forward", "backward_dq", "backward_dkdv"), 0.0)
-    for part in parts:
-        plan = plan_at(part, make_plan(part), bound, shape)
-        for kernel in times:
+    on, programs = card(), -(-bound.n_q // ROWS) * bound.heads * bound.batch
+    merge = on.microseconds(on.merge_of(shape) * programs, programs)
+    times = {"forward": 0.0, "backward_rows": on.microseconds(on.rows_of(shape) * programs, programs) + on.launch}
+    for kernel, column, results in (("forward", "k", 1), ("backward_dq", "k", 1), ("backward_dkdv", "q", 2)):
+        parts = parts_at(p, bound, shape, column)
+        times[kernel] = merge * results * (len(parts) - 1)
+        for part in parts:
+            plan = plan_at(part, make_plan(part), bound, shape)
             axis = plan.transposed if kernel == "backward_dkdv" else plan.forward
             access = access_of(axis, bound)
             rate, option = fastest(part, axis, bound, kernel, on.find(kernel, access, shape))
             times[kernel] += option.time * (_unevenness(part, axis, bound, kernel, access, rate, shape) if dealt else 1) + on.launch
-    programs = -(-bound.n_q // ROWS) * bound.heads * bound.batch
-    merges = on.microseconds(on.merge_of(shape) * programs, programs) * (len(parts) - 1)
-    rows = on.microseconds(on.rows_of(shape) * programs, programs) + on.launch
-    return Prediction(times["forward"] + merges, times["backward_dq"] + times["backward_dkdv"] + 2 * merges + rows)
+    forward = times.pop("forward")
+    return Prediction(forward, sum(times.values()))
 
 
 def _unevenness(p: Pattern, axis: AxisPlan | BoxAxis | HeadsAxis, bound: Bound, kernel: str, access: str, rate: Rate, shape: Shape) -> float:

@@ -59,16 +59,16 @@ class Compiled:
     def plan(self) -> Plan:
         return make_plan(self.exact)
 
-    def parts_at(self, bound: Bound, shape: Shape = HALF) -> list[Compiled]:
-        """The disjoint parts that kernels run one after the other at the lengths of a call: mostly the pattern alone; kept."""
+    def parts_at(self, bound: Bound, shape: Shape = HALF, column: str = "k") -> list[Compiled]:
+        """The disjoint parts that the kernels of a direction run one after the other at the lengths of a call: mostly the pattern alone; kept."""
         if not splits(self.exact):
             return [self]
         kept = self.state.setdefault("parts", {})
-        key = bound.n_q, bound.n_k, bound.heads, bound.q_start, shape
+        key = bound.n_q, bound.n_k, bound.heads, bound.q_start, shape, column
         if key not in kept:
             if len(kept) >= MOST_SIZES:
                 kept.pop(next(iter(kept)))
-            found = parts_at(self.exact, bound, shape)
+            found = parts_at(self.exact, bound, shape, column)
             kept[key] = [self] if len(found) == 1 else [compiled(part) for part in found]
         return kept[key]
 

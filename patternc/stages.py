@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from patternc.describing import describe_plan
 from patternc.errors import OperandError
-from patternc.explain import describe_plan
 from patternc.expr.attention import Attention
 from patternc.expr.bounds import INF
 from patternc.expr.pattern import Pattern

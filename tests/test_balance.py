@@ -257,7 +257,7 @@ def test_calls_are_dealt(processors, form, monkeypatch, one_thread):
 
 def test_report():
     few, many = (pc.compile(GLOBAL).explain(16384, heads=heads) for heads in (4, 64))
-    for name, one in few.balances[0].items():
+    for name, one in ((d.name, d.pieces[0].balance) for d in few.directions):
         assert (one.rows, one.long, one.cut) == (256, 1, 1) and one.time < 1.2 and one.usual > 2.5
         assert f"balance   {name}: 1 long of 256 row tiles first, 1 cut into {one.pieces} pieces: {one.time:.2f} of the ideal time (" in str(few)
     assert "balance   transposed: 1 long of 256 row tiles first, not cut: 1.00 of the ideal time (1.1" in str(many)

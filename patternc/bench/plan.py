@@ -16,7 +16,6 @@ from patternc.args import bind
 from patternc.bench.zoo import DRAWN
 from patternc.layout import layout
 from patternc.orders.count import Sizes, choose_boxes
-from patternc.plan import AxisPlan
 from patternc.runtime import compiled
 from patternc.zoo.registry import ENTRIES, NAMES, Entry
 
@@ -55,21 +54,21 @@ def _measure(name: str, n: int) -> Row:
     bound = bind(p, e.args(p, n), n, n, 1 if name in DRAWN else e.published_heads)
     made, sizes = compiled(p), Sizes(n, n, 0)
 
-    def plan() -> list[tuple[AxisPlan, AxisPlan]]:
+    def plan() -> list[tuple]:
+        """`(part, direction, axis)` of both directions."""
         found = []
-        for part in made.parts_at(bound):
-            own = part.plan_at(bound)
-            found.append((own.forward, own.transposed))
-            for axis in found[-1]:
+        for column, direction in (("k", "forward"), ("q", "transposed")):
+            for part in made.parts_at(bound, column=column):
+                axis = getattr(part.plan_at(bound), direction)
+                found.append((part, direction, axis))
                 if axis.kind == "boxes":
                     choose_boxes(axis, sizes, TILE, TILE)
         return found
 
     def lists(found) -> None:
-        for part, axes in zip(made.parts_at(bound), found):
-            for axis in axes:
-                if axis.kind == "list":
-                    layout(part.exact, bound, (TILE, TILE), transposed=axis is axes[1])
+        for part, direction, axis in found:
+            if axis.kind == "list":
+                layout(part.exact, bound, (TILE, TILE), transposed=direction == "transposed")
 
     started = time.process_time()
     found = plan()
@@ -77,8 +76,9 @@ def _measure(name: str, n: int) -> Row:
     planned = time.process_time()
     plan()
     again = time.process_time()
-    names = [[f"{axis.order}" if axis.kind == "boxes" else axis.kind for axis in direction] for direction in zip(*found)]
-    return Row(name, len(found), 1e3 * (planned - started), 1e6 * (again - planned), *(", ".join(dict.fromkeys(x)) for x in names))
+    names = [[f"{axis.order}" if axis.kind == "boxes" else axis.kind for _, of, axis in found if of == one] for one in ("forward", "transposed")]
+    parts = max(map(len, names))
+    return Row(name, parts, 1e3 * (planned - started), 1e6 * (again - planned), *(", ".join(dict.fromkeys(x)) for x in names))
 
 
 def _length(e: Entry, n: int) -> int:

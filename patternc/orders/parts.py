@@ -6,10 +6,12 @@ every row tile again, and the reading and writing of partial results.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from patternc.args import Bound
 from patternc.expr.node import fact, postorder, roomy
 from patternc.expr.pattern import Pattern, all_of, negate
-from patternc.orders.choose import TILE, axes_in_digits, options
+from patternc.orders.choose import TILE, Option, axes_in_digits, options
 from patternc.passes import lower
 from patternc.plan import make_plan
 from patternc.rates import HALF, Shape, card
@@ -43,29 +45,36 @@ def splits(p: Pattern) -> list[tuple[Pattern, ...]]:
     return found
 
 
-def parts_at(p: Pattern, bound: Bound, shape: Shape = HALF) -> tuple[Pattern, ...]:
-    """The parts that a length asks for: the pattern alone, or parts that are predicted to be faster together.
+@dataclass(frozen=True)
+class Way:
+    """One way to run a direction: its disjoint parts, one launch each, and the predicted microseconds, launches and merges included."""
+
+    parts: tuple[Pattern, ...]
+    time: float
+
+
+def ways(p: Pattern, bound: Bound, column: str, shape: Shape = HALF) -> list[Way]:
+    """The ways to run one direction ("k": q tiles over keys, "q": k tiles over queries), as one and in parts, fastest first.
 
     Parts in the natural order come first: what is left of a scattered part without a contiguous one keeps its shape in its own
     order, and the other way round a contiguous part would be full of holes.
     """
-    if not isinstance(bound.q_start, int) or not splits(p):
-        return (p,)
 
-    def best(part: Pattern) -> tuple[float, bool]:
+    def best(part: Pattern) -> Option:
         plan = make_plan(part)
-        forward, transposed = (options(part, axis, bound, column, shape)[0] for axis, column in ((plan.forward, "k"), (plan.transposed, "q")))
-        return forward.time + transposed.time, forward.order.natural
+        return options(part, plan.forward if column == "k" else plan.transposed, bound, column, shape)[0]
 
-    programs = (bound.n_q + bound.n_k) / TILE * bound.heads * bound.batch
-    another = 2 * card().launch + card().microseconds(card().merge_of(shape) * programs, programs)
-    chosen, least = (p,), best(p)[0]
+    programs = (bound.n_q if column == "k" else 2 * bound.n_k) / TILE * bound.heads * bound.batch  # dk and dv are two results
+    merge = card().launch + card().microseconds(card().merge_of(shape) * programs, programs)
+    found = [Way((p,), card().launch + best(p).time)]
     for parts in splits(p):
-        total, natural = another * (len(parts) - 1), []
-        for part in parts:
-            time, own = best(part) if total < least else (0, True)
-            total += time
-            natural.append(own)
-        if total < least and natural == sorted(natural, reverse=True):
-            chosen, least = parts, total
-    return chosen
+        chosen = [best(part) for part in parts]
+        natural = [option.order.natural for option in chosen]
+        if natural == sorted(natural, reverse=True):
+            found.append(Way(parts, card().launch + sum(option.time for option in chosen) + merge * (len(parts) - 1)))
+    return sorted(found, key=lambda way: way.time)
+
+
+def parts_at(p: Pattern, bound: Bound, shape: Shape = HALF, column: str = "k") -> tuple[Pattern, ...]:
+    """The parts that a length asks for in one direction: the pattern alone, or parts that are predicted to be faster together."""
+    return ways(p, bound, column, shape)[0].parts if isinstance(bound.q_start, int) and splits(p) else (p,)
