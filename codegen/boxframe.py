@@ -15,7 +15,7 @@ ORDER_PARAMETERS = ("row_boxes",)  # boxes of the first digit's rows
 class BoxFrame:
     """The parts of a kernel's text that come from one direction of a plan in digits: a box of rows, and what each part visits."""
 
-    cut = False  # as in `frame.Text`
+    cut, turns = False, None  # as in `frame.Text`
 
     def __init__(self, axis: BoxAxis):
         self.axis, self.order, self.digits = axis, axis.order, Digits(axis.order)
@@ -34,6 +34,10 @@ class BoxFrame:
 
     # ---- what the parts visit
 
+    @property
+    def alike(self) -> bool:
+        return all(part.alike for part in self.parts)
+
     def hoisted(self, head: bool) -> list[str]:
         """Statements outside the loops; each of several parts has its own before its loops, so that they may share names."""
         return self.parts[0].hoisted(head) if len(self.parts) == 1 else []
@@ -43,7 +47,7 @@ class BoxFrame:
 
     def loops(self, load, masked_step, full_step) -> list[str]:
         for part in self.parts:
-            part.cut = self.cut
+            part.cut, part.turns = self.cut, self.turns
         if len(self.parts) == 1:
             return self.parts[0].loops(load, masked_step, full_step)
         lines = []

@@ -34,7 +34,7 @@ BOXES = POINTERS | {
     ("forward", 128): (Config(64, 64, 4, 3), Config(128, 64, 8, 2)),
     ("backward_dq", 64): (Config(64, 64, 4, 3),),
     ("backward_dkdv", 64): (Config(64, 64, 4, 1), Config(32, 64, 4, 2), Config(64, 128, 8, 2)),
-    ("backward_dkdv", 128): (Config(64, 64, 4, 1), Config(32, 128, 8, 2)),
+    ("backward_dkdv", 128): (Config(64, 64, 4, 1), Config(32, 128, 8, 2), Config(64, 64, 8, 2)),
 }
 BOX_DESCRIPTORS = DESCRIPTORS | {("backward_dkdv", 128): (Config(64, 64, 4, 2), Config(32, 64, 4, 2))}
 # A function for each group of heads needs the registers of the neediest; dk/dv would spill in larger tiles.

@@ -61,10 +61,9 @@ class GroupDeal(Deal):
         ends = (("begin", "kv_h * GROUP"), ("end", "(kv_h + 1) * GROUP"))
         return lines + [f"{name} = tl.load(below_ptr + tl.minimum({head}, {self.group.heads[-1] + 1}))" for name, head in ends]
 
-    def sharing(self) -> list[str]:
-        if not self.apart:
-            return super().sharing()
-        return ["for g in range(begin, end):  # the group's query heads that share these keys", f"h = {self.head('g')}"]
+    @property
+    def heads(self) -> tuple[str, str]:
+        return ("(end - begin)", self.head("(begin + {})")) if self.apart else super().heads
 
 
 def _array(name: str, values: tuple[int, ...]) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from dataclasses import dataclass
 
 from patternc.codegen import bounds
 from patternc.codegen.code import COL, HEAD, ROW, Statement
@@ -14,7 +15,7 @@ from patternc.plan import AxisPlan, Plan
 # Names in kernels that an arg's statements must not take.
 TAKEN = (
     "b h g kv_h n_q n_k i r0 r1 tile row_tiles program first first_col last_col rows cols start whole slot slots periods "
-    "slot_offsets at vectors col_tile ahead s entry head piece pieces low high own cuts entries long "
+    "turn slot_offsets at vectors col_tile ahead s entry head piece pieces low high own cuts entries long "
     "allowed acc total peak lse delta o dq dk dv swap q_start q_row q_col k_row k_col q_tile k_tile v_tile do_tile bounds triton tl"
 ).split()
 
@@ -48,6 +49,28 @@ def header(name: str, parameters: list[str], constants: list[str], doc: str) -> 
 ABOUT_RUNS = "lo..hi of a run hold all that any row of the tile allows, inner_lo..inner_hi only what every row allows."
 
 
+@dataclass(frozen=True)
+class Turns:
+    """Heads whose tiles one loop takes, those of one after those of the other: one pipeline for all of them.
+
+    Attributes:
+        count: text of the number of heads.
+        head: text of a head from its number, with `{}` for it.
+        lines: statements for each head.
+    """
+
+    count: str
+    head: str
+    lines: tuple[str, ...]
+
+    def begin(self, tiles: str) -> list[str]:
+        """The head and the tile number `i` of a turn, for `tiles` tiles a head."""
+        one = f"{self.count} == 1"
+        number = f"(0 if {one} else turn // {tiles})" if self.count.isidentifier() else f"turn // {tiles}"
+        place = f"turn if {one} else turn % {tiles}" if self.count.isidentifier() else f"turn % {tiles}"
+        return [f"i = {place}", f"h = {self.head.format(number)}", *self.lines]
+
+
 class Text:
     """What kernels do with a plan's bounds and mask in any order of positions; each order says where the columns of a tile begin
     (`_start`) and what their positions are (`_places`).
@@ -59,14 +82,21 @@ class Text:
         allowed: the name of the mask.
         tiles, printed, masked, bounded: loops, statements of the mask and the bounds, and whether there are any.
         cut: the loops run a share of their iterations only (`schedule.Deal.share`).
+        turns: the loops take the tiles of several heads in turn.
     """
 
     unit, bounds_of, allowed, cut = "tiles", "Columns", "allowed", False
+    turns: Turns | None = None
     tiles: bounds.Tiles
     printed: list[Statement]
     exists: str | None
     masked: bool
     bounded: bool
+
+    @property
+    def alike(self) -> bool:
+        """Whether all heads visit the same tiles with the same mask."""
+        return not self.tiles.parameters and not any(s.level & HEAD for s in self.printed)
 
     def hoisted(self, head: bool) -> list[str]:
         """Statements of the mask and of the bounds outside the loops; `head`: those that depend on the head, else the others."""
@@ -84,9 +114,12 @@ class Text:
             if loop is None:
                 continue
             about = f"partial {self.unit}, masked" if partial else f"full {self.unit}"
-            first, stop = (f"{loop.count} * {end} // pieces" for end in ("low", "high")) if self.cut else ("0", loop.count)
-            out += [*loop.before(first), f"for i in tl.range({first}, {stop}, num_stages=STAGES):  # {about}"]
-            body = [*loop.tile, *self._start(), *(self._columns() if partial else ()), *load(partial)]
+            count = f"{self.turns.count} * {loop.count}" if self.turns else loop.count
+            first, stop = (f"{count} * {end} // pieces" for end in ("low", "high")) if self.cut else ("0", count)
+            counter = "turn" if self.turns else "i"
+            out += [*loop.before(first), f"for {counter} in tl.range({first}, {stop}, num_stages=STAGES):  # {about}"]
+            begin = self.turns.begin(loop.count) if self.turns else []
+            body = [*begin, *loop.tile, *self._start(), *(self._columns() if partial else ()), *load(partial)]
             if partial:
                 body += self._mask()
             out += ["    " + line for line in [*body, *(masked_step if partial else full_step)]]

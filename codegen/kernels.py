@@ -13,7 +13,7 @@ from patternc.codegen.access import Matrix, access
 from patternc.codegen.boxframe import BoxFrame
 from patternc.codegen.deal import GroupDeal
 from patternc.codegen.dispatch import dispatch, function_header
-from patternc.codegen.frame import Frame, header, indent
+from patternc.codegen.frame import Frame, Turns, header, indent
 from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.schedule import Deal
 from patternc.orders.vectors import VECTOR
@@ -228,13 +228,14 @@ def _backward_dkdv(plan: Plan, variant: str, later: bool, deal: Deal) -> Kernel:
         ]
 
     step = ["dk, dv = _dkdv_step(dk, dv, s, q_tile, do_tile, v_tile, lse, delta, score_scale, PRECISION)"]
-    loop, *inner = deal.sharing()
-    inner += [
-        *a.hoisted(True), *a.before(), *deal.share(),
-        *(line for m in (q, do) for line in mem.base(m)),
-        f"vectors = tl.cast(b * HEADS + h, tl.int64) * {a.vector_length}",
-        *a.loops(load, step, step),
-    ]
+    of_head = [*(line for m in (q, do) for line in mem.base(m)), f"vectors = tl.cast(b * HEADS + h, tl.int64) * {a.vector_length}"]
+    if a.alike:
+        a.turns = Turns(*deal.heads, tuple(of_head))
+        loops = [*a.before(), *deal.share(), *a.loops(load, step, step)]
+    else:
+        loop, *inner = deal.sharing()
+        inner += [*a.hoisted(True), *a.before(), *deal.share(apart=True), *of_head, *a.loops(load, step, step)]
+        loops = [loop, *("    " + line for line in inner)]
     body = [
         *a.tile(),
         *deal.begin(),
@@ -246,8 +247,7 @@ def _backward_dkdv(plan: Plan, variant: str, later: bool, deal: Deal) -> Kernel:
         f"v_tile = {mem.load(v, 'first', True)}",
         "dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)",
         "dv = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)",
-        loop,
-        *("    " + line for line in inner), "",
+        *loops, "",
         *_store_gradients(mem, deal, [(dk, "dk * scale", dk0 if later else None), (dv, "dv", dv0 if later else None)]),
     ]
     matrices = (q, *own[:2], do, *own[2:])

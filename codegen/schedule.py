@@ -44,18 +44,21 @@ class Deal:
             lines += [*entry(("tile", "piece", "pieces") if self.cut else ("tile",)), f"b = head // {heads}", f"{h} = head % {heads}"]
         return [*lines, "kv_h = h // GROUP"] if self.rows == "q" else lines
 
+    heads = ("GROUP", "kv_h * GROUP + {}")  # the query heads that share a key head: how many, and each by its number
+
     def sharing(self) -> list[str]:
         """A loop over the query heads that share a key head, and its first statement."""
-        return ["for g in range(0, GROUP):  # the query heads that share these keys", "h = kv_h * GROUP + g"]
+        count, head = self.heads
+        return [f"for g in range(0, {count}):  # the query heads that share these keys", f"h = {head.format('g')}"]
 
-    def share(self) -> list[str]:
-        """A piece runs the share low / pieces to high / pieces of the loops' iterations; where heads share keys, its share of the loops
-        of one head after the other."""
+    def share(self, apart: bool = False) -> list[str]:
+        """A piece runs the share low / pieces to high / pieces of the loops' iterations; where the loops of heads are `apart`, its share
+        of the loops of one head after the other."""
         if not self.cut:
             return []
-        if self.rows == "q":
+        if not apart:
             return ["low, high = piece, piece + 1  # of the loops' iterations, in units of 1 / pieces"]
-        ends = (f"tl.minimum(tl.maximum(GROUP * {p} - g * pieces, 0), pieces)" for p in ("piece", "(piece + 1)"))
+        ends = (f"tl.minimum(tl.maximum({self.heads[0]} * {p} - g * pieces, 0), pieces)" for p in ("piece", "(piece + 1)"))
         return [f"{name} = {end}" for name, end in zip(("low", "high"), ends)]
 
     def once(self, value: str, other: str) -> str:

@@ -117,7 +117,7 @@ def test_unknown_operations_fail_loudly():
 def test_two_loops_and_the_mask_only_in_the_first():
     for kernel in ("forward", "backward_dq", "backward_dkdv"):
         text = generate(streaming(30, 4)).kernels[kernel].text
-        before, partial, full = re.split(r"\n *for i in tl\.range", text)
+        before, partial, full = re.split(r"\n *for (?:i|turn) in tl\.range", text)
         assert "allowed" in partial and "allowed" not in before and "allowed" not in full
         assert "mask" not in full.split("_store_rows")[0]
 
