@@ -29,7 +29,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def reports():
-    jobs = [offline.Job(generate(plan, variant), kernel, "bf16", d, d, config) for variant, d, kernel, config in CASES]
+    jobs = [offline.Job(generate(plan, variant), kernel, "bf16", d, d, config, group=4) for variant, d, kernel, config in CASES]
     rows = offline.Job(generate(plan), "backward_rows", "bf16", 128, 128, *configs.candidates("backward_rows", "pointers", 128, 128, 2))
     return dict(zip([*CASES, "rows"], offline.compile_all([*jobs, rows])))
 
