@@ -1,0 +1,317 @@
+"""How a term's pairs R = D - E can be summed: the class of R at one length, and the ranges of keys behind it.
+
+Two kinds of condition are factors: a key that R never uses is dead, a row that R never uses has no range.  What is left of a
+conjunct bounds the keys of each row, and the class is read off those bounds:
+
+    P   R(q) = low(q) .. last(q), `last` never falls, `low` is constant between resets: one forward scan
+    PS  the union of a P and of the mirror image of one: two scans
+    N   `f(q) != g(k)`: a disjoint union of equalities of bits, each of class P in an order of its own
+    X   anything else: states of tiles, summed by a 0/1 matrix
+
+`0` stands for an R without pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from patternc.analysis.data import Data
+from patternc.analysis.evaluate import evaluate
+from patternc.analysis.project import Interval, Projector
+from patternc.args import Bound
+from patternc.expr.arithmetic import terms
+from patternc.expr.bounds import INF
+from patternc.expr.index import Index
+from patternc.expr.node import postorder, roomy
+from patternc.expr.pattern import Pattern, all_of, between
+from patternc.layout import specialisations
+from patternc.passes import Conjunct, TooManyConjuncts, disjuncts, lower, variables
+
+NOTHING = 2**30  # the lowest key of a row without keys: beyond all positions
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Class P for one batch row: row q reads the live keys of `low .. last`.
+
+    Attributes:
+        low: int64 [n_q], NOTHING where the row reads no key.  The distinct values are where the scan resets.
+        last: int64 [n_q], never falls; it may lie beyond the last key.
+        live: bool [n_k], keys that are read at all; None if all are.
+        shift: `last[q] == q - shift` wherever a row reads a key; None if there is no such number.
+    """
+
+    low: np.ndarray
+    last: np.ndarray
+    live: np.ndarray | None
+    shift: int | None
+
+    @property
+    def resets(self) -> int:
+        """How often the scan begins anew."""
+        return len(np.unique(self.low[self.low < NOTHING])) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class TailPlan:
+    """The class of R at one length.
+
+    Attributes:
+        kind: "P", "PS", "N", "X", or "0" where there is no pair.
+        why: what decided that, in words.
+        prefixes: of class P, one for each distinct batch row; `rows[b]` is the one of batch row b.
+    """
+
+    kind: str
+    why: str
+    prefixes: tuple[Prefix, ...] = ()
+    rows: tuple[int, ...] = ()
+
+    def __str__(self):
+        return f"class {self.kind}: {self.why}"
+
+
+class _Rows:
+    """The algebra of `Projector` for single rows: arrays of their values, so that outer and inner bounds are one thing."""
+
+    minimum, maximum = staticmethod(np.minimum), staticmethod(np.maximum)
+
+    def __init__(self, live: np.ndarray, used: np.ndarray):
+        self.live, self.used = live, used  # keys and rows that their own conditions leave
+
+    def constant(self, value: int) -> int:
+        return value
+
+    def at_most(self, a, b):
+        return a <= b
+
+    def both(self, a, b):
+        return a & b
+
+    def select(self, condition, a, b):
+        return np.where(condition, a, b)
+
+    def solve_read(self, x: Index, low, high, inner: bool) -> Interval | None:
+        data = x.args[0].args[0]
+        if x.op != "read" or not data.values.size:
+            return None
+        if data.rising:
+            first = 0 if low is None else np.searchsorted(data.values, low, "left")
+            return Interval(first, len(data.values) - 1 if high is None else np.searchsorted(data.values, high, "right") - 1)
+        equal = low is not None and high is not None and np.all(low == high)
+        return self._together(data, np.broadcast_to(low, self.used.shape)) if equal else None
+
+    def _together(self, data: Data, wanted: np.ndarray) -> Interval | None:
+        """Where the wanted values are, if the live keys of each lie together."""
+        places = np.flatnonzero(self.live[: len(data.values)])
+        values, of = np.unique(data.values[places], return_inverse=True)
+        if not len(values):
+            return Interval(empty=True)
+        first, last = np.full(len(values), len(places)), np.full(len(values), -1)
+        np.minimum.at(first, of, np.arange(len(places)))
+        np.maximum.at(last, of, np.arange(len(places)))
+        at = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
+        found = values[at] == wanted
+        apart = last - first + 1 != np.bincount(of)
+        if apart[at[found & self.used]].any():
+            return None
+        return Interval(np.where(found, places[first[at]], 0), np.where(found, places[last[at]], -1))
+
+
+class _RowProjector(Projector):
+    def __init__(self, rows: np.ndarray, live: np.ndarray, used: np.ndarray):
+        super().__init__("k", _Rows(live, used))
+        self.rows = rows
+
+    def span(self, x: Index):
+        value = evaluate(x, {"q": self.rows})
+        return value, value
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranges:
+    """The keys `low .. high` of each row that one conjunct leaves, among its live keys; `unsolved` cores bound no range."""
+
+    conjunct: Conjunct
+    low: np.ndarray
+    high: np.ndarray
+    live: np.ndarray
+    unsolved: tuple[Index, ...]
+
+    @property
+    def some(self) -> np.ndarray:
+        return (self.low <= self.high) & (self.high >= 0) & (self.low < len(self.live))
+
+    @property
+    def pairs(self) -> bool:
+        """Whether there may be any."""
+        before = np.concatenate([[0], np.cumsum(self.live)])
+        low, high = self.low[self.some], np.minimum(self.high[self.some], len(self.live) - 1)
+        return bool((before[high + 1] > before[low]).any())
+
+
+def _factor(conjunct: Conjunct, *names: str) -> Pattern:
+    """The comparisons of a conjunct that mention no other variables."""
+    return all_of(*(
+        between(core, None if low == -INF else int(low), None if high == INF else int(high))
+        for core, (low, high) in conjunct.items() if variables(core) <= set(names)
+    ))  # fmt: skip
+
+
+def _ranges(conjunct: Conjunct, rows: np.ndarray, n_k: int) -> _Ranges:
+    keys = np.arange(n_k)
+    live = np.broadcast_to(evaluate(_factor(conjunct, "k"), {"k": keys}), keys.shape)
+    used = np.broadcast_to(evaluate(_factor(conjunct, "q"), {"q": rows}), rows.shape)
+    mixed = {core: bound for core, bound in conjunct.items() if variables(core) == {"q", "k"}}
+    projector, found, unsolved = _RowProjector(rows, live, used), Interval(), []
+    for core, bound in mixed.items():
+        one = projector.project({core: bound})
+        if not one.tight:
+            unsolved.append(core)
+        found = projector._meet(found, one.outer)
+    low, high = (default if x is None else x for x, default in ((found.low, 0), (found.high, n_k - 1)))
+    low, high = (np.broadcast_to(np.asarray(x, np.int64), rows.shape) for x in (low, high))
+    low = np.maximum(low, 0)
+    return _Ranges(conjunct, low, np.where(used & (not found.empty), high, -1), live, tuple(unsolved))
+
+
+def _alike(parts: list[_Ranges]) -> list[_Ranges]:
+    """Parts that differ in what they say of the key alone, as one."""
+    groups: dict[frozenset, _Ranges] = {}
+    for part in parts:
+        rest = frozenset((core, bound) for core, bound in part.conjunct.items() if variables(core) != {"k"})
+        groups[rest] = replace(part, live=part.live | groups[rest].live) if rest in groups else part
+    return list(groups.values())
+
+
+def _joined(parts: list[_Ranges]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The union of the ranges of every row as one range each; None where some row's has a gap."""
+    low, high, some = parts[0].low, parts[0].high, parts[0].some
+    for part in parts[1:]:
+        both = some & part.some
+        if (both & (np.maximum(low, part.low) > np.minimum(high, part.high) + 1)).any():
+            return None
+        low = np.where(both, np.minimum(low, part.low), np.where(some, low, part.low))
+        high = np.where(both, np.maximum(high, part.high), np.where(some, high, part.high))
+        some = some | part.some
+    return np.where(some, low, NOTHING), np.where(some, high, -1)
+
+
+def _narrowed(part: _Ranges) -> _Ranges:
+    """Live keys that lie together bound the rows' ranges instead."""
+    places = np.flatnonzero(part.live)
+    if places[-1] - places[0] + 1 > len(places):
+        return part
+    return replace(part, low=np.maximum(part.low, places[0]), high=np.minimum(part.high, places[-1]), live=np.ones_like(part.live))
+
+
+def _prefix(parts: list[_Ranges], rows: np.ndarray) -> Prefix | str:
+    """The ranges of some conjuncts as a prefix, or why they are none."""
+    if any((part.live != parts[0].live).any() for part in parts[1:]):
+        parts = [_narrowed(part) for part in parts]
+    live = parts[0].live
+    if any((part.live != live).any() for part in parts[1:]):
+        return "its parts use different keys"
+    joined = _joined(parts)
+    if joined is None:
+        return "the keys of a row are in several ranges"
+    low, high = joined
+    some = low < NOTHING
+    a, b = low[some], high[some]
+    inside = np.minimum(b, len(live) - 1)
+    if (np.diff(inside) < 0).any():
+        return "the last key of a row falls"
+    if ((np.diff(a) != 0) & (a[1:] <= inside[:-1])).any():
+        return "the first key of a row moves while earlier rows' keys are still read"
+    if len(a) and a.min() == a.max() > 0:  # one range from a key on that all rows share: the keys before it are dead
+        live, low = live & (np.arange(len(live)) >= a[0]), np.where(some, 0, NOTHING)
+    gap = rows[some] - b
+    shift = int(gap[0]) if len(gap) and (gap == gap[0]).all() else None
+    # Rows without keys go where their neighbours are: a row before all others reads up to key -1.
+    last = rows - shift if shift is not None else np.maximum.accumulate(np.where(some, np.minimum(high, len(live) - 1), -1))
+    return Prefix(low, last, None if live.all() else live, shift)
+
+
+def _mirrored(parts: list[_Ranges]) -> list[_Ranges]:
+    """The same pairs with both sequences reversed."""
+    most = len(parts[0].live) - 1
+    return [
+        replace(p, low=(most - np.minimum(p.high, most))[::-1], high=np.where(p.some, most - p.low, -1)[::-1], live=p.live[::-1]) for p in parts
+    ]
+
+
+def _differs(core: Index, low: float, high: float) -> bool:
+    """Whether a comparison leaves out one residue of a sum of a part in q and a part in k, or one side of one value of such a sum."""
+    if core.op == "mod" and core.args[1].op == "const":
+        return low == 1 or high == core.args[1].args[0] - 2
+    return all(len(variables(t)) == 1 for t in terms(core)[1]) and (low == -INF or high == INF)
+
+
+def _class_of(p: Pattern, rows: np.ndarray, n_k: int) -> tuple[str, str, Prefix | None]:
+    """`(kind, why, prefix)` of one specialised pattern."""
+    try:
+        conjuncts = disjuncts(p)
+    except TooManyConjuncts:
+        return "X", "it falls into too many parts", None
+    ranges = _alike([part for part in (_ranges(conjunct, rows, n_k) for conjunct in conjuncts) if part.pairs])
+    if not ranges:
+        return "0", "no pair at this length", None
+    unsolved = [core for part in ranges for core in part.unsolved]
+    if unsolved:
+        by_value = all(part.unsolved and all(_differs(core, *part.conjunct[core]) for core in part.unsolved) for part in ranges)
+        data = any(x.op == "data" for x in postorder(unsolved[0]))
+        return "N" if by_value else "X", "equal values do not lie together" if data else f"`{unsolved[0]}` bounds no range of keys", None
+    found = _prefix(ranges, rows)
+    if isinstance(found, Prefix):
+        return "P", _words(found), found
+    forward = [part for part in ranges if isinstance(_prefix([part], rows), Prefix)]
+    backward = [part for part in ranges if not any(part is other for other in forward)]
+    mirror_rows = -rows[::-1]
+    mirrored = _mirrored(backward) if backward else []
+    if mirrored and isinstance(_prefix(mirrored, mirror_rows), Prefix) and (not forward or isinstance(_prefix(forward, rows), Prefix)):
+        return "PS", "the keys before a row and the keys after it" if forward else "the keys after a row", None
+    return "X", found, None
+
+
+def _words(p: Prefix) -> str:
+    last = "a step function of q" if p.shift is None else "q" if p.shift == 0 else f"q {'-' if p.shift > 0 else '+'} {abs(p.shift)}"
+    dead = "" if p.live is None else f", but for {np.count_nonzero(~p.live)} that no row reads"
+    times = "" if p.resets < 1 else f"; it begins anew {p.resets} time{'s' * (p.resets > 1)}"
+    return f"row q reads the keys up to {last}{dead}{times}"
+
+
+@roomy
+def tail_plan(rest: Pattern, bound: Bound) -> TailPlan:
+    """The class of R = D - E for the sizes and args of a call; the work is proportional to the rows and keys, not to the pairs.
+
+    Args:
+        rest: R, as `all_of(domain, negate(exact))` makes it.
+        bound: sizes and args; tensors of other devices are copied, which waits for them.
+    """
+    bound = bound.numpy()
+    prefixes: list[Prefix] = []
+    place: dict[tuple, tuple] = {}
+    rows, kinds = [-1] * bound.batch, {}
+    if not (bound.n_q and bound.n_k and bound.batch and bound.heads):
+        return TailPlan("0", "no pair at this length")
+    for start, heads, batch, pattern in specialisations(lower(rest), bound):
+        if len(heads) < bound.heads:
+            return TailPlan("X", "it differs from head to head")
+        if (start, pattern) not in place:
+            kind, why, prefix = _class_of(pattern, start + np.arange(bound.n_q), bound.n_k)
+            place[start, pattern] = kind, why, len(prefixes)
+            if kind == "0":  # beside batch rows that have pairs
+                prefix = Prefix(np.full(bound.n_q, NOTHING), np.full(bound.n_q, -1), None, None)
+            prefixes += [prefix] if prefix is not None else []
+        kind, why, at = place[start, pattern]
+        kinds.setdefault(kind, why)
+        for b in batch:
+            rows[b] = at
+    for kind in ("X", "N", "PS"):
+        if kind in kinds:
+            return TailPlan(kind, kinds[kind])
+    if "P" not in kinds:
+        return TailPlan("0", kinds["0"])
+    return TailPlan("P", kinds["P"], tuple(prefixes), tuple(rows))
