@@ -73,8 +73,8 @@ def test_prefixes(name, n_q, n_k):
 def check_slots(slots, b, dense):
     """A scan over slots, of positions instead of features: what a row reads through the state and in its own slot is its row of the mask."""
     n_q, n_k = dense.shape
-    of = lambda table: table[b if len(table) > 1 else 0]  # noqa: E731
-    state, got, seen = np.zeros(n_k, int), np.zeros((n_q, n_k), int), np.zeros((n_q, n_k), int)
+    of = lambda table: table[b if len(table) > 1 else 0]
+    state, got = np.zeros(n_k, int), np.zeros((n_q, n_k), int)
     live = np.ones(n_k, bool) if slots.live is None else of(slots.live).astype(bool)
     visited = np.zeros(n_q, int), np.zeros(n_k, int)
     for t in range(slots.count):
