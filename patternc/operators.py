@@ -15,6 +15,7 @@ from patternc.errors import BackendError
 from patternc.expr.pattern import PLACE
 from patternc.runtime import _registry, backend_module, bind_call, check_tensors, rest_of
 from patternc.tail import linear_backward, linear_forward
+from patternc.tail_runtime import traced_backward, traced_forward
 
 Packed = tuple[list[Tensor], list[int], str]
 
@@ -161,3 +162,40 @@ def _linear_backward(ctx, dout):
 
 linear_attention.register_autograd(_linear_backward, setup_context=_linear_setup)
 linear_attention_backward.register_autograd(refuse_second)
+
+
+@torch.library.custom_op("patternc::tail_attention", mutates_args=())
+def tail_attention(
+    q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], numbers: list[int], kinds: str, key: str, backend: str, feature: str, sums: bool
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What a term adds, from q and k themselves: its sums and those of the weights, which are [0] unless asked for."""
+    return traced_forward(*_bound(q, k, tensors, numbers, kinds, key), backend, q, k, v, feature, sums)
+
+
+@tail_attention.register_fake
+def _(q, k, v, tensors, numbers, kinds, key, backend, feature, sums):
+    full = torch.float64 if v.dtype == torch.float64 else torch.float32
+    return q.new_empty(*q.shape[:3], v.shape[3], dtype=full), q.new_empty(q.shape[:3] if sums else (0,), dtype=full)
+
+
+@torch.library.custom_op("patternc::tail_attention_backward", mutates_args=())
+def tail_attention_backward(
+    dy: Tensor, dweights: Tensor, q: Tensor, k: Tensor, v: Tensor,
+    tensors: list[Tensor], numbers: list[int], kinds: str, key: str, backend: str, feature: str, sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return traced_backward(*_bound(q, k, tensors, numbers, kinds, key), backend, dy, dweights, q, k, v, feature, sums)
+
+
+@tail_attention_backward.register_fake
+def _(dy, dweights, q, k, v, tensors, numbers, kinds, key, backend, feature, sums):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _tail_backward(ctx, dy, dweights):
+    q, k, v, *tensors = ctx.saved_tensors
+    gradients = tail_attention_backward(dy, dweights, q, k, v, tensors, *ctx.call)
+    return *gradients, [None] * len(tensors), [None] * len(ctx.call[0]), *(None,) * 5
+
+
+tail_attention.register_autograd(_tail_backward, setup_context=_linear_setup)
+tail_attention_backward.register_autograd(refuse_second)

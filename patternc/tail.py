@@ -81,23 +81,33 @@ def tail(term, q, k, v, linear, initial_state=None, projection=None) -> torch.Te
     Args:
         term: the linear tail; see `patternc.reference.attention` for what it means.
         q: [B, H, Nq, d].  k: [B, Hkv, Nk, d].  v: [B, Hkv, Nk, dv].
-        linear: `linear(phi_q, phi_k, v)` sums over the pairs of R, as `LinearAttention` does.
+        linear: `linear(feature, phi, q, k, v, sums)` gives the sums of (phi(q) . phi(k)) v over the pairs of R and, where
+            asked, those of the weights alone [B, H, Nq], else None: see `by_features`, `patternc.tail_runtime.by_kernels`.
         initial_state: [H, F, dv], of `norm="denominator"` [H, F, dv + 1].
         projection: [m, d] of favor+.
     """
     phi = feature_map(term.feature, projection)
-    v = at_least_float32(v)
-    fq, fk = phi(q).to(v.dtype), phi(k).to(v.dtype)
-    if term.norm == "denominator":
-        v = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # the last column of the result is the sum of weights
-    y = linear(fq, fk, v)
+    y, total = linear(term.feature, phi, q, k, v, term.norm == "denominator")
     if initial_state is not None:
-        y = y + fq @ initial_state.to(y.dtype)
-    if term.norm != "denominator":
+        more = phi(q).to(y.dtype) @ initial_state.to(y.dtype)
+        y, total = y + more[..., : y.shape[-1]], total if total is None else total + more[..., -1]
+    if total is None:
         return y
-    total = y[..., -1:]
-    some = total != 0
-    return torch.where(some, y[..., :-1] / torch.where(some, total, 1.0), 0.0)
+    some = (total != 0)[..., None]
+    return torch.where(some, y / torch.where(some, total[..., None], 1.0), 0.0)
+
+
+def by_features(apply):
+    """`linear` of `tail` for an `apply(phi_q, phi_k, v)` that takes features, as `LinearAttention` does."""
+
+    def linear(feature, phi, q, k, v, sums):
+        v = at_least_float32(v)
+        if sums:
+            v = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # the last column of the result is the sum of weights
+        y = apply(phi(q).to(v.dtype), phi(k).to(v.dtype), v)
+        return (y[..., :-1], y[..., -1]) if sums else (y, None)
+
+    return linear
 
 
 def _calls(layout: Layout, q, k, v, *more):
