@@ -104,6 +104,14 @@ def _added(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
 
 
+def operand_of(dtype: torch.dtype) -> tuple[torch.dtype, str]:
+    """The dtype of operands for inputs of a dtype, and how products of float32 round.
+
+    float16 would overflow in states and products: its operands are rounded to tf32, which has as many digits.
+    """
+    return (torch.float32, "tf32") if dtype == torch.float16 else (dtype, precision(dtype))
+
+
 _chosen: dict[tuple, TailConfig] = {}  # configurations in use; one that does not fit is replaced by a smaller one
 
 
@@ -111,9 +119,7 @@ class _Run:
     """The kernels of a call on tensors of one shape."""
 
     def __init__(self, call: TailCall, q, k, v, sums: bool):
-        # float16 would overflow in states and products: its operands are rounded to tf32, which has as many digits.
-        self.dtype = torch.float32 if q.dtype == torch.float16 else q.dtype
-        self.precision = "tf32" if q.dtype == torch.float16 else precision(q.dtype)
+        self.dtype, self.precision = operand_of(q.dtype)
         self.call, self.device = call, q.device
         self.batch, self.kv_heads = k.shape[:2]
         self.block = next(iter(call.configs.values())).block if call.configs else tail_configs.block_of(self.dtype.itemsize, self.precision)

@@ -25,7 +25,7 @@ from patternc.expr.arithmetic import terms
 from patternc.expr.bounds import INF
 from patternc.expr.index import Index
 from patternc.expr.node import postorder, roomy
-from patternc.expr.pattern import Pattern, all_of, between
+from patternc.expr.pattern import Pattern, all_of, any_of, between
 from patternc.layout import specialisations
 from patternc.passes import Conjunct, TooManyConjuncts, disjuncts, lower, variables
 
@@ -132,7 +132,7 @@ class _RowProjector(Projector):
 
 @dataclass(frozen=True, eq=False)
 class _Ranges:
-    """The keys `low .. high` of each row that one conjunct leaves, among its live keys; `unsolved` cores bound no range."""
+    """The keys `low .. high` of each row that conjuncts leave, among its live keys; `unsolved` cores bound no range."""
 
     conjunct: Conjunct
     low: np.ndarray
@@ -160,9 +160,10 @@ def _factor(conjunct: Conjunct, *names: str) -> Pattern:
     ))  # fmt: skip
 
 
-def _ranges(conjunct: Conjunct, rows: np.ndarray, n_k: int) -> _Ranges:
-    keys = np.arange(n_k)
-    live = np.broadcast_to(evaluate(_factor(conjunct, "k"), {"k": keys}), keys.shape)
+def _ranges(alike: list[Conjunct], rows: np.ndarray, n_k: int) -> _Ranges:
+    """The ranges of conjuncts that differ in what they say of the key alone."""
+    keys, conjunct = np.arange(n_k), alike[0]
+    live = np.broadcast_to(evaluate(any_of(*(_factor(c, "k") for c in alike)), {"k": keys}), keys.shape)
     used = np.broadcast_to(evaluate(_factor(conjunct, "q"), {"q": rows}), rows.shape)
     mixed = {core: bound for core, bound in conjunct.items() if variables(core) == {"q", "k"}}
     projector, found, unsolved = _RowProjector(rows, live, used), Interval(), []
@@ -177,13 +178,14 @@ def _ranges(conjunct: Conjunct, rows: np.ndarray, n_k: int) -> _Ranges:
     return _Ranges(conjunct, low, np.where(used & (not found.empty), high, -1), live, tuple(unsolved))
 
 
-def _alike(parts: list[_Ranges]) -> list[_Ranges]:
-    """Parts that differ in what they say of the key alone, as one."""
-    groups: dict[frozenset, _Ranges] = {}
-    for part in parts:
-        rest = frozenset((core, bound) for core, bound in part.conjunct.items() if variables(core) != {"k"})
-        groups[rest] = replace(part, live=part.live | groups[rest].live) if rest in groups else part
-    return list(groups.values())
+def _parts(conjuncts: list[Conjunct], rows: np.ndarray, n_k: int) -> list[_Ranges]:
+    """The ranges of all conjuncts that have pairs; those that differ in what they say of the key alone are one part."""
+    groups: dict[frozenset, list[Conjunct]] = {}
+    for conjunct in conjuncts:
+        if _ranges([conjunct], rows, n_k).pairs:
+            rest = frozenset((core, bound) for core, bound in conjunct.items() if variables(core) != {"k"})
+            groups.setdefault(rest, []).append(conjunct)
+    return [_ranges(alike, rows, n_k) for alike in groups.values()]
 
 
 def _joined(parts: list[_Ranges]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -255,7 +257,7 @@ def _class_of(p: Pattern, rows: np.ndarray, n_k: int) -> tuple[str, str, Prefix 
         conjuncts = disjuncts(p)
     except TooManyConjuncts:
         return "X", "it falls into too many parts", None
-    ranges = _alike([part for part in (_ranges(conjunct, rows, n_k) for conjunct in conjuncts) if part.pairs])
+    ranges = _parts(conjuncts, rows, n_k)
     if not ranges:
         return "0", "no pair at this length", None
     unsolved = [core for part in ranges for core in part.unsolved]

@@ -26,7 +26,7 @@ PREFIXES = {
     "sinks": (rest(pc.window(6) | pc.sink(3)), 6), "more sinks than keys": (rest(pc.window(6) | pc.sink(50)), "0"), "all": (rest(pc.empty, pc.full), None),
     "chunks": (rest(pc.block(6)), None), "chunks back": (rest(pc.block(7, back=1)), None), "chunks and window": (rest(pc.window(5) | pc.block(8)), None),
     "both": (rest(pc.window(9) & pc.block(8)), None), "rows": (rest(pc.window(3) | pc.rows(8)), 3), "some keys": (rest(pc.window(3) | pc.cols([4, 9, 30])), 3),
-    "every third key": (rest(pc.window(3) | (pc.k % 3 == 1)), 3), "documents": (rest(pc.window(3), causal & pc.documents(arg("ids"))), 3),
+    "every third key": (rest(pc.window(3) | (pc.k % 3 == 1)), 3), "keys of documents": (rest(pc.window(3) | (pc.k % 3 == 1), causal & pc.documents(arg("ids"))), 3), "documents": (rest(pc.window(3), causal & pc.documents(arg("ids"))), 3),
     "documents and chunks": (rest(pc.block(4), causal & pc.documents(arg("ids"))), None), "blocks": (rest(pc.window(3), causal & pc.block(10)), 3),
     "padding": (rest(pc.window(3), causal & pc.valid(arg("m"))), 3), "width": (rest(pc.window(arg("w"))), 4), "steps of a table": (rest(pc.empty, pc.table([0, 0, 5, 9] * 10)[pc.q // 10] >= pc.k), None),
     "late rows": (rest(pc.window(3) | pc.rows(range(20, 40))), 3), "all causal": (rest(causal), "0"), "crossing": (rest(pc.documents(arg("ids")) & pc.window(4)), "any"),
