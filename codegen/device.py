@@ -40,9 +40,3 @@ def precision(dtype: torch.dtype) -> str:
     matmul = torch.backends.cuda.matmul
     tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
     return "tf32" if tf32 else "ieee"
-
-
-@lru_cache(maxsize=64)
-def processors(device: torch.device) -> int:
-    """Number of multiprocessors; of a device without any, what an H100 has."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132

@@ -23,21 +23,17 @@ class TailConfig:
 
 def block_of(itemsize: int, precision: str) -> int:
     """Keys and rows of a slot, the same for all kernels of a call: they share their states."""
-    return 64 if itemsize == 2 or precision == "tf32" else 16
+    return 64 if itemsize == 2 else 32 if precision == "tf32" else 16
 
 
-def choose(kernel: str, head_dim: int, value_dim: int, group: int, itemsize: int, precision: str) -> TailConfig:
-    """The configuration to try first.
+def choose(itemsize: int, precision: str) -> TailConfig:
+    """The configuration to try first; states fill the registers of 8 warps, whatever the kernel.
 
     Args:
-        group: query heads that share a key head.
         itemsize, precision: bytes of an operand, and how products of float32 round.
     """
     block = block_of(itemsize, precision)
-    if itemsize == 4:
-        return TailConfig(block, 32, 8, 1)
-    wide = padded(max(head_dim, value_dim)) > 64
-    return TailConfig(block, 64, 8 if wide else 4, 2 if group == 1 else 1)
+    return TailConfig(block, 64, 8, 2) if itemsize == 2 else TailConfig(block, 32, 8, 1)
 
 
 def smaller(config: TailConfig) -> TailConfig | None:

@@ -193,15 +193,15 @@ def _forward(t: Text) -> TailKernel:
         LOAD_Q, *t.features("q", "q_tile", "row_ok", "q_tile"),
         *t.dots("w", [(f"q{h}16", f"tl.trans(k{h}16)") for h in t.halves]),
         "w = tl.where(allowed, w, 0.0)",
-        *t.apart("o", [(f"q{h}16", f"s{h}16") for h in t.halves], "row_ok", "reads"),
-        *t.apart("o", [("w.to(v_tile.dtype)", "v_tile")], "row_ok", add=True),
+        *t.apart("o", [("w.to(v_tile.dtype)", "v_tile")], "row_ok"),
+        *t.apart("o", [(f"q{h}16", f"s{h}16") for h in t.halves], "row_ok", "reads", add=True),
         "_store_slot(o_base, first_row, row_ok, o_stride, e, o, DV, BLOCK)",
         *sums,
     ]  # fmt: skip
     step = [
         *t.slot(rows=True),
         LOAD_K, LOAD_V,
-        *t.features("k", "k_tile", "key_ok", "k_tile"), *t.rounded("s", "v_tile"), *t.allowed(transposed=False),
+        *t.features("k", "k_tile", "key_ok", "k_tile"), *(_more(t) if f.sums else []), *t.rounded("s", "v_tile"), *t.allowed(transposed=False),
         *_heads(t, ("q", "o"), inner),
         *_next_state(t, "s", "k", "v_tile"),
         *(_next_sums(t) if f.sums else []),
@@ -230,42 +230,47 @@ def _next_state(t: Text, state: str, features: str, values: str) -> list[str]:
     return [*_kept(t, state), *fed, *(line for lines in sums for line in lines)]
 
 
+def _more(t: Text) -> list[str]:
+    """What the slot's keys add to the sums of features: early, so that the features are not kept in float32."""
+    return [f"more{h} = tl.sum({t.when('feeds[:, None]', f'k{h}')}, 0)" for h in t.halves]
+
+
 def _next_sums(t: Text) -> list[str]:
-    return [*_kept(t, "z"), *(f"z{h} += tl.sum({t.when('feeds[:, None]', f'k{h}')}, 0)" for h in t.halves)]
+    return [*_kept(t, "z"), *(f"z{h} += more{h}" for h in t.halves)]
 
 
 def _backward_q(t: Text) -> TailKernel:
-    passed = "dphi + z[:, None] * extra[None, :]"
     inner = [
-        LOAD_Q, LOAD_DO, LOAD_EXTRA,
-        *t.dots("w", [("v_tile", "tl.trans(do_tile)")]),
-        "w = tl.where(allowed, w + extra[None, :], 0.0).to(k_tile.dtype)",
+        LOAD_DO, LOAD_EXTRA,
+        *t.dots("w", [("do_tile", "tl.trans(v_tile)")]),
+        "w = tl.where(allowed, w + extra[:, None], 0.0).to(k_tile.dtype)",
         *t.dots("dphi", [("s16", "tl.trans(do_tile)")]),
-        f"dphi = {t.when('reads[None, :]', passed)}",
-        *t.dots("dphi", [("tl.trans(k16)", "w")], "dphi"),
+        f"dphi = {t.when('reads[None, :]', 'dphi + z[:, None] * extra[None, :]')}",
+        *t.dots("dphi", [("tl.trans(k16)", "tl.trans(w)")], "dphi"),
+        LOAD_Q,
         f"dq = {t.gradient('q_tile', 'tl.trans(dphi)')}",
-        *_store_part(t, "dq", "first_row, row_ok"),
+        "_store_slot(dq_base, first_row, row_ok, dq_stride, d, dq, D, BLOCK)",
     ]  # fmt: skip
     fed = [f"v_tile = {t.when('feeds[:, None]', 'v_tile')}"] if t.form.gated else []
     step = [
         *t.slot(rows=True),
         LOAD_K, LOAD_V,
         "v_tile = tl.where(key_ok[:, None], v_tile - centre[None, :], 0.0).to(k_tile.dtype)",
-        *t.features("k", "k_tile", "key_ok", "k_tile"), *t.rounded("s", "k_tile"), *t.allowed(transposed=True),
-        *_heads(t, ("q", "do", *_parts(t, "dq")), inner),
+        *t.features("k", "k_tile", "key_ok", "k_tile"), *_more(t), *t.rounded("s", "k_tile"), *t.allowed(transposed=False),
+        *_heads(t, ("q", "do", "dq"), inner),
         *_kept(t, "s"), *fed,
         *t.dots("s", [("tl.trans(k16)", "v_tile")], "s"),
         *_next_sums(t),
     ]  # fmt: skip
     body = [
-        *t.program(sliced=False), *_rows_only(t), *t.base("k", "kv_h"), *t.base("v", "kv_h"), *t.state_base(),
+        *t.program(sliced=False), *_rows_only(t), *_own_part(t, "dq"), *t.base("k", "kv_h"), *t.base("v", "kv_h"), *t.state_base(),
         "centre = tl.load(centre_ptr + (b * (HEADS // GROUP) + kv_h) * DV + e, mask=e < DV, other=0.0)",
         *t.load_state("s"), *t.load_vector("z"),
         "s -= z[:, None] * centre[None, :]",
         *_loop(step),
     ]  # fmt: skip
     doc = f"dq: phi(q) has the gradient sum of (do . v) phi(k).  extra = do . centre + the gradient of the sums; {_each(t)}."
-    parameters = [*t.parameters("q", "k", "v", "do", *_parts(t, "dq")), "extra_ptr", "centre_ptr", "states_ptr", *t.tables()]
+    parameters = [*t.parameters("q", "k", "v", "do", "dq"), *(["dq2_ptr"] if t.single else []), "extra_ptr", "centre_ptr", "states_ptr", *t.tables()]
     return _finish("backward_q", doc, parameters, body)
 
 
@@ -273,16 +278,9 @@ def _each(t: Text) -> str:
     return f"one program a segment, key head{' and half of the features, each with a result of its own' if t.single else ''}"
 
 
-def _parts(t: Text, name: str) -> tuple[str, ...]:
-    """The results of both halves of the features, which the launcher adds."""
-    return (name, f"{name}2") if t.single else (name,)
-
-
-def _store_part(t: Text, name: str, where: str) -> list[str]:
-    def store(to: str) -> str:
-        return f"_store_slot({to}_base, {where}, {to}_stride, d, {name}, D, BLOCK)"
-
-    return ["if half == 0:", "    " + store(name), "else:", "    " + store(f"{name}2")] if t.single else [store(name)]
+def _own_part(t: Text, name: str) -> list[str]:
+    """The result of the program's half."""
+    return ["if half == 1:", f"    {name}_ptr = {name}2_ptr"] if t.single else []
 
 
 def _kept(t: Text, *names: str) -> list[str]:
@@ -295,32 +293,33 @@ def _backward_k(t: Text) -> TailKernel:
     inner = [
         LOAD_Q, LOAD_DO, *([LOAD_EXTRA] if f.sums else []),
         *t.features("q", "q_tile", "row_ok", "do_tile"),
-        *t.dots("w", [("do_tile", "tl.trans(v_tile)")]),
-        f"w = tl.where(allowed, w{' + extra[:, None]' if f.sums else ''}, 0.0).to(do_tile.dtype)",
-        *t.dots("dphi", [("tl.trans(q16)", "w")], "dphi"),
+        *t.dots("w", [("v_tile", "tl.trans(do_tile)")]),
+        f"w = tl.where(allowed, w{' + extra[None, :]' if f.sums else ''}, 0.0).to(do_tile.dtype)",
+        *t.apart("dphi", [("w", "q16")], "key_ok", add=True),
         *([f"do_tile = {t.when('reads[:, None]', 'do_tile')}"] if f.gated else []),
         *t.dots("s", [("tl.trans(q16)", "do_tile")], "s"),
         *([f"z += tl.sum(q * {t.when('reads', 'extra')}[:, None], 0)"] if f.sums else []),
     ]  # fmt: skip
     step = [
         *t.slot(rows=True),
-        LOAD_K, LOAD_V,
-        *t.rounded("s", "v_tile"), *t.allowed(transposed=False),
-        *t.dots("dphi", [("s16", "tl.trans(v_tile)")]),
-        *(["dphi += tl.where(key_ok[None, :], z[:, None], 0.0)"] if f.sums else []),
-        *([f"dphi = {t.when('feeds[None, :]', 'dphi')}"] if f.gated else []),
+        LOAD_V,
+        *t.rounded("s", "v_tile"), *t.allowed(transposed=True),
+        "dphi = tl.zeros([BLOCK, BLOCK_D], tl.float32)", *(["passed = z"] if f.sums else []),
         *_kept(t, "s", *(["z"] if f.sums else [])),
         *_heads(t, ("q", "do"), inner),
-        f"dk = {t.gradient('k_tile', 'tl.trans(dphi)')}",
-        *_store_part(t, "dk", f"first_key, {t.stored}"),
+        *t.apart("dphi", [("v_tile", "tl.trans(s16)")], "key_ok", "feeds", add=True),
+        *([f"dphi += tl.where({'(key_ok & feeds)' if f.gated else 'key_ok'}[:, None], passed[None, :], 0.0)"] if f.sums else []),
+        LOAD_K,
+        f"dk = {t.gradient('k_tile', 'dphi')}",
+        f"_store_slot(dk_base, first_key, {t.stored}, dk_stride, d, dk, D, BLOCK)",
     ]  # fmt: skip
     body = [
-        *t.program(sliced=False), *(line for name in ("k", "v", *_parts(t, "dk")) for line in t.base(name, "kv_h")), *t.state_base(),
+        *t.program(sliced=False), *_own_part(t, "dk"), *(line for name in ("k", "v", "dk") for line in t.base(name, "kv_h")), *t.state_base(),
         *t.load_state("s"), *(t.load_vector("z") if f.sums else []),
         *_loop(step, reverse=True),
     ]  # fmt: skip
     doc = f"dk: phi(k) has the gradient sum of (do . v) phi(q); {_each(t)}."
-    parameters = [*t.parameters("q", "k", "v", "do", *_parts(t, "dk")), *(["extra_ptr"] if f.sums else []), "states_ptr", *t.tables()]
+    parameters = [*t.parameters("q", "k", "v", "do", "dk"), *(["dk2_ptr"] if t.single else []), *(["extra_ptr"] if f.sums else []), "states_ptr", *t.tables()]
     return _finish("backward_k", doc, parameters, body)
 
 
@@ -337,8 +336,9 @@ def _backward_v(t: Text) -> TailKernel:
     step = [
         *t.slot(rows=True),
         LOAD_K, *t.features("k", "k_tile", "key_ok", "k_tile"), *t.rounded("s", "k_tile"), *t.allowed(transposed=True),
-        *t.apart("dv", [(f"k{h}16", f"s{h}16") for h in t.halves], "key_ok", "feeds"), *_kept(t, "s"),
+        "dv = tl.zeros([BLOCK, SLICE], tl.float32)", *_kept(t, "s"),
         *_heads(t, ("q", "do"), inner),
+        *t.apart("dv", [(f"k{h}16", f"s{h}16") for h in t.halves], "key_ok", "feeds", add=True),
         f"_store_slot(dv_base, first_key, {t.stored}, dv_stride, e, dv, DV, BLOCK)",
     ]  # fmt: skip
     body = [

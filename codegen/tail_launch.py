@@ -88,12 +88,13 @@ def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: torch.Tensor 
     do, dsums = _rows(do.to(v.dtype), warn=False), None if dsums is None else dsums.contiguous()
     matrices = {"q": q, "k": k, "v": v, "do": do}
     parts = [_empty(q, q.shape[2], q.shape[3], out[0]) for _ in range(run.source.form.halves)]
-    run.launch("backward_q", {**matrices, **dict(zip(("dq", "dq2"), parts))}, {"extra_ptr": extra, "centre_ptr": centre, "states_ptr": states})
+    vectors = {"extra_ptr": extra, "centre_ptr": centre, "states_ptr": states, "dq2_ptr": parts[-1]}
+    run.launch("backward_q", {**matrices, "dq": parts[0]}, vectors)
     dq = _added(parts)
     run.clear(dq)
     states = run.row_states(q, do, dsums)
     parts = [_empty(k, k.shape[2], k.shape[3], out[1]) for _ in range(run.source.form.halves)]
-    run.launch("backward_k", {**matrices, **dict(zip(("dk", "dk2"), parts))}, {"extra_ptr": dsums, "states_ptr": states})
+    run.launch("backward_k", {**matrices, "dk": parts[0]}, {"extra_ptr": dsums, "states_ptr": states, "dk2_ptr": parts[-1]})
     dk = _added(parts)
     dv = _empty(v, v.shape[2], v.shape[3], out[2])
     run.launch("backward_v", {"q": q, "k": k, "do": do, "dv": dv}, {"states_ptr": states})
@@ -198,8 +199,7 @@ class _Run:
             return self.call.configs[name]
         key = self._key(name)
         if key not in _chosen:
-            d, dv, _, group = self.sizes
-            _chosen[key] = tail_configs.choose(name, d, dv, group, self.dtype.itemsize, self.precision)
+            _chosen[key] = tail_configs.choose(self.dtype.itemsize, self.precision)
         return _chosen[key]
 
     def _step_down(self, name: str, config: TailConfig, error: OutOfResources) -> None:
