@@ -319,7 +319,8 @@ def _backward_k(t: Text) -> TailKernel:
         *_loop(step, reverse=True),
     ]  # fmt: skip
     doc = f"dk: phi(k) has the gradient sum of (do . v) phi(q); {_each(t)}."
-    parameters = [*t.parameters("q", "k", "v", "do", "dk"), *(["dk2_ptr"] if t.single else []), *(["extra_ptr"] if f.sums else []), "states_ptr", *t.tables()]
+    vectors = [*(["dk2_ptr"] if t.single else []), *(["extra_ptr"] if f.sums else []), "states_ptr"]
+    parameters = [*t.parameters("q", "k", "v", "do", "dk"), *vectors, *t.tables()]
     return _finish("backward_k", doc, parameters, body)
 
 
