@@ -16,6 +16,7 @@ from patternc.balance import Costs, of_groups, row_tiles, schedule, tiles_of_lay
 from patternc.codegen.device import processors
 from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, attention_backward, attention_forward
+from patternc.codegen.norms import backward_norms, norms
 from patternc.codegen.parameters import ChoiceTables, TileLists
 from patternc.codegen.schedule import Dealt
 from patternc.codegen.tail_backend import tail_backward, tail_forward, tail_refusal
@@ -59,7 +60,9 @@ def check(q: torch.Tensor, v: torch.Tensor) -> None:
             )
 
 
-__all__ = ["backward", "call_of", "check", "check_width", "forward", "source", "tail_backward", "tail_forward", "tail_refusal"]
+__all__ = [
+    "backward", "backward_norms", "call_of", "check", "check_width", "forward", "norms", "source", "tail_backward", "tail_forward", "tail_refusal"
+]  # fmt: skip
 
 
 def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):

@@ -9,6 +9,7 @@ from patternc.codegen.tail_launch import SlotTables, TailCall, tail_backward as 
 from patternc.errors import BackendError
 from patternc.expr.pattern import all_of, negate
 from patternc.kept import unchanged
+from patternc.tail import result_of
 from patternc.tail_plan import TailPlan, tail_plan
 from patternc.tail_slots import slots_of
 
@@ -43,8 +44,8 @@ def tail_refusal(compiled, bound: Bound) -> str | None:
 def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound):
     plan = plan_of(compiled, bound)
     if plan.kind == "0" or not q.numel() or not v.numel():
-        y = q.new_zeros(*q.shape[:3], v.shape[3], dtype=torch.float32)
-        return y, y.new_zeros(q.shape[:3]) if sums else None, None
+        y = q.new_zeros(*q.shape[:3], v.shape[3], dtype=result_of(v.dtype))
+        return y, q.new_zeros(q.shape[:3], dtype=torch.float32) if sums else None, None
     return _forward(_call_of(compiled, plan, bound, feature, q.device), q, k, v, sums)
 
 

@@ -1,7 +1,7 @@
 """Running the kernels of a linear tail: tensors and the slots of a plan in, sums and gradients out.
 
 Shapes: q [B, H, n_q, D], k [B, Hkv, n_k, D], v [B, Hkv, n_k, Dv], of one dtype; o [B, H, n_q, Dv] and the sums of weights
-[B, H, n_q] in float32.  D and Dv are at most `WIDEST`.  Everything is checked by the caller.
+[B, H, n_q] in float32 (o in bfloat16 for bfloat16 inputs).  D and Dv are at most `WIDEST`.  Everything is checked by the caller.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from patternc.codegen.tail_configs import SCAN_WIDTH, TailConfig
 from patternc.codegen.tail_kernels import SLICED, TailSource, generate
 from patternc.codegen.tail_text import Form
 from patternc.errors import BackendError
+from patternc.tail import result_of
 from patternc.tail_slots import Slots
 
 WIDEST = 128  # head dimension of keys and of values that a state in registers allows
@@ -68,7 +69,7 @@ def tail_forward(call: TailCall, q, k, v, sums: bool) -> tuple[torch.Tensor, tor
     run = _Run(call, q, k, v, sums)
     q, k, v = run.operands(q, k, v)
     states = run.key_states(k, v)
-    o = _empty(q, q.shape[2], v.shape[3], torch.float32)
+    o = _empty(q, q.shape[2], v.shape[3], result_of(v.dtype))
     weights = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if sums else None
     run.launch("forward", {"q": q, "k": k, "v": v, "o": o}, {"sums_ptr": weights, "states_ptr": states})
     run.clear(o, weights)
@@ -76,7 +77,7 @@ def tail_forward(call: TailCall, q, k, v, sums: bool) -> tuple[torch.Tensor, tor
 
 
 def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: torch.Tensor | None = None):
-    """`(dq, dk, dv)` from the forward's inputs, the gradients of its results in float32, and its states where they were kept."""
+    """`(dq, dk, dv)` from the forward's inputs, the gradients of its results, and its states where they were kept."""
     run = _Run(call, q, k, v, dsums is not None)
     out = q.dtype, k.dtype, v.dtype
     q, k, v = run.operands(q, k, v)

@@ -11,7 +11,7 @@ from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
 from patternc.signature import signature
 from patternc.tail import LinearAttention, at_least_float32, by_features, rms_norm, tail
-from patternc.tail_runtime import TailAttention, by_kernels, has_kernels
+from patternc.tail_runtime import Norms, TailAttention, by_kernels, has_kernels
 
 
 def attention(
@@ -63,10 +63,12 @@ def attention(
     tail_q, tail_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
     check_tail(q, k, tail_q, tail_k)
     y = tail(term, tail_q, tail_k, v, linear, initial_state, projection)
-    out = at_least_float32(out)
+    if term.norm == "rms" and name == "triton":
+        scales = (x if x is not None else torch.ones(q.shape[1], v.shape[3], device=q.device) for x in (exact_scale, tail_scale))
+        return (operators.norms if tracing else Norms.apply)(out, y, *scales), lse
     if term.norm == "rms":
         out, y = rms_norm(out, exact_scale), rms_norm(y, tail_scale)
-    return (out + y).to(q.dtype), lse
+    return (at_least_float32(out) + y).to(q.dtype), lse
 
 
 def prepare(spec: Pattern | Attention) -> None:

@@ -6,8 +6,11 @@ A backend that has kernels for terms has three more functions:
     tail_forward(compiled, q, k, v, feature, sums, bound) -> (y, weights, kept)
     tail_backward(compiled, dy, dweights, q, k, v, kept, feature, bound) -> (dq, dk, dv)
 
-with y [B, H, N_q, Dv] and the sums of weights [B, H, N_q] (None unless `sums`) in float32, `feature` a name in
-`KERNEL_FEATURES`, and `kept` a tensor that the backward may get again, or None.
+    norms(o, t, o_scale, t_scale) -> y;  backward_norms(dy, o, t, o_scale, t_scale) -> (do, dt, do_scale, dt_scale)
+
+with y [B, H, N_q, Dv] as `patternc.tail.result_of` says, the sums of weights [B, H, N_q] (None unless `sums`) in float32,
+`feature` a name in `KERNEL_FEATURES`, `kept` a tensor that the backward may get again, or None; `norms` are the sum of the
+RMSNorms of exact part and term, in the dtype of o.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import torch
 from patternc.derivatives import Function, Gradients
 from patternc.errors import BackendError
 from patternc.runtime import backend_module, rest_of
-from patternc.tail import at_least_float32, by_features, feature_map, linear_backward, linear_forward
+from patternc.tail import at_least_float32, by_features, feature_gradient, feature_map, linear_backward, linear_forward, result_of
 
 KERNEL_FEATURES = ("softmax", "elu+1", "relu", "identity")
 WIDEST = 128  # head dimensions that kernels take at a time
@@ -92,26 +95,37 @@ class TailAttention(Function):
         return *Gradients.apply(compute, dy, *([dweights] if sums else []), *ctx.saved_tensors), None, None, None, None
 
 
+class Norms(Function):
+    """The sum of two RMSNorms by kernels, for eager calls."""
+
+    @staticmethod
+    def forward(ctx, o, t, o_scale, t_scale):
+        ctx.save_for_backward(o, t, o_scale, t_scale)
+        return backend_module("triton").norms(o, t, o_scale, t_scale)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return Gradients.apply(backend_module("triton").backward_norms, dy, *ctx.saved_tensors)
+
+
 def traced_forward(made, bound, backend: str, q, k, v, feature: str, sums: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """`(y, weights)` for a registered operator, which runs below autograd; weights are [0] where they are not asked for."""
     if has_kernels(made, bound, backend):
         y, weights, _ = backend_module("triton").tail_forward(made, q, k, v, feature, sums, bound)
     else:
         y, weights = by_features(lambda *x: linear_forward(*x, rest_of(made, bound)))(feature, feature_map(feature), q, k, v, sums)
-    return y.contiguous(), y.new_empty(0) if weights is None else weights.contiguous()
+    y = y.to(result_of(v.dtype))
+    return y.contiguous(), q.new_empty(0, dtype=y.dtype) if weights is None else weights.contiguous()
 
 
 def traced_backward(made, bound, backend: str, dy, dweights, q, k, v, feature: str, sums: bool):
     dweights = dweights if sums else None
     if has_kernels(made, bound, backend):
         return backend_module("triton").tail_backward(made, dy, dweights, q, k, v, None, feature, bound)
-    with torch.enable_grad():
-        inputs = [x.detach().requires_grad_() for x in (q, k)]
-        features = [feature_map(feature)(x) for x in inputs]
-    values = at_least_float32(v)
+    phi, values = feature_map(feature), at_least_float32(v)
     if sums:
         values, dy = torch.cat([values, torch.ones_like(values[..., :1])], -1), torch.cat([dy, dweights[..., None]], -1)
-    *gradients, dv = linear_backward(dy.to(values.dtype), *(x.detach().to(values.dtype) for x in features), values, rest_of(made, bound))
-    with torch.enable_grad():
-        dq, dk = (torch.autograd.grad(f, x, g.to(f.dtype))[0] for f, x, g in zip(features, inputs, gradients))
+    features = [phi(x).to(values.dtype) for x in (q, k)]
+    *gradients, dv = linear_backward(dy.to(values.dtype), *features, values, rest_of(made, bound))
+    dq, dk = (feature_gradient(feature, at_least_float32(x), g).to(x.dtype) for x, g in zip((q, k), gradients))
     return dq, dk, dv[..., : v.shape[-1]].to(v.dtype)
