@@ -141,7 +141,7 @@ def _tail_signature(job: TailJob) -> tuple[dict[str, str], dict[str, object]]:
     kernel = job.source.kernels[job.kernel]
     constants = tail_configs.constants(job.config, job.source.form, job.head_dim, job.value_dim, job.heads, job.group) | {
         "ALIGN": 16, "PRECISION": job.precision, "REVERSE": False}  # fmt: skip
-    kinds = dict.fromkeys(("sums_ptr", "extra_ptr", "centre_ptr", "states_ptr"), "*fp32") | {"live_ptr": "*u8"}
+    kinds = dict.fromkeys(("sums_ptr", "dsums_ptr", "extra_ptr", "centre_ptr", "states_ptr"), "*fp32") | {"live_ptr": "*u8"}
     kinds |= dict.fromkeys(("first_ptr", "last_ptr", "low_ptr", "base_ptr"), "*i32")
 
     def kind(parameter: str) -> str:

@@ -35,8 +35,10 @@ import triton.language as tl
 SHAPES = ["HEADS", "GROUP", "D", "DV", "BLOCK_D"]
 CONSTANTS = {
     "key_states": [*SHAPES, "SLICE"], "row_states": [*SHAPES, "SLICE"], "scan": ["WIDTH", "BLOCK_W", "REVERSE"],
-    "forward": [*SHAPES, "SLICE"], "backward_q": [*SHAPES, "BLOCK_DV"], "backward_k": [*SHAPES, "BLOCK_DV"], "backward_v": [*SHAPES, "SLICE"],
+    "extras": ["HEADS", "GROUP", "DV", "BLOCK_DV"], "forward": [*SHAPES, "SLICE"],
+    "backward_q": [*SHAPES, "BLOCK_DV"], "backward_k": [*SHAPES, "BLOCK_DV"], "backward_v": [*SHAPES, "SLICE"],
 }  # fmt: skip
+UNSLOTTED = {"scan": [], "extras": ["ALIGN"]}  # the last constexprs of kernels that go through no slots
 SLICED = ("key_states", "row_states", "forward", "backward_v")  # programs take slices of the values
 
 
@@ -63,13 +65,13 @@ class TailSource:
 def generate(form: Form) -> TailSource:
     """The source of a form's kernels; equal bytes for equal forms, in every process."""
     whole, half = Text(form), Text(form, single=True)
-    kernels = [make(whole) for make in (_key_states, _row_states, _scan, _forward)] + [_backward_q(half), _backward_k(half), _backward_v(whole)]
+    kernels = [make(whole) for make in (_key_states, _row_states, _scan, _forward, _extras, _backward_v)] + [_backward_q(half), _backward_k(half)]
     body = "\n\n\n".join(k.text for k in kernels)
     return TailSource(f"{HEADER}{used_by(body, SOURCES)}\n\n{body}\n\n\n# {form}\n", {k.name: k for k in kernels}, form)
 
 
 def _finish(name: str, doc: str, parameters: list[str], body: list[str]) -> TailKernel:
-    constants = [*CONSTANTS[name], "BLOCK", *([] if name == "scan" else ["ALIGN", "STAGES", "PRECISION"])]
+    constants = [*CONSTANTS[name], "BLOCK", *UNSLOTTED.get(name, ["ALIGN", "STAGES", "PRECISION"])]
     text = header(name, parameters, constants, doc) + indent(body)
     return TailKernel(name, text, tuple(parameters), tuple(constants))
 
@@ -215,6 +217,28 @@ def _forward(t: Text) -> TailKernel:
     return _finish("forward", doc, [*t.parameters("q", "k", "v", "o"), *(["sums_ptr"] if f.sums else []), "states_ptr", *t.tables()], body)
 
 
+def _extras(t: Text) -> TailKernel:
+    body = [
+        "tiles = tl.cdiv(n_q, BLOCK)",
+        "program = tl.program_id(0)",
+        "first = program % tiles * BLOCK",
+        "h = program // tiles % HEADS",
+        "b = program // tiles // HEADS",
+        "e = tl.arange(0, BLOCK_DV)",
+        "rows = first + tl.arange(0, BLOCK)",
+        "row_ok = rows < n_q",
+        *t.base("do", "h"),
+        "do_tile = _load_slot(do_base, first, row_ok, do_stride, e, DV, BLOCK).to(tl.float32)",
+        "centre = tl.load(centre_ptr + (b * (HEADS // GROUP) + h // GROUP) * DV + e, mask=e < DV, other=0.0)",
+        "extra = tl.sum(do_tile * centre[None, :], 1)",
+        *([f"extra += tl.load(dsums_ptr + {ROW_VECTOR}, mask=row_ok, other=0.0)"] if t.form.sums else []),
+        f"tl.store(extra_ptr + {ROW_VECTOR}, extra, mask=row_ok)",
+    ]  # fmt: skip
+    doc = f"extra = do . centre{' + the gradient of the sums' if t.form.sums else ''} of each row [B, HEADS, n_q], one program a tile of rows."
+    parameters = [*t.parameters("do"), *(["dsums_ptr"] if t.form.sums else []), "centre_ptr", "extra_ptr", "n_q"]
+    return _finish("extras", doc, parameters, body)
+
+
 def _rows_only(t: Text) -> list[str]:
     """Slots whose rows there are, where rows are found by arithmetic."""
     if t.form.steps:
@@ -269,7 +293,7 @@ def _backward_q(t: Text) -> TailKernel:
         "s -= z[:, None] * centre[None, :]",
         *_loop(step),
     ]  # fmt: skip
-    doc = f"dq: phi(q) has the gradient sum of (do . v) phi(k).  extra = do . centre + the gradient of the sums; {_each(t)}."
+    doc = f"dq: phi(q) has the gradient sum of (do . v) phi(k); {_each(t)}."
     parameters = [*t.parameters("q", "k", "v", "do", "dq"), *(["dq2_ptr"] if t.single else []), "extra_ptr", "centre_ptr", "states_ptr", *t.tables()]
     return _finish("backward_q", doc, parameters, body)
 

@@ -83,10 +83,10 @@ def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: torch.Tensor 
     q, k, v = run.operands(q, k, v)
     states = run.key_states(k, v) if states is None else states
     centre = v.mean(2, dtype=torch.float32)
-    heads = q.shape[1] // k.shape[1]
-    extra = torch.einsum("bkgnd,bkd->bkgn", do.unflatten(1, (-1, heads)).float(), centre).flatten(1, 2)
-    extra = (extra if dsums is None else extra + dsums).contiguous()
-    do, dsums = _rows(do.to(v.dtype), warn=False), None if dsums is None else dsums.contiguous()
+    dsums = None if dsums is None else dsums.contiguous()
+    extra = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    run.launch("extras", {"do": _rows(do, warn=False)}, {"centre_ptr": centre, "dsums_ptr": dsums, "extra_ptr": extra})
+    do = _rows(do.to(v.dtype), warn=False)
     matrices = {"q": q, "k": k, "v": v, "do": do}
     parts = [_empty(q, q.shape[2], q.shape[3], out[0]) for _ in range(run.source.form.halves)]
     vectors = {"extra_ptr": extra, "centre_ptr": centre, "states_ptr": states, "dq2_ptr": parts[-1]}
@@ -187,6 +187,8 @@ class _Run:
 
     def _programs(self, name: str, constants: dict) -> int:
         pairs = self.batch * self.kv_heads
+        if name == "extras":
+            return self.batch * self.sizes[2] * -(-self.values["n_q"] // constants["BLOCK"])
         if name == "scan":
             return pairs * -(-constants["WIDTH"] // SCAN_WIDTH)
         parts = -(-self.sizes[1] // constants["SLICE"]) if name in SLICED else self.source.form.halves

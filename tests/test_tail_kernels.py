@@ -226,5 +226,5 @@ def test_text():
     assert tail_kernels.generate(Form("softmax", False, False, False, False)).text == source.text
     for name in ("low_ptr", "first_ptr", "live_ptr", "sums_ptr", "per_row"):
         assert name not in source.text
-    assert tuple(source.kernels) == KERNELS
+    assert set(source.kernels) == set(KERNELS)
     assert "low_ptr" in tail_kernels.generate(Form("softmax", False, False, True, False)).text
