@@ -10,7 +10,7 @@ from patternc.errors import BackendError
 from patternc.expr.pattern import all_of, negate
 from patternc.kept import unchanged
 from patternc.tail import result_of
-from patternc.tail_plan import TailPlan, tail_plan
+from patternc.tail_plan import Scan, TailPlan, tail_plan
 from patternc.tail_slots import slots_of
 
 MOST_PLANS = 64
@@ -38,34 +38,40 @@ def plan_of(compiled, bound: Bound) -> TailPlan:
 def tail_refusal(compiled, bound: Bound) -> str | None:
     """Why a term has no kernels; None where it has."""
     plan = plan_of(compiled, bound)
-    return None if plan.kind in ("0", "P") else f"whose pairs are of class {plan.kind}: {plan.why}"
+    return None if plan.kind == "0" or plan.scans else f"whose pairs are of class {plan.kind}: {plan.why}"
 
 
 def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound):
-    plan = plan_of(compiled, bound)
-    if plan.kind == "0" or not q.numel() or not v.numel():
+    plan, y, weights, kept = plan_of(compiled, bound), None, None, []
+    for scan in plan.scans if q.numel() and v.numel() else ():
+        found, more, states = _forward(_call_of(compiled, scan, bound, feature, q.device), q, k, v, sums)
+        y, weights = (found, more) if y is None else (y.add_(found), weights.add_(more) if sums else None)
+        kept.append(states)
+    if y is None:
         y = q.new_zeros(*q.shape[:3], v.shape[3], dtype=result_of(v.dtype))
-        return y, q.new_zeros(q.shape[:3], dtype=torch.float32) if sums else None, None
-    return _forward(_call_of(compiled, plan, bound, feature, q.device), q, k, v, sums)
+        weights = q.new_zeros(q.shape[:3], dtype=torch.float32) if sums else None
+    return y, weights, kept
 
 
 def tail_backward(compiled, dy, dweights, q, k, v, kept, feature: str, bound: Bound):
-    plan = plan_of(compiled, bound)
-    if plan.kind == "0" or not q.numel() or not v.numel():
-        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    return _backward(_call_of(compiled, plan, bound, feature, q.device), q, k, v, dy, dweights, kept)
+    plan, total = plan_of(compiled, bound), None
+    for i, scan in enumerate(plan.scans if q.numel() and v.numel() else ()):
+        call = _call_of(compiled, scan, bound, feature, q.device)
+        found = _backward(call, q, k, v, dy, dweights, kept[i] if kept else None)
+        total = found if total is None else tuple(a.add_(b) for a, b in zip(total, found))
+    return (torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)) if total is None else total
 
 
-def _call_of(compiled, plan: TailPlan, bound: Bound, feature: str, device: torch.device) -> TailCall:
+def _call_of(compiled, scan: Scan, bound: Bound, feature: str, device: torch.device) -> TailCall:
     kept = compiled.state.setdefault("slots", {})
 
     def tables(block: int) -> SlotTables:
-        key = plan, block, device
+        key = scan, block, device
         if key not in kept:
             if len(kept) >= MOST_TABLES:
                 kept.pop(next(iter(kept)))
             start = bound.q_start if isinstance(bound.q_start, int) else bound.numpy().q_start
-            kept[key] = SlotTables.of(slots_of(plan, start, bound.n_q, bound.n_k, block), device)
+            kept[key] = SlotTables.of(slots_of(scan, start, bound.n_q, bound.n_k, block), device)
         return kept[key]
 
     return TailCall(feature, tables)

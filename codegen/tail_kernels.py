@@ -1,4 +1,4 @@
-"""The kernels of a linear tail of class P (see `patternc.tail_plan`), as one module of Triton text.
+"""The kernels of a scan over the pairs of a linear tail (see `patternc.tail_plan`), as one module of Triton text.
 
 One sum in four places, `out_i = sum of (x_i . y_j) z_j` over the pairs (i, j) of R:
 
@@ -96,9 +96,11 @@ LOAD_Q = "q_tile = _load_slot(q_base, first_row, row_ok, q_stride, d, D, BLOCK)"
 LOAD_K = "k_tile = _load_slot(k_base, first_key, key_ok, k_stride, d, D, BLOCK)"
 LOAD_V = "v_tile = _load_slot(v_base, first_key, key_ok, v_stride, e, DV, BLOCK)"
 LOAD_DO = "do_tile = _load_slot(do_base, first_row, row_ok, do_stride, e, DV, BLOCK)"
-ROW_VECTOR = "tl.cast(b * HEADS + h, tl.int64) * n_q + rows"
-LOAD_EXTRA = f"extra = tl.load(extra_ptr + {ROW_VECTOR}, mask=row_ok, other=0.0)"
 EACH_KEY_TILE = "one program a segment, key head and slice of the values"
+
+
+def _load_extra(t: Text) -> str:
+    return f"extra = tl.load(extra_ptr + {t.row_vector}, mask=row_ok, other=0.0)"
 
 
 def _zeros(name: str, halves, shape: str) -> list[str]:
@@ -128,7 +130,7 @@ def _key_states(t: Text) -> TailKernel:
 
 def _row_states(t: Text) -> TailKernel:
     f = t.form
-    sums = [LOAD_EXTRA, *([f"extra = {t.when('reads', 'extra')}"] if f.gated else [])] if f.sums else []
+    sums = [_load_extra(t), *([f"extra = {t.when('reads', 'extra')}"] if f.gated else [])] if f.sums else []
     inner = [
         LOAD_Q, LOAD_DO, *sums,
         *([f"do_tile = {t.when('reads[:, None]', 'do_tile')}"] if f.gated else []),
@@ -189,7 +191,7 @@ def _forward(t: Text) -> TailKernel:
         sums = [
             "if program % parts == 0:",
             f"    total = tl.sum(w, 1) + {t.when('reads', passed)}",
-            f"    tl.store(sums_ptr + {ROW_VECTOR}, total, mask=row_ok)",
+            f"    tl.store(sums_ptr + {t.row_vector}, total, mask=row_ok)",
         ]
     inner = [
         LOAD_Q, *t.features("q", "q_tile", "row_ok", "q_tile"),
@@ -231,8 +233,8 @@ def _extras(t: Text) -> TailKernel:
         "do_tile = _load_slot(do_base, first, row_ok, do_stride, e, DV, BLOCK).to(tl.float32)",
         "centre = tl.load(centre_ptr + (b * (HEADS // GROUP) + h // GROUP) * DV + e, mask=e < DV, other=0.0)",
         "extra = tl.sum(do_tile * centre[None, :], 1)",
-        *([f"extra += tl.load(dsums_ptr + {ROW_VECTOR}, mask=row_ok, other=0.0)"] if t.form.sums else []),
-        f"tl.store(extra_ptr + {ROW_VECTOR}, extra, mask=row_ok)",
+        *([f"extra += tl.load(dsums_ptr + {t.row_vector}, mask=row_ok, other=0.0)"] if t.form.sums else []),
+        f"tl.store(extra_ptr + {t.row_vector}, extra, mask=row_ok)",
     ]  # fmt: skip
     doc = f"extra = do . centre{' + the gradient of the sums' if t.form.sums else ''} of each row [B, HEADS, n_q], one program a tile of rows."
     parameters = [*t.parameters("do"), *(["dsums_ptr"] if t.form.sums else []), "centre_ptr", "extra_ptr", "n_q"]
@@ -265,7 +267,7 @@ def _next_sums(t: Text) -> list[str]:
 
 def _backward_q(t: Text) -> TailKernel:
     inner = [
-        LOAD_DO, LOAD_EXTRA,
+        LOAD_DO, _load_extra(t),
         *t.dots("w", [("do_tile", "tl.trans(v_tile)")]),
         "w = tl.where(allowed, w + extra[:, None], 0.0).to(k_tile.dtype)",
         *t.dots("dphi", [("s16", "tl.trans(do_tile)")]),
@@ -315,7 +317,7 @@ def _kept(t: Text, *names: str) -> list[str]:
 def _backward_k(t: Text) -> TailKernel:
     f = t.form
     inner = [
-        LOAD_Q, LOAD_DO, *([LOAD_EXTRA] if f.sums else []),
+        LOAD_Q, LOAD_DO, *([_load_extra(t)] if f.sums else []),
         *t.features("q", "q_tile", "row_ok", "do_tile"),
         *t.dots("w", [("v_tile", "tl.trans(do_tile)")]),
         f"w = tl.where(allowed, w{' + extra[None, :]' if f.sums else ''}, 0.0).to(do_tile.dtype)",

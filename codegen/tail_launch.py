@@ -127,7 +127,8 @@ class _Run:
         self.block = next(iter(call.configs.values())).block if call.configs else tail_configs.block_of(self.dtype.itemsize, self.precision)
         self.tables = call.tables(self.block)
         slots = self.tables.slots
-        self.source: TailSource = generate(Form(call.feature, sums, slots.first is not None, slots.low is not None, slots.live is not None))
+        tables = (x is not None for x in (slots.first, slots.low, slots.live))
+        self.source: TailSource = generate(Form(call.feature, sums, *tables, slots.mirrored))
         self.sizes = q.shape[3], v.shape[3], q.shape[1], q.shape[1] // k.shape[1]
         self.span = call.span or tail_configs.span_of(self.batch * self.kv_heads, slots.count, slots.block, processors(self.device))
         self.segments = -(-slots.count // self.span)
@@ -142,7 +143,7 @@ class _Run:
         offset = self.tables.slots.offset
         for x in results:
             if x is not None and offset is not None and offset > 0:
-                x[:, :, :offset] = 0
+                x[(slice(None), slice(None), slice(max(x.shape[2] - offset, 0), None) if self.tables.slots.mirrored else slice(offset))] = 0
 
     def key_states(self, k, v) -> torch.Tensor:
         return self._states("key_states", {"k": k, "v": v}, {}, False)

@@ -25,6 +25,7 @@ class Form:
         steps: a table says where slots begin; else slot t begins at key `t * BLOCK`, its rows `offset` further.
         gated: rows read the keys from one of their own on, or none: states begin anew.
         dead: a table says which keys are read at all.
+        mirrored: rows and keys are counted from the last ones.
     """
 
     feature: str
@@ -32,6 +33,7 @@ class Form:
     steps: bool
     gated: bool
     dead: bool
+    mirrored: bool = False
 
     @property
     def halves(self) -> int:
@@ -85,10 +87,16 @@ class Text:
         ]
 
     def base(self, name: str, head: str) -> list[str]:
-        return [
-            f"{name}_base = {name}_ptr + tl.cast(b, tl.int64) * {name}_stride_b * ALIGN + tl.cast({head}, tl.int64) * {name}_stride_h * ALIGN",
-            f"{name}_stride = {name}_stride_n * ALIGN",
-        ]
+        base = f"{name}_base = {name}_ptr + tl.cast(b, tl.int64) * {name}_stride_b * ALIGN + tl.cast({head}, tl.int64) * {name}_stride_h * ALIGN"
+        if not self.form.mirrored:
+            return [base, f"{name}_stride = {name}_stride_n * ALIGN"]
+        count = "n_k" if name in ("k", "v", "dk", "dv") else "n_q"
+        return [base, f"{name}_base += tl.cast({count} - 1, tl.int64) * {name}_stride_n * ALIGN", f"{name}_stride = -{name}_stride_n * ALIGN"]
+
+    @property
+    def row_vector(self) -> str:
+        """Where a vector [B, HEADS, n_q] has the entries of the slot's rows."""
+        return f"tl.cast(b * HEADS + h, tl.int64) * n_q + {'n_q - 1 - rows' if self.form.mirrored else 'rows'}"
 
     def parameters(self, *names: str) -> list[str]:
         return [p for name in names for p in (f"{name}_ptr", f"{name}_stride_b", f"{name}_stride_h", f"{name}_stride_n")]

@@ -172,8 +172,8 @@ def kernels_of(backend: str, tail: TailPlan | None) -> dict[str, str]:
     cpu = "torch operations over the tiles of the layout (backend cpu)"
     triton = "Triton kernels generated from the plan (backend triton): forward, dq, dk/dv"
     dense = "the dense reference (backend reference), n x n memory"
-    if tail is not None and tail.kind == "P":
-        triton += "; the term by kernels that scan states, forward and backward"
+    if tail is not None and tail.scans:
+        triton += f"; the term by kernels that carry states in {len(tail.scans)} scan{'s' * (len(tail.scans) > 1)}"
     elif tail is not None and tail.kind != "0":
         none = f"the term's class {tail.kind} has no kernels"
         triton = f"{none}, and backend triton refuses it" if backend == "triton" else f"{triton}; {none} yet: torch operations"

@@ -55,19 +55,31 @@ class Prefix:
 
 
 @dataclass(frozen=True, eq=False)
+class Scan:
+    """One pass over the keys: `rows[b]` is the place of batch row b in `prefixes`.
+
+    A mirrored scan goes through the last keys and rows first: its prefixes are those of the mirror image of the pairs, where
+    row i is row n_q - 1 - i, and the positions of rows and keys count down from n_k - 1.
+    """
+
+    mirrored: bool
+    prefixes: tuple[Prefix, ...]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class TailPlan:
     """The class of R at one length.
 
     Attributes:
         kind: "P", "PS", "N", "X", or "0" where there is no pair.
         why: what decided that, in words.
-        prefixes: of class P, one for each distinct batch row; `rows[b]` is the one of batch row b.
+        scans: of the classes P and PS; together they pass every pair once.
     """
 
     kind: str
     why: str
-    prefixes: tuple[Prefix, ...] = ()
-    rows: tuple[int, ...] = ()
+    scans: tuple[Scan, ...] = ()
 
     def __str__(self):
         return f"class {self.kind}: {self.why}"
@@ -148,7 +160,7 @@ class _Ranges:
     def pairs(self) -> bool:
         """Whether there may be any."""
         before = np.concatenate([[0], np.cumsum(self.live)])
-        low, high = self.low[self.some], np.minimum(self.high[self.some], len(self.live) - 1)
+        low, high = np.maximum(self.low[self.some], 0), np.minimum(self.high[self.some], len(self.live) - 1)
         return bool((before[high + 1] > before[low]).any())
 
 
@@ -174,7 +186,6 @@ def _ranges(alike: list[Conjunct], rows: np.ndarray, n_k: int) -> _Ranges:
         found = projector._meet(found, one.outer)
     low, high = (default if x is None else x for x, default in ((found.low, 0), (found.high, n_k - 1)))
     low, high = (np.broadcast_to(np.asarray(x, np.int64), rows.shape) for x in (low, high))
-    low = np.maximum(low, 0)
     return _Ranges(conjunct, low, np.where(used & (not found.empty), high, -1), live, tuple(unsolved))
 
 
@@ -220,7 +231,7 @@ def _prefix(parts: list[_Ranges], rows: np.ndarray) -> Prefix | str:
     if joined is None:
         return "the keys of a row are in several ranges"
     low, high = joined
-    some = low < NOTHING
+    some, low = low < NOTHING, np.maximum(low, 0)
     a, b = low[some], high[some]
     inside = np.minimum(b, len(live) - 1)
     if (np.diff(inside) < 0).any():
@@ -233,14 +244,14 @@ def _prefix(parts: list[_Ranges], rows: np.ndarray) -> Prefix | str:
     shift = int(gap[0]) if len(gap) and (gap == gap[0]).all() else None
     # Rows without keys go where their neighbours are: a row before all others reads up to key -1.
     last = rows - shift if shift is not None else np.maximum.accumulate(np.where(some, np.minimum(high, len(live) - 1), -1))
-    return Prefix(low, last, None if live.all() else live, shift)
+    return Prefix(np.where(some, low, NOTHING), last, None if live.all() else live, shift)
 
 
 def _mirrored(parts: list[_Ranges]) -> list[_Ranges]:
     """The same pairs with both sequences reversed."""
     most = len(parts[0].live) - 1
     return [
-        replace(p, low=(most - np.minimum(p.high, most))[::-1], high=np.where(p.some, most - p.low, -1)[::-1], live=p.live[::-1]) for p in parts
+        replace(p, low=np.where(p.some, most - p.high, 0)[::-1], high=np.where(p.some, most - p.low, -1)[::-1], live=p.live[::-1]) for p in parts
     ]
 
 
@@ -251,37 +262,64 @@ def _differs(core: Index, low: float, high: float) -> bool:
     return all(len(variables(t)) == 1 for t in terms(core)[1]) and (low == -INF or high == INF)
 
 
-def _class_of(p: Pattern, rows: np.ndarray, n_k: int) -> tuple[str, str, Prefix | None]:
-    """`(kind, why, prefix)` of one specialised pattern."""
+def _two_sided(parts: list[_Ranges], rows: np.ndarray) -> tuple[Prefix | None, Prefix] | None:
+    """The prefixes of a forward and of a mirrored scan that share no pair; None where the parts are not of class PS."""
+    forward = [part for part in parts if isinstance(_prefix([part], rows), Prefix)]
+    backward = [part for part in parts if not any(part is other for other in forward)]
+    ranges = [_joined(side) for side in (forward, backward) if side]
+    if not backward or any(one is None for one in ranges):
+        return None
+    if forward:
+        (low, high), (other_low, other_high) = ranges
+        if (np.maximum(low, other_low) <= np.minimum(high, other_high)).any():
+            return None
+    before, after = _prefix(forward, rows) if forward else None, _prefix(_mirrored(backward), len(parts[0].live) - 1 - rows[::-1])
+    return None if isinstance(before, str) or isinstance(after, str) else (before, after)
+
+
+Found = tuple[str, str, Prefix | None, Prefix | None]  # class, why, prefixes of the forward and of the mirrored scan
+
+
+def _class_of(p: Pattern, rows: np.ndarray, n_k: int) -> Found:
+    """What is found for one specialised pattern."""
     try:
         conjuncts = disjuncts(p)
     except TooManyConjuncts:
-        return "X", "it falls into too many parts", None
-    ranges = _parts(conjuncts, rows, n_k)
-    if not ranges:
-        return "0", "no pair at this length", None
-    unsolved = [core for part in ranges for core in part.unsolved]
+        return "X", "it falls into too many parts", None, None
+    parts = _parts(conjuncts, rows, n_k)
+    if not parts:
+        return "0", "no pair at this length", None, None
+    unsolved = [core for part in parts for core in part.unsolved]
     if unsolved:
-        by_value = all(part.unsolved and all(_differs(core, *part.conjunct[core]) for core in part.unsolved) for part in ranges)
+        by_value = all(part.unsolved and all(_differs(core, *part.conjunct[core]) for core in part.unsolved) for part in parts)
         data = any(x.op == "data" for x in postorder(unsolved[0]))
-        return "N" if by_value else "X", "equal values do not lie together" if data else f"`{unsolved[0]}` bounds no range of keys", None
-    found = _prefix(ranges, rows)
+        why = "equal values do not lie together" if data else f"`{unsolved[0]}` bounds no range of keys"
+        return "N" if by_value else "X", why, None, None
+    found = _prefix(parts, rows)
     if isinstance(found, Prefix):
-        return "P", _words(found), found
-    forward = [part for part in ranges if isinstance(_prefix([part], rows), Prefix)]
-    backward = [part for part in ranges if not any(part is other for other in forward)]
-    mirror_rows = -rows[::-1]
-    mirrored = _mirrored(backward) if backward else []
-    if mirrored and isinstance(_prefix(mirrored, mirror_rows), Prefix) and (not forward or isinstance(_prefix(forward, rows), Prefix)):
-        return "PS", "the keys before a row and the keys after it" if forward else "the keys after a row", None
-    return "X", found, None
+        return "P", _words(found), found, None
+    both = _two_sided(parts, rows)
+    if both is None:
+        return "X", found, None, None
+    sides = [f"{_words(side, mirrored)}" for side, mirrored in zip(both, (False, True)) if side is not None]
+    return "PS", "; ".join(sides), *both
 
 
-def _words(p: Prefix) -> str:
-    last = "a step function of q" if p.shift is None else "q" if p.shift == 0 else f"q {'-' if p.shift > 0 else '+'} {abs(p.shift)}"
+def _words(p: Prefix, mirrored: bool = False) -> str:
+    sign = (p.shift or 0) * (-1 if mirrored else 1)
+    end = "a step function of q" if p.shift is None else "q" if sign == 0 else f"q {'-' if sign > 0 else '+'} {abs(sign)}"
     dead = "" if p.live is None else f", but for {np.count_nonzero(~p.live)} that no row reads"
-    times = "" if p.resets < 1 else f"; it begins anew {p.resets} time{'s' * (p.resets > 1)}"
-    return f"row q reads the keys up to {last}{dead}{times}"
+    times = "" if p.resets < 1 else f", beginning anew {p.resets} time{'s' * (p.resets > 1)}"
+    return f"row q reads the keys {'from' if mirrored else 'up to'} {end}{' on' if mirrored else ''}{dead}{times}"
+
+
+def _scan(mirrored: bool, found: list[Prefix | None], n_q: int) -> Scan | None:
+    """The scan of the batch rows' prefixes, equal ones once; None where no row has one."""
+    distinct = list(dict.fromkeys(found))
+    if distinct == [None]:
+        return None
+    nothing = Prefix(np.full(n_q, NOTHING), np.full(n_q, -1), None, None)
+    return Scan(mirrored, tuple(nothing if p is None else p for p in distinct), tuple(distinct.index(p) for p in found))
 
 
 @roomy
@@ -293,27 +331,20 @@ def tail_plan(rest: Pattern, bound: Bound) -> TailPlan:
         bound: sizes and args; tensors of other devices are copied, which waits for them.
     """
     bound = bound.numpy()
-    prefixes: list[Prefix] = []
-    place: dict[tuple, tuple] = {}
-    rows, kinds = [-1] * bound.batch, {}
     if not (bound.n_q and bound.n_k and bound.batch and bound.heads):
         return TailPlan("0", "no pair at this length")
+    kept: dict[tuple, Found] = {}
+    of_row: list[Found | None] = [None] * bound.batch
     for start, heads, batch, pattern in specialisations(lower(rest), bound):
         if len(heads) < bound.heads:
             return TailPlan("X", "it differs from head to head")
-        if (start, pattern) not in place:
-            kind, why, prefix = _class_of(pattern, start + np.arange(bound.n_q), bound.n_k)
-            place[start, pattern] = kind, why, len(prefixes)
-            if kind == "0":  # beside batch rows that have pairs
-                prefix = Prefix(np.full(bound.n_q, NOTHING), np.full(bound.n_q, -1), None, None)
-            prefixes += [prefix] if prefix is not None else []
-        kind, why, at = place[start, pattern]
-        kinds.setdefault(kind, why)
+        if (start, pattern) not in kept:
+            kept[start, pattern] = _class_of(pattern, start + np.arange(bound.n_q), bound.n_k)
         for b in batch:
-            rows[b] = at
-    for kind in ("X", "N", "PS"):
-        if kind in kinds:
-            return TailPlan(kind, kinds[kind])
-    if "P" not in kinds:
-        return TailPlan("0", kinds["0"])
-    return TailPlan("P", kinds["P"], tuple(prefixes), tuple(rows))
+            of_row[b] = kept[start, pattern]
+    kinds = {kind: why for kind, why, *_ in reversed(of_row)}
+    kind = next(k for k in ("X", "N", "PS", "P", "0") if k in kinds)
+    if kind not in ("P", "PS"):
+        return TailPlan(kind, kinds[kind])
+    scans = [_scan(mirrored, [found[2 + mirrored] for found in of_row], bound.n_q) for mirrored in (False, True)]
+    return TailPlan(kind, kinds[kind], tuple(scan for scan in scans if scan is not None))

@@ -9,7 +9,7 @@ A backend that has kernels for terms has three more functions:
     norms(o, t, o_scale, t_scale) -> y;  backward_norms(dy, o, t, o_scale, t_scale) -> (do, dt, do_scale, dt_scale)
 
 with y [B, H, N_q, Dv] as `patternc.tail.result_of` says, the sums of weights [B, H, N_q] (None unless `sums`) in float32,
-`feature` a name in `KERNEL_FEATURES`, `kept` a tensor that the backward may get again, or None; `norms` are the sum of the
+`feature` a name in `KERNEL_FEATURES`, `kept` tensors that the backward may get again, or none of them; `norms` are the sum of the
 RMSNorms of exact part and term, in the dtype of o.
 """
 
@@ -80,7 +80,7 @@ class TailAttention(Function):
     @staticmethod
     def forward(ctx, q, k, v, feature, sums, made, bound):
         y, weights, kept = backend_module("triton").tail_forward(made, q, k, v, feature, sums, bound)
-        ctx.save_for_backward(q, k, v, *([] if kept is None else [kept]))
+        ctx.save_for_backward(q, k, v, *kept)
         ctx.call = feature, sums, made, bound
         return y, weights
 
@@ -90,7 +90,7 @@ class TailAttention(Function):
 
         def compute(dy, *tensors):
             dweights, (q, k, v, *kept) = (tensors[0], tensors[1:]) if sums else (None, tensors)
-            return backend_module("triton").tail_backward(made, dy, dweights, q, k, v, kept[0] if kept else None, feature, bound)
+            return backend_module("triton").tail_backward(made, dy, dweights, q, k, v, kept, feature, bound)
 
         return *Gradients.apply(compute, dy, *([dweights] if sums else []), *ctx.saved_tensors), None, None, None, None
 
@@ -121,7 +121,7 @@ def traced_forward(made, bound, backend: str, q, k, v, feature: str, sums: bool)
 def traced_backward(made, bound, backend: str, dy, dweights, q, k, v, feature: str, sums: bool):
     dweights = dweights if sums else None
     if has_kernels(made, bound, backend):
-        return backend_module("triton").tail_backward(made, dy, dweights, q, k, v, None, feature, bound)
+        return backend_module("triton").tail_backward(made, dy, dweights, q, k, v, [], feature, bound)
     phi, values = feature_map(feature), at_least_float32(v)
     if sums:
         values, dy = torch.cat([values, torch.ones_like(values[..., :1])], -1), torch.cat([dy, dweights[..., None]], -1)

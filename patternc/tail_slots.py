@@ -1,4 +1,4 @@
-"""The order in which a scan takes keys and rows of a class P pattern: slots of at most `block` of each.
+"""The order in which a scan takes keys and rows: slots of at most `block` of each.
 
 Row q reads the keys of earlier slots through the state, and those of its own slot through a masked product:
 
@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patternc.tail_plan import NOTHING, Prefix, TailPlan
+from patternc.tail_plan import NOTHING, Prefix, Scan
 
 
 @dataclass(frozen=True, eq=False)
 class Slots:
-    """What kernels need of a class P plan.  Tables are int32 with a leading batch axis of 1 or B.
+    """What kernels need of a scan.  Tables are int32 with a leading batch axis of 1 or B.
 
     Attributes:
+        mirrored: rows and keys are counted from the last ones.
         block: most keys, and most rows, of a slot.
         count: number of slots.
         offset: slot t holds the keys `t * block ..` and the rows `t * block + offset ..`; None where `first` says so instead.
@@ -32,6 +33,7 @@ class Slots:
         live: [B', n_k], 0 for keys that no row reads; None if there is none.
     """
 
+    mirrored: bool
     block: int
     count: int
     offset: int | None
@@ -42,14 +44,15 @@ class Slots:
     live: np.ndarray | None
 
 
-def slots_of(plan: TailPlan, starts: int | np.ndarray, n_q: int, n_k: int, block: int) -> Slots:
-    """The slots of a plan of class P.
+def slots_of(scan: Scan, starts: int | np.ndarray, n_q: int, n_k: int, block: int) -> Slots:
+    """The slots of a scan.
 
     Args:
         starts: position of the first query, a number or one for each batch row.
     """
-    parts = plan.prefixes
-    starts = np.broadcast_to(np.asarray(starts).reshape(-1), len(plan.rows) if np.size(starts) > 1 else 1)
+    parts = scan.prefixes
+    starts = np.asarray(starts).reshape(-1)
+    starts = n_k - n_q - starts if scan.mirrored else starts
     shifts = {p.shift for p in parts if (p.low < NOTHING).any()}
     if len(shifts) == 1 and None not in shifts and (starts == starts[0]).all():
         offset = shifts.pop() - int(starts[0])
@@ -64,19 +67,19 @@ def slots_of(plan: TailPlan, starts: int | np.ndarray, n_q: int, n_k: int, block
         count = max(map(len, made)) - 1
         made = [np.concatenate([m, np.broadcast_to(m[-1:], (count + 1 - len(m), 2))]) for m in made]
         keys = [m[:, 0] for m in made]
-        first, last = _stack(plan, made), _stack(plan, lasts)
+        first, last = _stack(scan, made), _stack(scan, lasts)
         gated = any((p.low != 0)[at >= 0].any() for p, at in zip(parts, lasts))
     low = base = live = None
     if gated:
-        low, base = _stack(plan, [p.low for p in parts]), _stack(plan, [_bases(p, at) for p, at in zip(parts, keys)])
+        low, base = _stack(scan, [p.low for p in parts]), _stack(scan, [_bases(p, at) for p, at in zip(parts, keys)])
     if any(p.live is not None for p in parts):
-        live = _stack(plan, [np.ones(n_k) if p.live is None else p.live for p in parts])
-    return Slots(block, count, offset, first, last, low, base, live)
+        live = _stack(scan, [np.ones(n_k) if p.live is None else p.live for p in parts])
+    return Slots(scan.mirrored, block, count, offset, first, last, low, base, live)
 
 
-def _stack(plan: TailPlan, tables: list[np.ndarray]) -> np.ndarray:
+def _stack(scan: Scan, tables: list[np.ndarray]) -> np.ndarray:
     """One table, or the tables of the batch rows."""
-    return np.stack([tables[i] for i in (plan.rows if len(tables) > 1 else (0,))]).astype(np.int32)
+    return np.stack([tables[i] for i in (scan.rows if len(tables) > 1 else (0,))]).astype(np.int32)
 
 
 def _bases(p: Prefix, keys: np.ndarray) -> np.ndarray:

@@ -45,13 +45,18 @@ def dense(q, k, v, allowed, feature):
     return weights @ v.repeat_interleave(group, 1), weights.sum(-1)
 
 
+def call_of(scan, call, feature, span=2, configs=SMALL):
+    """The kernels' call for one scan of a plan."""
+    return TailCall(feature, lambda block: SlotTables.of(slots_of(scan, call.q_start, call.n_q, call.n_k, block), torch.device(DEVICE)), span, configs)
+
+
 def check(p, n_q, n_k=None, *, feature="softmax", sums=True, heads=2, kv_heads=1, d=16, dv=16, span=2, args=None, dtype=torch.float32, configs=SMALL, layout="bhnd", batch=1):
     """Run forward and backward, with and without the kept states; return relative errors by name."""
     n_k, args = n_k or n_q, args or {}
     (q, k, v), (dy, dweights) = inputs(n_q, n_k, heads, kv_heads, d, dv, batch, dtype)
     call = bind(p, args, n_q, n_k, heads=heads, batch=batch)
     plan = tail_plan(p, call)
-    made = TailCall(feature, lambda block: SlotTables.of(slots_of(plan, call.q_start, n_q, n_k, block), torch.device(DEVICE)), span, configs)
+    scans = [call_of(scan, call, feature, span, configs) for scan in plan.scans]
     exact, allowed = [x.double().requires_grad_() for x in (q, k, v)], p.dense(n_q, n_k, heads=heads, batch=batch, **args)
     y, weights = dense(*exact, allowed, feature)
     loss = (y * dy).sum() + ((weights * dweights).sum() if sums else 0.0)
@@ -59,8 +64,11 @@ def check(p, n_q, n_k=None, *, feature="softmax", sums=True, heads=2, kv_heads=1
     if layout == "bnhd":
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
     q, k, v, dy, dweights = (x.to(DEVICE) for x in (q, k, v, dy, dweights))
-    y, weights, states = tail_forward(made, q, k, v, sums)
-    got = [y, weights, *tail_backward(made, q, k, v, dy, dweights if sums else None, states if span else None)]
+    found = []
+    for made in scans:
+        y, weights, states = tail_forward(made, q, k, v, sums)
+        found.append((y, weights, *tail_backward(made, q, k, v, dy, dweights if sums else None, states if span else None)))
+    got = [None if x[0] is None else sum(x) for x in zip(*found)]
     empty, unread = ~allowed.any(-1), ~allowed.unflatten(1, (kv_heads, -1)).any(2).any(-2)
     errors = {}
     for name, a, b, nothing in zip(("y", "weights", "dq", "dk", "dv"), got, wanted, (empty, empty, empty, unread, unread)):
@@ -78,7 +86,8 @@ PATTERNS = {
     "documents of rows": (rest(pc.window(3), causal & pc.documents(arg("d"))), "elu+1", {"d": [IDS, [0] * 60]}),
     "documents and chunks": (rest(pc.block(9), causal & pc.documents(arg("d"))), "identity", {"d": IDS}),
     "padding": (rest(pc.window(3), causal & pc.valid(arg("m"))), "softmax", {"m": [45, 60]}), "rows": (rest(pc.window(3) | pc.rows(range(9, 30))), "softmax", {}),
-    "every third key": (rest(pc.window(3) | (pc.k % 3 == 1), causal & pc.documents(arg("d"))), "softmax", {"d": IDS}),
+    "two sides": (rest(pc.window(6), pc.full), "softmax", {}), "longformer": (rest(pc.window(6) | pc.global_(2), pc.full), "elu+1", {}),
+    "blocks apart": (rest(pc.block(11), pc.documents(arg("d"))), "relu", {"d": IDS}), "every third key": (rest(pc.window(3) | (pc.k % 3 == 1), causal & pc.documents(arg("d"))), "softmax", {"d": IDS}),
 }  # fmt: skip
 
 
@@ -94,9 +103,9 @@ def test_patterns(name):
 def test_lengths(n_q, n_k):
     p = rest(pc.window(5))
     if n_q > n_k:
-        call = bind(p, {}, n_q, n_k, heads=1, q_start=7)
+        call = bind(p, {}, n_q, n_k, q_start=7)
         plan = tail_plan(p, call)
-        made = TailCall("softmax", lambda block: SlotTables.of(slots_of(plan, 7, n_q, n_k, block), torch.device(DEVICE)), 2, SMALL)
+        made = call_of(plan.scans[0], call, "softmax", 2)
         (q, k, v), _ = inputs(n_q, n_k, 1, 1, 16, 16)
         y = tail_forward(made, *(x.to(DEVICE) for x in (q, k, v)), False)[0].cpu()
         torch.testing.assert_close(y, dense(q, k, v, p.dense(n_q, n_k, q_start=7), "softmax")[0], atol=1e-5, rtol=1e-5)
@@ -116,8 +125,9 @@ def test_float16_does_not_overflow():
     errors = check(rest(pc.window(3)), 40, dtype=torch.float16, feature="identity", sums=False)
     assert max(errors[name] for name in ("y", "dq", "dk", "dv")) < 2e-3, errors
     (q, k, v), _ = inputs(40, 40, 1, 1, 16, 16, dtype=torch.float16)
-    plan = tail_plan(causal, bind(causal, {}, 40))
-    made = TailCall("identity", lambda block: SlotTables.of(slots_of(plan, 0, 40, 40, block), torch.device(DEVICE)), 2, SMALL)
+    call = bind(causal, {}, 40)
+    plan = tail_plan(causal, call)
+    made = call_of(plan.scans[0], call, "identity", 2)
     big = [(30 * x).to(DEVICE) for x in (q, k, v)]
     found = tail_forward(made, *big, False)[0], *tail_backward(made, *big, torch.full((1, 1, 40, 16), 1e4, device=DEVICE))
     assert found[0].isfinite().all() and found[0].abs().max() > 65504
@@ -134,8 +144,9 @@ def test_a_mean_of_v_does_not_spoil_dq(monkeypatch):
     dy = dy - (dy * mean).sum(-1, keepdim=True) * mean
     exact = [x.double().requires_grad_() for x in (q, k, v)]
     want = torch.autograd.grad((dense(*exact, causal.dense(n), "softmax")[0] * dy).sum(), exact[0])[0]
-    plan = tail_plan(causal, bind(causal, {}, n))
-    made = TailCall("softmax", lambda block: SlotTables.of(slots_of(plan, 0, n, n, block), torch.device(DEVICE)), 1, SMALL)
+    call = bind(causal, {}, n)
+    plan = tail_plan(causal, call)
+    made = call_of(plan.scans[0], call, "softmax", 1)
 
     def error():
         dq = tail_backward(made, *(x.to(DEVICE) for x in (q, k, v)), dy.to(DEVICE))[0]
@@ -178,7 +189,7 @@ TERMS = {
     "initial state": causal & (pc.window(5) + pc.linear_tail(feature="elu+1", norm="none", initial_state=True)),
     "initial state and sums": causal & (pc.window(5) | pc.sink(2) + pc.linear_tail(norm="denominator", initial_state=True)),
     "documents": pc.documents(arg("d")) & causal & (pc.window(9) + pc.linear_tail(initial_state=True)),
-    "nothing": causal & (causal + pc.linear_tail),
+    "two sides": pc.window(4) + pc.linear_tail(norm="denominator"), "nothing": causal & (causal + pc.linear_tail),
 }
 
 
@@ -214,7 +225,7 @@ def test_traced_and_eager_agree():
 
 def test_other_classes_are_refused_by_name():
     (q, k, v), _ = inputs(40, 40, 1, 1, 16, 16)
-    for p, kind in ((pc.window(4) + pc.linear_tail(norm="none"), "PS"), (causal & ((pc.window(9) & pc.dilate(3)) + pc.linear_tail(norm="none")), "X")):
+    for p, kind in ((causal & (pc.window(4) | pc.dilate(4) + pc.linear_tail(norm="none")), "N"), (causal & ((pc.window(9) & pc.dilate(3)) + pc.linear_tail(norm="none")), "X")):
         with pytest.raises(BackendError, match=f"no kernels for this term, whose pairs are of class {kind}: "):
             pc.compile(p, "triton")(*(x.to(DEVICE) for x in (q, k, v)))
 

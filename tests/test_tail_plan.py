@@ -32,8 +32,7 @@ PREFIXES = {
     "late rows": (rest(pc.window(3) | pc.rows(range(20, 40))), 3), "all causal": (rest(causal), "0"), "crossing": (rest(pc.documents(arg("ids")) & pc.window(4)), "any"),
 }  # fmt: skip
 OTHERS = {
-    "two sides": (rest(pc.window(4), pc.full), "PS"), "longformer": (rest(pc.window(4) | pc.global_(2), pc.full), "PS"), "suffix": (rest(pc.empty, pc.k >= pc.q), "PS"),
-    "blocks apart": (rest(pc.block(5), pc.full), "PS"), "strided": (rest(pc.window(8) | pc.dilate(8)), "N"), "residues": (rest(pc.same(pc.i % 8), pc.full), "N"),
+    "strided": (rest(pc.window(8) | pc.dilate(8)), "N"), "residues": (rest(pc.same(pc.i % 8), pc.full), "N"),
     "dilated": (rest(pc.window(9) & pc.dilate(3)), "X"), "bigbird": (rest(pc.random_blocks(1, 4, 1)), "X"), "heads": (rest(pc.per_head(pc.window(3), pc.window(2))), "X"),
     "band": (rest(pc.window(4), causal & pc.window(12)), "X"), "mixed documents": (rest(pc.window(3), causal & pc.documents(MIXED)), "X"), "table": (pc.table(MIXED)[pc.q] != pc.table(MIXED)[pc.k], "N"),
 }  # fmt: skip
@@ -64,10 +63,11 @@ def test_prefixes(name, n_q, n_k):
             continue
         assert found.kind == ("P" if dense.any() else "0"), found
         for b in range(2) if found.kind == "P" else ():
-            prefix = found.prefixes[found.rows[b]]
+            (scan,) = found.scans
+            prefix = scan.prefixes[scan.rows[b]]
             np.testing.assert_array_equal(dense_of(prefix, n_k), dense[b, 0])
             assert shift == "any" or (n_q, n_k) != (40, 40) or prefix.shift == shift
-            check_slots(slots_of(found, call.q_start, n_q, n_k, 4), b, dense[b, 0])
+            check_slots(slots_of(scan, call.q_start, n_q, n_k, 4), b, dense[b, 0])
 
 
 def check_slots(slots, b, dense):
@@ -103,7 +103,34 @@ def check_slots(slots, b, dense):
 def test_other_classes(name):
     p, kind = OTHERS[name]
     found = tail_plan(p, bind(p, args_of(p), 40, heads=2, batch=2))
-    assert found.kind == kind and found.why and not found.prefixes
+    assert found.kind == kind and found.why and not found.scans
+
+
+SIDES = {
+    "window": (rest(pc.window(4), pc.full), [4, 4]), "longformer": (rest(pc.window(4) | pc.global_(2), pc.full), [4, 4]), "suffix": (rest(pc.empty, pc.k >= pc.q), [0]),
+    "lopsided": (rest(pc.window(left=9, right=2), pc.full), [10, 3]), "blocks apart": (rest(pc.block(5), pc.full), [None, None]), "reading ahead": (rest(pc.empty, pc.k > pc.q - 4), [-3]),
+    "documents": (rest(pc.window(3), pc.documents(arg("ids"))), [3, 3]), "padding": (rest(pc.window(3), pc.valid(arg("m"))), [3, 3]), "one of two rows": (pc.where(pc.b == 0, pc.k, pc.n_k) <= pc.q - 3, [3]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("n_q, n_k", [(40, 40), (13, 40)])
+@pytest.mark.parametrize("name", SIDES)
+def test_two_sides(name, n_q, n_k):
+    """Each pair is in one scan."""
+    p, shifts = SIDES[name]
+    args = args_of(p)
+    call = bind(p, args, n_q, n_k, heads=2, batch=2)
+    found, dense = tail_plan(p, call), p.dense(n_q, n_k, heads=2, batch=2, **args).numpy()
+    assert found.kind == "PS" or name == "one of two rows"
+    if n_q == 40:
+        assert [{p.shift for p in scan.prefixes if (p.low < NOTHING).any()} for scan in found.scans] == [{shift} for shift in shifts]
+    for b in range(2):
+        total = np.zeros((n_q, n_k), int)
+        for scan in found.scans:
+            mask = dense_of(scan.prefixes[scan.rows[b]], n_k)
+            check_slots(slots_of(scan, call.q_start, n_q, n_k, 4), b, mask)
+            total += mask[::-1, ::-1] if scan.mirrored else mask
+        np.testing.assert_array_equal(total, dense[b, 0])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -119,8 +146,8 @@ def test_steps(data):
     found, dense = tail_plan(p, call), p.dense(n_q, n_k, q_start=0).numpy()[0, 0]
     assert found.kind == ("P" if dense.any() else "0"), found
     if found.kind == "P":
-        np.testing.assert_array_equal(dense_of(found.prefixes[0], n_k), dense)
-        check_slots(slots_of(found, 0, n_q, n_k, block), 0, dense)
+        np.testing.assert_array_equal(dense_of(found.scans[0].prefixes[0], n_k), dense)
+        check_slots(slots_of(found.scans[0], 0, n_q, n_k, block), 0, dense)
 
 
 def test_words():
@@ -129,12 +156,12 @@ def test_words():
         p = PREFIXES[name][0]
         assert text in str(tail_plan(p, bind(p, {}, 40)))
     p = PREFIXES["documents"][0]
-    assert "it begins anew 2 times" in str(tail_plan(p, bind(p, {"ids": PACKED}, 40)))
+    assert "beginning anew 2 times" in str(tail_plan(p, bind(p, {"ids": PACKED}, 40)))
     assert NOTHING > pc.expr.index.MAX_INT // 4
 
 
 def test_many_tokens():
     p = rest(pc.window(512) | pc.sink(4))
     found = tail_plan(p, bind(p, {}, 1 << 18))
-    assert found.prefixes[0].shift == 512
-    assert slots_of(found, 0, 1 << 18, 1 << 18, 64).count == 1 << 12
+    assert found.scans[0].prefixes[0].shift == 512
+    assert slots_of(found.scans[0], 0, 1 << 18, 1 << 18, 64).count == 1 << 12
