@@ -44,7 +44,7 @@ def tail_refusal(compiled, bound: Bound) -> str | None:
 def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound):
     plan, y, weights, kept = plan_of(compiled, bound), None, None, []
     for scan in plan.scans if q.numel() and v.numel() else ():
-        found, more, states = _forward(_call_of(compiled, scan, bound, feature, q.device), q, k, v, sums)
+        found, more, states = _forward(call_of(compiled, scan, bound, feature, q.device), q, k, v, sums)
         y, weights = (found, more) if y is None else (y.add_(found), weights.add_(more) if sums else None)
         kept.append(states)
     if y is None:
@@ -56,13 +56,13 @@ def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound):
 def tail_backward(compiled, dy, dweights, q, k, v, kept, feature: str, bound: Bound):
     plan, total = plan_of(compiled, bound), None
     for i, scan in enumerate(plan.scans if q.numel() and v.numel() else ()):
-        call = _call_of(compiled, scan, bound, feature, q.device)
+        call = call_of(compiled, scan, bound, feature, q.device)
         found = _backward(call, q, k, v, dy, dweights, kept[i] if kept else None)
         total = found if total is None else tuple(a.add_(b) for a, b in zip(total, found))
     return (torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)) if total is None else total
 
 
-def _call_of(compiled, scan: Scan, bound: Bound, feature: str, device: torch.device) -> TailCall:
+def call_of(compiled, scan: Scan, bound: Bound, feature: str, device: torch.device) -> TailCall:
     kept = compiled.state.setdefault("slots", {})
 
     def tables(block: int) -> SlotTables:

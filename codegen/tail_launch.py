@@ -6,6 +6,7 @@ Shapes: q [B, H, n_q, D], k [B, Hkv, n_k, D], v [B, Hkv, n_k, Dv], of one dtype;
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,12 +57,14 @@ class TailCall:
         tables: `tables(block)`, the slots for at most `block` keys and rows.
         span: slots of a segment; None chooses.
         configs: configurations by kernel that replace the built-in ones; all have one `block`.
+        watch: called as `watch(name, launch)` in the place of every launch, for those who time them.
     """
 
     feature: str
     tables: Callable[[int], SlotTables]
     span: int | None = None
     configs: dict[str, TailConfig] = field(default_factory=dict)
+    watch: Callable[[str, Callable], None] = lambda name, launch: launch()
 
 
 def tail_forward(call: TailCall, q, k, v, sums: bool) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
@@ -179,9 +182,10 @@ class _Run:
             values = {p: values[p] for p in (*kernel.parameters, *kernel.constants)}
             grid = self._programs(name, constants)
             function = getattr(cache.load(self.source.text), name)
+            launch = functools.partial(function[(grid,)], **values, num_warps=config.warps, num_stages=config.stages)
             try:
                 with on(self.device):
-                    function[(grid,)](**values, num_warps=config.warps, num_stages=config.stages)
+                    self.call.watch(name, launch)
                 return
             except OutOfResources as error:
                 self._step_down(name, config, error)

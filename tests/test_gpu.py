@@ -147,3 +147,34 @@ def test_auto_runs_a_term_with_torch_operations_on_the_card():
     torch.testing.assert_close(out, want, atol=1e-4, rtol=1e-4)
     grads = [torch.autograd.grad(o.square().sum(), (q, k, v)) for o in (out, want)]
     torch.testing.assert_close(*grads, atol=1e-3, rtol=1e-3)
+
+
+TERMS = [
+    pc.causal & (pc.window(left=100, right=0) + pc.linear_tail), pc.causal & (pc.empty + pc.linear_tail(norm="none")), pc.causal & (pc.block(192) + pc.linear_tail(norm="denominator")),
+    pc.documents(pc.arg("ids")) & pc.causal & (pc.window(60) | pc.sink(4) + pc.linear_tail(initial_state=True)),
+    pc.window(90) | pc.global_(20) + pc.linear_tail(feature="elu+1", norm="denominator"), pc.empty + pc.linear_tail(feature="relu", norm="none"),
+    pc.causal & (pc.window(60) + pc.linear_tail(feature="favor+", norm="denominator", num_features=200)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("heads, kv_heads", [(2, 2), (8, 2)])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("spec", TERMS, ids=str)
+def test_term(spec, head_dim, heads, kv_heads, dtype):
+    """Terms with kernels, several segments long."""
+    sizes = [(2048, 2048), (333, 1500), (1, 70)]
+    args = [{"ids": torch.arange(n, device="cuda") // 130} if "ids" in str(spec) else {} for _, n in sizes]
+    options = dict(backend="triton", device="cuda", dtype=dtype, heads=heads, kv_heads=kv_heads, head_dim=head_dim, quiet=True, raise_error=True)
+    for size, given in zip(sizes, args):
+        pc.verify(spec, sizes=[size], args=given, batch=1, **options)
+
+
+def test_terms_compile_and_repeat():
+    """One graph, and equal bytes in every run."""
+    module = pc.compile(pc.causal & (pc.window(left=100, right=0) + pc.linear_tail), num_heads=4, head_dim=64).cuda()
+    q, k, v = (torch.randn(2, h, 1000, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for h in (4, 2, 2))
+    leaves = [q, k, v, *module.parameters()]
+    first, second = ((out, *torch.autograd.grad(out.float().square().sum(), leaves)) for out in (module(q, k, v), module(q, k, v)))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    torch.testing.assert_close(torch.compile(module, fullgraph=True)(q, k, v), first[0])
