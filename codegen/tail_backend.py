@@ -41,12 +41,12 @@ def tail_refusal(compiled, bound: Bound) -> str | None:
     return None if plan.kind == "0" or plan.scans else f"whose pairs are of class {plan.kind}: {plan.why}"
 
 
-def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound):
+def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool):
     plan, y, weights, kept = plan_of(compiled, bound), None, None, []
     for scan in plan.scans if q.numel() and v.numel() else ():
-        found, more, states = _forward(call_of(compiled, scan, bound, feature, q.device), q, k, v, sums)
+        found, more, states = _forward(call_of(compiled, scan, bound, feature, q.device), q, k, v, sums, keep)
         y, weights = (found, more) if y is None else (y.add_(found), weights.add_(more) if sums else None)
-        kept.append(states)
+        kept += [states] if keep else []
     if y is None:
         y = q.new_zeros(*q.shape[:3], v.shape[3], dtype=result_of(v.dtype))
         weights = q.new_zeros(q.shape[:3], dtype=torch.float32) if sums else None

@@ -53,6 +53,12 @@ def span_of(pairs: int, slots: int, block: int, processors: int) -> int:
     return max(1, min(wanted, MOST_KEYS // block, slots))
 
 
+def one_pass(programs: int, processors: int) -> bool:
+    """Whether programs that take the whole sequence each keep the processors busy: then no state is ever stored."""
+    waves = -(-programs // processors)
+    return programs >= 0.8 * waves * processors
+
+
 def constants(config: TailConfig, form: Form, head_dim: int, value_dim: int, heads: int, group: int) -> dict:
     """Constexprs by name that follow from sizes."""
     return {

@@ -67,21 +67,26 @@ class TailCall:
     watch: Callable[[str, Callable], None] = lambda name, launch: launch()
 
 
-def tail_forward(call: TailCall, q, k, v, sums: bool) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """`(o, sums of weights or None, states that enter the segments)`; the states save the backward a pass over keys and values."""
-    run = _Run(call, q, k, v, sums)
+def tail_forward(call: TailCall, q, k, v, sums: bool, keep: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """`(o, sums of weights or None, states that enter the segments)`.
+
+    Args:
+        keep: return the states, which save the backward a pass over keys and values.  Else they may not even be made: where heads
+            fill the device, each goes through its whole sequence.
+    """
+    run = _Run(call, q, k, v, sums, keep)
     q, k, v = run.operands(q, k, v)
     states = run.key_states(k, v)
     o = _empty(q, q.shape[2], v.shape[3], result_of(v.dtype))
     weights = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if sums else None
     run.launch("forward", {"q": q, "k": k, "v": v, "o": o}, {"sums_ptr": weights, "states_ptr": states})
     run.clear(o, weights)
-    return o, weights, states
+    return o, weights, states if keep else None
 
 
 def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: torch.Tensor | None = None):
     """`(dq, dk, dv)` from the forward's inputs, the gradients of its results, and its states where they were kept."""
-    run = _Run(call, q, k, v, dsums is not None)
+    run = _Run(call, q, k, v, dsums is not None, True)
     out = q.dtype, k.dtype, v.dtype
     q, k, v = run.operands(q, k, v)
     states = run.key_states(k, v) if states is None else states
@@ -123,7 +128,7 @@ _chosen: dict[tuple, TailConfig] = {}  # configurations in use; one that does no
 class _Run:
     """The kernels of a call on tensors of one shape."""
 
-    def __init__(self, call: TailCall, q, k, v, sums: bool):
+    def __init__(self, call: TailCall, q, k, v, sums: bool, segments: bool):
         self.dtype, self.precision = operand_of(q.dtype)
         self.call, self.device = call, q.device
         self.batch, self.kv_heads = k.shape[:2]
@@ -133,7 +138,10 @@ class _Run:
         tables = (x is not None for x in (slots.first, slots.low, slots.live))
         self.source: TailSource = generate(Form(call.feature, sums, *tables, slots.mirrored))
         self.sizes = q.shape[3], v.shape[3], q.shape[1], q.shape[1] // k.shape[1]
-        self.span = call.span or tail_configs.span_of(self.batch * self.kv_heads, slots.count, slots.block, processors(self.device))
+        pairs = self.batch * self.kv_heads
+        self.span = call.span or tail_configs.span_of(pairs, slots.count, slots.block, processors(self.device))
+        if not segments and tail_configs.one_pass(pairs * self._parts("forward"), processors(self.device)):
+            self.span = slots.count
         self.segments = -(-slots.count // self.span)
         values = {"slots": slots.count, "span": self.span, "n_q": q.shape[2], "n_k": k.shape[2], "per_row": self.tables.per_row}
         self.values = {**values, "offset": slots.offset, "kv_heads": self.kv_heads, **self.tables.tensors}
@@ -196,8 +204,12 @@ class _Run:
             return self.batch * self.sizes[2] * -(-self.values["n_q"] // constants["BLOCK"])
         if name == "scan":
             return pairs * -(-constants["WIDTH"] // SCAN_WIDTH)
-        parts = -(-self.sizes[1] // constants["SLICE"]) if name in SLICED else self.source.form.halves
-        return pairs * self.segments * parts
+        return pairs * self.segments * self._parts(name)
+
+    def _parts(self, name: str) -> int:
+        """Programs that work on one segment and key head."""
+        slices = -(-self.sizes[1] // tail_configs.constants(self._config(name), self.source.form, *self.sizes)["SLICE"])
+        return slices if name in SLICED else self.source.form.halves
 
     def _key(self, name: str) -> tuple:
         return name, self.source.form, self.dtype, self.precision, self.device, *self.sizes

@@ -3,14 +3,14 @@
 A backend that has kernels for terms has three more functions:
 
     tail_refusal(compiled, bound) -> why there are none, or None
-    tail_forward(compiled, q, k, v, feature, sums, bound) -> (y, weights, kept)
+    tail_forward(compiled, q, k, v, feature, sums, bound, keep) -> (y, weights, kept)
     tail_backward(compiled, dy, dweights, q, k, v, kept, feature, bound) -> (dq, dk, dv)
 
     norms(o, t, o_scale, t_scale) -> y;  backward_norms(dy, o, t, o_scale, t_scale) -> (do, dt, do_scale, dt_scale)
 
 with y [B, H, N_q, Dv] as `patternc.tail.result_of` says, the sums of weights [B, H, N_q] (None unless `sums`) in float32,
-`feature` a name in `KERNEL_FEATURES`, `kept` tensors that the backward may get again, or none of them; `norms` are the sum of the
-RMSNorms of exact part and term, in the dtype of o.
+`feature` a name in `KERNEL_FEATURES`, and `kept` tensors (none unless `keep`) that the backward may get again, or none of them.
+`norms` are the sum of the RMSNorms of exact part and term, in the dtype of o.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class TailAttention(Function):
 
     @staticmethod
     def forward(ctx, q, k, v, feature, sums, made, bound):
-        y, weights, kept = backend_module("triton").tail_forward(made, q, k, v, feature, sums, bound)
+        y, weights, kept = backend_module("triton").tail_forward(made, q, k, v, feature, sums, bound, any(ctx.needs_input_grad))
         ctx.save_for_backward(q, k, v, *kept)
         ctx.call = feature, sums, made, bound
         return y, weights
@@ -111,7 +111,7 @@ class Norms(Function):
 def traced_forward(made, bound, backend: str, q, k, v, feature: str, sums: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """`(y, weights)` for a registered operator, which runs below autograd; weights are [0] where they are not asked for."""
     if has_kernels(made, bound, backend):
-        y, weights, _ = backend_module("triton").tail_forward(made, q, k, v, feature, sums, bound)
+        y, weights, _ = backend_module("triton").tail_forward(made, q, k, v, feature, sums, bound, False)
     else:
         y, weights = by_features(lambda *x: linear_forward(*x, rest_of(made, bound)))(feature, feature_map(feature), q, k, v, sums)
     y = y.to(result_of(v.dtype))

@@ -120,6 +120,24 @@ def test_shapes_and_segments(case):
     assert max(errors.values()) < 3e-6, errors
 
 
+def test_one_pass_and_segments_agree():
+    """Without a backward, heads that fill the device need no states; where they begin anew in a segment it takes the same rows."""
+    p = rest(pc.window(3), causal & pc.documents(arg("d")))
+    (q, k, v), _ = inputs(60, 60, 1, 1, 16, 16)
+    call = bind(p, {"d": IDS}, 60)
+    found = []
+    for span, keep, busy in ((1, True, 132), (None, False, 1), (2, False, 10**6)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tail_launch, "processors", lambda _, busy=busy: busy)
+            y, _, states = tail_forward(call_of(tail_plan(p, call).scans[0], call, "softmax", span), *(x.to(DEVICE) for x in (q, k, v)), False, keep)
+        assert (states is not None) == keep
+        found.append(y)
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+    assert [tail_configs.one_pass(n, 132) for n in (64, 128, 144, 264)] == [False, True, False, True]
+    assert [tail_configs.span_of(*x, 64, 132) for x in ((64, 256), (1, 1024), (1, 4), (100, 3))] == [16, 3, 1, 1]
+
+
 def test_float16_does_not_overflow():
     """What a term adds is not normalised: its sums and their gradients exceed what float16 holds."""
     errors = check(rest(pc.window(3)), 40, dtype=torch.float16, feature="identity", sums=False)
