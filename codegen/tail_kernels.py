@@ -187,14 +187,14 @@ def _forward(t: Text) -> TailKernel:
     f = t.form
     sums = []
     if f.sums:
-        passed = " + ".join(f"tl.sum(q{h} * z{h}[None, :], 1)" for h in t.halves)
         sums = [
             "if program % parts == 0:",
-            f"    total = tl.sum(w, 1) + {t.when('reads', passed)}",
+            f"    total = tl.sum(w, 1) + {t.when('reads', 'passed')}",
             f"    tl.store(sums_ptr + {t.row_vector}, total, mask=row_ok)",
         ]
+    passed = ("passed += tl.sum(q{h} * z{h}[None, :], 1)",) if f.sums else ()
     inner = [
-        LOAD_Q, *t.features("q", "q_tile", "row_ok", "q_tile"),
+        LOAD_Q, *t.features("q", "q_tile", "row_ok", "q_tile", passed),
         *t.dots("w", [(f"q{h}16", f"tl.trans(k{h}16)") for h in t.halves]),
         "w = tl.where(allowed, w, 0.0)",
         *t.apart("o", [("w.to(v_tile.dtype)", "v_tile")], "row_ok"),
@@ -205,7 +205,7 @@ def _forward(t: Text) -> TailKernel:
     step = [
         *t.slot(rows=True),
         LOAD_K, LOAD_V,
-        *t.features("k", "k_tile", "key_ok", "k_tile"), *(_more(t) if f.sums else []), *t.rounded("s", "v_tile"), *t.allowed(transposed=False),
+        *t.features("k", "k_tile", "key_ok", "k_tile", _more(t) if f.sums else ()), *t.rounded("s", "v_tile"), *t.allowed(transposed=False),
         *_heads(t, ("q", "o"), inner),
         *_next_state(t, "s", "k", "v_tile"),
         *(_next_sums(t) if f.sums else []),
@@ -256,9 +256,9 @@ def _next_state(t: Text, state: str, features: str, values: str) -> list[str]:
     return [*_kept(t, state), *fed, *(line for lines in sums for line in lines)]
 
 
-def _more(t: Text) -> list[str]:
-    """What the slot's keys add to the sums of features: early, so that the features are not kept in float32."""
-    return [f"more{h} = tl.sum({t.when('feeds[:, None]', f'k{h}')}, 0)" for h in t.halves]
+def _more(t: Text) -> tuple[str, ...]:
+    """What the slot's keys add to the sums of features."""
+    return (f"more{{h}} = tl.sum({t.when('feeds[:, None]', 'k{h}')}, 0)",)
 
 
 def _next_sums(t: Text) -> list[str]:
@@ -282,7 +282,7 @@ def _backward_q(t: Text) -> TailKernel:
         *t.slot(rows=True),
         LOAD_K, LOAD_V,
         "v_tile = tl.where(key_ok[:, None], v_tile - centre[None, :], 0.0).to(k_tile.dtype)",
-        *t.features("k", "k_tile", "key_ok", "k_tile"), *_more(t), *t.rounded("s", "k_tile"), *t.allowed(transposed=False),
+        *t.features("k", "k_tile", "key_ok", "k_tile", _more(t)), *t.rounded("s", "k_tile"), *t.allowed(transposed=False),
         *_heads(t, ("q", "do", "dq"), inner),
         *_kept(t, "s"), *fed,
         *t.dots("s", [("tl.trans(k16)", "v_tile")], "s"),

@@ -152,12 +152,18 @@ class Text:
 
     # Features and states
 
-    def features(self, x: str, tile: str, ok: str, like: str | None = None) -> list[str]:
-        """Features in float32 and, rounded to the dtype of `like`, as operands of products."""
+    def features(self, x: str, tile: str, ok: str, like: str | None = None, then: tuple[str, ...] = ()) -> list[str]:
+        """Features in float32 and, rounded to the dtype of `like`, as operands of products.
+
+        Args:
+            then: what else is made of each half, while it is at hand in float32: statements with `{h}` for the half's suffix, of
+                which those with `+=` begin with `=`.
+        """
         out = []
-        for half, sign in zip(self.halves, self.signs):
+        for i, (half, sign) in enumerate(zip(self.halves, self.signs)):
             out.append(f"{x}{half} = _{self.name}_features({tile}, {sign}, {ok}, d, D)")
             out += [f"{x}{half}16 = {x}{half}.to({like}.dtype)"] if like else []
+            out += [line.format(h=half).replace("+=", "+=" if i else "=") for line in then]
         return out
 
     def rounded(self, x: str, like: str) -> list[str]:
