@@ -9,10 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from patternc.codegen.frame import header, indent
 from patternc.tail_plan import NOTHING
 
 FEATURES = {"softmax": "softmax", "elu+1": "elu", "relu": "relu", "identity": "identity"}
 STATE = "(d < D)[:, None] & (e < DV)[None, :]"
+
+SHAPES = ["HEADS", "GROUP", "D", "DV", "BLOCK_D"]
+CONSTANTS = {
+    "key_states": [*SHAPES, "SLICE"], "row_states": [*SHAPES, "SLICE"], "scan": ["WIDTH", "BLOCK_W", "REVERSE"],
+    "extras": ["HEADS", "GROUP", "DV", "BLOCK_DV"], "forward": [*SHAPES, "SLICE"],
+    "backward_q": [*SHAPES, "BLOCK_DV"], "backward_k": [*SHAPES, "BLOCK_DV"], "backward_v": [*SHAPES, "SLICE"],
+}  # fmt: skip
+UNSLOTTED = {"scan": [], "extras": ["ALIGN"]}  # the last constexprs of kernels that go through no slots
 
 
 @dataclass(frozen=True)
@@ -213,3 +222,51 @@ class Text:
 
     def store_vector(self, name: str) -> list[str]:
         return [f"tl.store({self._vector(h)}, {name}{h}, mask=d < D)" for h in self.halves]
+
+
+@dataclass(frozen=True)
+class TailKernel:
+    """One generated kernel: its text, runtime parameters and constexprs, in order."""
+
+    name: str
+    text: str
+    parameters: tuple[str, ...]
+    constants: tuple[str, ...]
+
+
+def finish(name: str, doc: str, parameters: list[str], body: list[str]) -> TailKernel:
+    constants = [*CONSTANTS[name], "BLOCK", *UNSLOTTED.get(name, ["ALIGN", "STAGES", "PRECISION"])]
+    text = header(name, parameters, constants, doc) + indent(body)
+    return TailKernel(name, text, tuple(parameters), tuple(constants))
+
+
+def loop(body: list[str], reverse: bool = False) -> list[str]:
+    if not reverse:
+        return ["for slot in tl.range(start, stop, num_stages=STAGES):", *indented(body)]
+    return ["for i in tl.range(0, stop - start, num_stages=STAGES):", *indented(["slot = stop - 1 - i", *body])]
+
+
+def heads(t: Text, names: tuple[str, ...], body: list[str]) -> list[str]:
+    """A loop over the query heads that share the slot's keys."""
+    bases = [line for name in names for line in t.base(name, "h")]
+    return ["for g in range(0, GROUP):  # the query heads that share these keys", *indented(["h = kv_h * GROUP + g", *bases, *body])]
+
+
+def indented(lines: list[str]) -> list[str]:
+    return ["    " + line if line else "" for line in lines]
+
+
+LOAD_Q = "q_tile = _load_slot(q_base, first_row, row_ok, q_stride, d, D, BLOCK)"
+LOAD_K = "k_tile = _load_slot(k_base, first_key, key_ok, k_stride, d, D, BLOCK)"
+LOAD_V = "v_tile = _load_slot(v_base, first_key, key_ok, v_stride, e, DV, BLOCK)"
+LOAD_DO = "do_tile = _load_slot(do_base, first_row, row_ok, do_stride, e, DV, BLOCK)"
+EACH_KEY_TILE = "one program a segment, key head and slice of the values"
+
+
+def load_extra(t: Text) -> str:
+    return f"extra = tl.load(extra_ptr + {t.row_vector}, mask=row_ok, other=0.0)"
+
+
+def kept(t: Text, *names: str) -> list[str]:
+    """States that survive the slot."""
+    return [f"{n}{h} = {t.when('begin < first_key', f'{n}{h}')}" for n in names for h in t.halves] if t.form.gated else []

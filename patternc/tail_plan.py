@@ -17,17 +17,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from patternc.analysis.data import Data
-from patternc.analysis.evaluate import evaluate
-from patternc.analysis.project import Interval, Projector
+from patternc.analysis.ranges import Ranges, ranges_of
 from patternc.args import Bound
 from patternc.expr.arithmetic import terms
 from patternc.expr.bounds import INF
 from patternc.expr.index import Index
 from patternc.expr.node import postorder, roomy
-from patternc.expr.pattern import Pattern, all_of, any_of, between
+from patternc.expr.pattern import Pattern
 from patternc.layout import specialisations
-from patternc.passes import Conjunct, TooManyConjuncts, disjuncts, lower, variables
+from patternc.passes import TooManyConjuncts, disjuncts, lower, variables
 
 NOTHING = 2**30  # the lowest key of a row without keys: beyond all positions
 
@@ -85,121 +83,7 @@ class TailPlan:
         return f"class {self.kind}: {self.why}"
 
 
-class _Rows:
-    """The algebra of `Projector` for single rows: arrays of their values, so that outer and inner bounds are one thing."""
-
-    minimum, maximum = staticmethod(np.minimum), staticmethod(np.maximum)
-
-    def __init__(self, live: np.ndarray, used: np.ndarray):
-        self.live, self.used = live, used  # keys and rows that their own conditions leave
-
-    def constant(self, value: int) -> int:
-        return value
-
-    def at_most(self, a, b):
-        return a <= b
-
-    def both(self, a, b):
-        return a & b
-
-    def select(self, condition, a, b):
-        return np.where(condition, a, b)
-
-    def solve_read(self, x: Index, low, high, inner: bool) -> Interval | None:
-        data = x.args[0].args[0]
-        if x.op != "read" or not data.values.size:
-            return None
-        if data.rising:
-            first = 0 if low is None else np.searchsorted(data.values, low, "left")
-            return Interval(first, len(data.values) - 1 if high is None else np.searchsorted(data.values, high, "right") - 1)
-        equal = low is not None and high is not None and np.all(low == high)
-        return self._together(data, np.broadcast_to(low, self.used.shape)) if equal else None
-
-    def _together(self, data: Data, wanted: np.ndarray) -> Interval | None:
-        """Where the wanted values are, if the live keys of each lie together."""
-        places = np.flatnonzero(self.live[: len(data.values)])
-        values, of = np.unique(data.values[places], return_inverse=True)
-        if not len(values):
-            return Interval(empty=True)
-        first, last = np.full(len(values), len(places)), np.full(len(values), -1)
-        np.minimum.at(first, of, np.arange(len(places)))
-        np.maximum.at(last, of, np.arange(len(places)))
-        at = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
-        found = values[at] == wanted
-        apart = last - first + 1 != np.bincount(of)
-        if apart[at[found & self.used]].any():
-            return None
-        return Interval(np.where(found, places[first[at]], 0), np.where(found, places[last[at]], -1))
-
-
-class _RowProjector(Projector):
-    def __init__(self, rows: np.ndarray, live: np.ndarray, used: np.ndarray):
-        super().__init__("k", _Rows(live, used))
-        self.rows = rows
-
-    def span(self, x: Index):
-        value = evaluate(x, {"q": self.rows})
-        return value, value
-
-
-@dataclass(frozen=True, eq=False)
-class _Ranges:
-    """The keys `low .. high` of each row that conjuncts leave, among its live keys; `unsolved` cores bound no range."""
-
-    conjunct: Conjunct
-    low: np.ndarray
-    high: np.ndarray
-    live: np.ndarray
-    unsolved: tuple[Index, ...]
-
-    @property
-    def some(self) -> np.ndarray:
-        return (self.low <= self.high) & (self.high >= 0) & (self.low < len(self.live))
-
-    @property
-    def pairs(self) -> bool:
-        """Whether there may be any."""
-        before = np.concatenate([[0], np.cumsum(self.live)])
-        low, high = np.maximum(self.low[self.some], 0), np.minimum(self.high[self.some], len(self.live) - 1)
-        return bool((before[high + 1] > before[low]).any())
-
-
-def _factor(conjunct: Conjunct, *names: str) -> Pattern:
-    """The comparisons of a conjunct that mention no other variables."""
-    return all_of(*(
-        between(core, None if low == -INF else int(low), None if high == INF else int(high))
-        for core, (low, high) in conjunct.items() if variables(core) <= set(names)
-    ))  # fmt: skip
-
-
-def _ranges(alike: list[Conjunct], rows: np.ndarray, n_k: int) -> _Ranges:
-    """The ranges of conjuncts that differ in what they say of the key alone."""
-    keys, conjunct = np.arange(n_k), alike[0]
-    live = np.broadcast_to(evaluate(any_of(*(_factor(c, "k") for c in alike)), {"k": keys}), keys.shape)
-    used = np.broadcast_to(evaluate(_factor(conjunct, "q"), {"q": rows}), rows.shape)
-    mixed = {core: bound for core, bound in conjunct.items() if variables(core) == {"q", "k"}}
-    projector, found, unsolved = _RowProjector(rows, live, used), Interval(), []
-    for core, bound in mixed.items():
-        one = projector.project({core: bound})
-        if not one.tight:
-            unsolved.append(core)
-        found = projector._meet(found, one.outer)
-    low, high = (default if x is None else x for x, default in ((found.low, 0), (found.high, n_k - 1)))
-    low, high = (np.broadcast_to(np.asarray(x, np.int64), rows.shape) for x in (low, high))
-    return _Ranges(conjunct, low, np.where(used & (not found.empty), high, -1), live, tuple(unsolved))
-
-
-def _parts(conjuncts: list[Conjunct], rows: np.ndarray, n_k: int) -> list[_Ranges]:
-    """The ranges of all conjuncts that have pairs; those that differ in what they say of the key alone are one part."""
-    groups: dict[frozenset, list[Conjunct]] = {}
-    for conjunct in conjuncts:
-        if _ranges([conjunct], rows, n_k).pairs:
-            rest = frozenset((core, bound) for core, bound in conjunct.items() if variables(core) != {"k"})
-            groups.setdefault(rest, []).append(conjunct)
-    return [_ranges(alike, rows, n_k) for alike in groups.values()]
-
-
-def _joined(parts: list[_Ranges]) -> tuple[np.ndarray, np.ndarray] | None:
+def _joined(parts: list[Ranges]) -> tuple[np.ndarray, np.ndarray] | None:
     """The union of the ranges of every row as one range each; None where some row's has a gap."""
     low, high, some = parts[0].low, parts[0].high, parts[0].some
     for part in parts[1:]:
@@ -212,7 +96,7 @@ def _joined(parts: list[_Ranges]) -> tuple[np.ndarray, np.ndarray] | None:
     return np.where(some, low, NOTHING), np.where(some, high, -1)
 
 
-def _narrowed(part: _Ranges) -> _Ranges:
+def _narrowed(part: Ranges) -> Ranges:
     """Live keys that lie together bound the rows' ranges instead."""
     places = np.flatnonzero(part.live)
     if places[-1] - places[0] + 1 > len(places):
@@ -220,7 +104,7 @@ def _narrowed(part: _Ranges) -> _Ranges:
     return replace(part, low=np.maximum(part.low, places[0]), high=np.minimum(part.high, places[-1]), live=np.ones_like(part.live))
 
 
-def _prefix(parts: list[_Ranges], rows: np.ndarray) -> Prefix | str:
+def _prefix(parts: list[Ranges], rows: np.ndarray) -> Prefix | str:
     """The ranges of some conjuncts as a prefix, or why they are none."""
     if any((part.live != parts[0].live).any() for part in parts[1:]):
         parts = [_narrowed(part) for part in parts]
@@ -247,7 +131,7 @@ def _prefix(parts: list[_Ranges], rows: np.ndarray) -> Prefix | str:
     return Prefix(np.where(some, low, NOTHING), last, None if live.all() else live, shift)
 
 
-def _mirrored(parts: list[_Ranges]) -> list[_Ranges]:
+def _mirrored(parts: list[Ranges]) -> list[Ranges]:
     """The same pairs with both sequences reversed."""
     most = len(parts[0].live) - 1
     return [
@@ -262,7 +146,7 @@ def _differs(core: Index, low: float, high: float) -> bool:
     return all(len(variables(t)) == 1 for t in terms(core)[1]) and (low == -INF or high == INF)
 
 
-def _two_sided(parts: list[_Ranges], rows: np.ndarray) -> tuple[Prefix | None, Prefix] | None:
+def _two_sided(parts: list[Ranges], rows: np.ndarray) -> tuple[Prefix | None, Prefix] | None:
     """The prefixes of a forward and of a mirrored scan that share no pair; None where the parts are not of class PS."""
     forward = [part for part in parts if isinstance(_prefix([part], rows), Prefix)]
     backward = [part for part in parts if not any(part is other for other in forward)]
@@ -286,7 +170,7 @@ def _class_of(p: Pattern, rows: np.ndarray, n_k: int) -> Found:
         conjuncts = disjuncts(p)
     except TooManyConjuncts:
         return "X", "it falls into too many parts", None, None
-    parts = _parts(conjuncts, rows, n_k)
+    parts = ranges_of(conjuncts, rows, n_k)
     if not parts:
         return "0", "no pair at this length", None, None
     unsolved = [core for part in parts for core in part.unsolved]

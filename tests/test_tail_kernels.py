@@ -7,7 +7,7 @@ from kernel_check import DEVICE, MARKS
 import patternc as pc
 from patternc import functional, reference, tail_runtime
 from patternc.args import bind
-from patternc.codegen import tail_configs, tail_kernels, tail_launch
+from patternc.codegen import tail_configs, tail_kernels, tail_launch, tail_text
 from patternc.codegen.tail_configs import TailConfig
 from patternc.codegen.tail_launch import SlotTables, TailCall, tail_backward, tail_forward
 from patternc.codegen.tail_text import Form
@@ -19,7 +19,7 @@ from patternc.tail_slots import slots_of
 
 pytestmark = MARKS
 causal, arg = pc.causal, pc.arg
-KERNELS = tuple(tail_kernels.CONSTANTS)
+KERNELS = tuple(tail_text.CONSTANTS)
 SMALL = dict.fromkeys(KERNELS, TailConfig(16, 16, 4, 1))
 IDS = [3] * 9 + [1] * 1 + [4] * 26 + [-1] * 2 + [7] * 20 + [-1] * 2  # one document of one token
 
