@@ -38,7 +38,7 @@ def plan_of(compiled, bound: Bound) -> TailPlan:
 def tail_refusal(compiled, bound: Bound) -> str | None:
     """Why a term has no kernels; None where it has."""
     plan = plan_of(compiled, bound)
-    return None if plan.kind == "0" or plan.scans else f"whose pairs are of class {plan.kind}: {plan.why}"
+    return None if plan.kind == "0" or plan.scans else f"pairs of class {plan.kind}: {plan.why}"
 
 
 def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool):

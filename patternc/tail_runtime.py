@@ -37,14 +37,14 @@ def has_kernels(made, bound, backend: str) -> bool:
     if why is None:
         return True
     if backend == "triton":
-        raise BackendError(f"the triton backend has no kernels for this term, {why}", typed=str(made.spec), fix='use backend="auto" or "cpu"')
+        raise BackendError(f"the triton backend has no kernels for a term on {why}", typed=str(made.spec), fix='use backend="auto" or "cpu"')
     _warn_no_kernels(why.split(":")[0])
     return False
 
 
 @functools.cache
 def _warn_no_kernels(what: str) -> None:
-    warnings.warn(f"`linear_tail` has no Triton kernels for {what}: it runs as torch operations on the GPU", stacklevel=5)
+    warnings.warn(f"`linear_tail` on {what} has no Triton kernels: it runs as torch operations on the GPU", stacklevel=5)
 
 
 def by_kernels(apply):

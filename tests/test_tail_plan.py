@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
+from strategies import HEADS, draw_args, patterns
 
 import patternc as pc
 from patternc.args import bind
@@ -148,6 +149,25 @@ def test_steps(data):
     if found.kind == "P":
         np.testing.assert_array_equal(dense_of(found.scans[0].prefixes[0], n_k), dense)
         check_slots(slots_of(found.scans[0], 0, n_q, n_k, block), 0, dense)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(patterns(), st.data())
+def test_any_pattern(p, data):
+    """Whatever the class: its scans, where it has any, pass every pair once and no other, and 0 means that there is none."""
+    n_q, n_k = data.draw(st.integers(1, 12)), data.draw(st.integers(12, 14))
+    args = draw_args(data.draw, p, n_q, n_k, heads=HEADS, batch=2)
+    found = tail_plan(p, bind(p, args, n_q, n_k, heads=HEADS, batch=2))
+    dense = p.dense(n_q, n_k, heads=HEADS, batch=2, **args).numpy()
+    assert (found.kind != "0") or not dense.any()
+    if found.scans:
+        total = np.zeros(dense.shape, int)
+        for scan in found.scans:
+            for b in range(2):
+                mask = dense_of(scan.prefixes[scan.rows[b]], n_k)
+                check_slots(slots_of(scan, n_k - n_q, n_q, n_k, 3), b, mask)
+                total[b] += mask[::-1, ::-1] if scan.mirrored else mask
+        np.testing.assert_array_equal(total, dense)
 
 
 def test_words():
