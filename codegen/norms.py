@@ -16,7 +16,8 @@ from patternc.codegen.configs import padded
 from patternc.codegen.device import on
 from patternc.codegen.frame import header, indent
 from patternc.codegen.helpers import used_by
-from patternc.codegen.launch import _empty, _rows, _strides
+from patternc.codegen.launch import _empty, _rows
+from patternc.codegen.prepared import _strides
 from patternc.codegen.tail_helpers import SOURCES
 from patternc.tail import RMS_EPS
 

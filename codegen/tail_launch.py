@@ -16,7 +16,8 @@ from triton.runtime.errors import OutOfResources
 
 from patternc.codegen import cache, tail_configs
 from patternc.codegen.device import on, precision, processors
-from patternc.codegen.launch import _empty, _rows, _strides
+from patternc.codegen.launch import _empty, _rows
+from patternc.codegen.prepared import _strides
 from patternc.codegen.tail_configs import SCAN_WIDTH, TailConfig
 from patternc.codegen.tail_kernels import SLICED, TailSource, generate
 from patternc.codegen.tail_text import Form
