@@ -13,13 +13,14 @@ import torch
 from patternc.analysis.runs import members
 from patternc.args import Bound, bind
 from patternc.balance import Costs, of_groups, row_tiles, schedule, tiles_of_layout
+from patternc.codegen import tail_backend
 from patternc.codegen.device import processors
 from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, attention_backward, attention_forward
 from patternc.codegen.norms import backward_norms, norms
 from patternc.codegen.parameters import ChoiceTables, TileLists
 from patternc.codegen.schedule import Dealt
-from patternc.codegen.tail_backend import tail_backward, tail_forward, tail_refusal
+from patternc.codegen.tail_backend import tail_backward, tail_refusal
 from patternc.errors import BackendError, DeviceError, DtypeError, InternalError, PatterncError
 from patternc.expr.bounds import INF, bounds
 from patternc.expr.index import MAX_INT
@@ -81,6 +82,11 @@ def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound
         [call_of(part, scale, bound, q, k, v, out, dout) for part in compiled.parts_at(bound, shape_of(q, v), column)] for column in "kq"
     )
     return attention_backward(by_queries, q, k, v, out, lse, dout, dlse, by_keys)
+
+
+def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool):
+    check(q, v)
+    return tail_backend.tail_forward(compiled, q, k, v, feature, sums, bound, keep)
 
 
 def shape_of(q: torch.Tensor, v: torch.Tensor) -> Shape:

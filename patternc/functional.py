@@ -10,7 +10,7 @@ from patternc.errors import DeviceError, DtypeError, OperandError, ShapeError
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
 from patternc.signature import signature
-from patternc.tail import LinearAttention, at_least_float32, by_features, rms_norm, tail
+from patternc.tail import LinearAttention, by_features, rms_norm, tail
 from patternc.tail_runtime import Norms, TailAttention, by_kernels, has_kernels
 
 
@@ -30,10 +30,11 @@ def attention(
         runtime.check_tensors(q, k, v)
     name = choose(backend, term, q)
     wide = term is not None and name != "triton"
+    alone = term is not None and spec.exact.op == "false" and term.norm != "rms" and name == "triton"  # no exact part to speak of
     scale = runtime.scale_of(scale, q.shape[-1])
     if tracing:
         call = *operators.pack(spec.facts["arg_names"], args, q_start), made.key
-        out, lse = operators.attention(q, k, v, *call, name, scale, check, wide)
+        out, lse = nothing(q) if alone else operators.attention(q, k, v, *call, name, scale, check, wide)
         by_name = backend if name == "triton" else name
 
         def apply(*tensors):
@@ -52,7 +53,7 @@ def attention(
             out, lse = reference.attention(spec, q, k, v, args, scale=scale, q_start=q_start, tail_q=tail_q, tail_k=tail_k, **learned)
             return out.to(q.dtype), lse if q.dtype == torch.float64 else lse.float()
         fused = term is not None and name == "triton" and has_kernels(made, bound, backend)
-        out, lse = runtime.attend(made, q, k, v, scale, bound, name, wide)
+        out, lse = nothing(q) if alone else runtime.attend(made, q, k, v, scale, bound, name, wide)
 
         def apply(*tensors):
             return LinearAttention.apply(*tensors, runtime.rest_of(made, bound))
@@ -68,7 +69,12 @@ def attention(
         return (operators.norms if tracing else Norms.apply)(out, y, *scales), lse
     if term.norm == "rms":
         out, y = rms_norm(out, exact_scale), rms_norm(y, tail_scale)
-    return (at_least_float32(out) + y).to(q.dtype), lse
+    return (y if alone else out + y).to(q.dtype), lse
+
+
+def nothing(q) -> tuple[None, torch.Tensor]:
+    """The exact part of an empty pattern: no output, and the lse of rows without keys."""
+    return None, torch.full(q.shape[:3], -torch.inf, device=q.device)
 
 
 def prepare(spec: Pattern | Attention) -> None:
