@@ -153,9 +153,9 @@ class _Run:
     def clear(self, *results) -> None:
         """Rows before the first slot read nothing."""
         offset = self.tables.slots.offset
-        for x in results:
-            if x is not None and offset is not None and offset > 0:
-                x[(slice(None), slice(None), slice(max(x.shape[2] - offset, 0), None) if self.tables.slots.mirrored else slice(offset))] = 0
+        for x in results if offset is not None and offset > 0 else ():
+            if x is not None:
+                (x[:, :, max(x.shape[2] - offset, 0) :] if self.tables.slots.mirrored else x[:, :, :offset]).zero_()
 
     def key_states(self, k, v) -> torch.Tensor:
         return self._states("key_states", {"k": k, "v": v}, {}, False)
@@ -171,8 +171,6 @@ class _Run:
         if self.segments == 1:
             return torch.zeros(shape, dtype=torch.float32, device=self.device)
         states = torch.empty(shape, dtype=torch.float32, device=self.device)
-        if reverse and not self.source.form.sums:
-            states[..., -self.source.form.halves * d :] = 0
         self.launch(name, matrices, {**vectors, "states_ptr": states})
         self.launch("scan", {}, {"states_ptr": states}, reverse)
         return states
