@@ -6,6 +6,7 @@ import torch
 import patternc as pc
 from patternc.errors import BackendError, ParameterError, ShapeError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 causal = pc.causal
 SPECS = {
     "rattention": causal & (pc.window(left=20, right=0) + pc.linear_tail), "sinks": causal & (pc.window(9) | pc.sink(3) + pc.linear_tail(norm="none")),

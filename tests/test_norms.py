@@ -9,7 +9,7 @@ from patternc.codegen import norms as codegen_norms
 from patternc.codegen.norms import backward_norms, norms
 from patternc.tail import rms_norm
 
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.mark.parametrize("dtype, n, dv, layout", [(torch.float32, 70, 24, "bnhd"), (torch.float32, 7, 128, "bhnd"), (torch.float16, 40, 16, "bhnd")], ids=str)
