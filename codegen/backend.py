@@ -13,16 +13,20 @@ import torch
 from patternc.analysis.runs import members
 from patternc.args import Bound, bind
 from patternc.balance import Costs, of_groups, row_tiles, schedule, tiles_of_layout
+from patternc.codegen import tail_backend
 from patternc.codegen.device import processors
 from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, attention_backward, attention_forward
+from patternc.codegen.norms import backward_norms, norms
 from patternc.codegen.parameters import ChoiceTables, TileLists
 from patternc.codegen.schedule import Dealt
+from patternc.codegen.tail_backend import tail_backward, tail_refusal
 from patternc.errors import BackendError, DeviceError, DtypeError, InternalError, PatterncError
 from patternc.expr.bounds import INF, bounds
 from patternc.expr.index import MAX_INT
 from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern
+from patternc.kept import unchanged
 from patternc.layout import layout
 from patternc.orders.count import Boxes, Sizes, choose_boxes
 from patternc.orders.heads import groups_of
@@ -57,11 +61,16 @@ def check(q: torch.Tensor, v: torch.Tensor) -> None:
             )
 
 
+__all__ = [
+    "backward", "backward_norms", "call_of", "check", "check_width", "forward", "norms", "source", "tail_backward", "tail_forward", "tail_refusal"
+]  # fmt: skip
+
+
 def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
     check(q, v)
     check_width(compiled, bound)
     if wide:
-        raise InternalError("a term reached the triton backend")
+        raise InternalError("the triton backend returns outputs in the inputs' dtype")
     parts, found = compiled.parts_at(bound, shape_of(q, v)), None
     for part in parts:
         found = attention_forward(call_of(part, scale, bound, q, k, v), q, k, v, found, part is not parts[-1])
@@ -73,6 +82,11 @@ def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound
         [call_of(part, scale, bound, q, k, v, out, dout) for part in compiled.parts_at(bound, shape_of(q, v), column)] for column in "kq"
     )
     return attention_backward(by_queries, q, k, v, out, lse, dout, dlse, by_keys)
+
+
+def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool):
+    check(q, v)
+    return tail_backend.tail_forward(compiled, q, k, v, feature, sums, bound, keep)
 
 
 def shape_of(q: torch.Tensor, v: torch.Tensor) -> Shape:
@@ -171,7 +185,7 @@ def _bounds(compiled, bound: Bound, on_device: Bound, device: torch.device, dire
     axis = compiled.plan.forward if direction == "forward" else compiled.plan.transposed
     if axis.kind != "table":
         return _static(compiled, axis, on_device, device, direction, rows, cols)
-    key = _unchanged(bound)
+    key = unchanged(bound)
     if key is None:
         return run_table(compiled.conjuncts, "k" if direction == "forward" else "q", on_device, rows)
     kept = compiled.state.setdefault("tables", {})
@@ -182,25 +196,6 @@ def _bounds(compiled, bound: Bound, on_device: Bound, device: torch.device, dire
         # The values are kept beside their table, so that their memory, whose address is in the key, is not given to others.
         kept[key] = run_table(compiled.conjuncts, "k" if direction == "forward" else "q", on_device, rows), bound
     return kept[key][0]
-
-
-def _unchanged(bound: Bound) -> tuple | None:
-    """What names the data of a call as long as nothing writes to them; None where that cannot be told.
-
-    Layers of a model are called with the same document ids, and a backward with those of its forward.  Tensors count their
-    own writes (`_version`); what writes behind torch's back (raw pointers) is not seen.  Under capture nothing is kept: a
-    replay must compute its tables from what the tensors hold then.
-    """
-    values = [x for x in (bound.q_start, *bound.values.values()) if not isinstance(x, int)]
-    if not all(isinstance(x, torch.Tensor) and not x.is_inference() for x in values):
-        return None
-    if any(x.is_cuda for x in values) and torch.cuda.is_current_stream_capturing():
-        return None
-
-    def name(x):
-        return (x.data_ptr(), x._version, x.shape, x.stride(), x.dtype) if isinstance(x, torch.Tensor) else x
-
-    return bound.n_q, bound.n_k, bound.heads, bound.batch, name(bound.q_start), *map(name, bound.values.values())
 
 
 def _static(compiled, axis: AxisPlan, bound: Bound, device: torch.device, direction: str, rows: int, cols: int) -> TileLists | ChoiceTables:

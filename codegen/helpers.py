@@ -194,11 +194,11 @@ def _dkdv_step(dk, dv, s, q_tile, do_tile, v_tile, lse, delta, score_scale, PREC
 )
 
 
-def used_by(text: str) -> str:
-    """The helpers that `text` and they themselves call, in the order of `SOURCES`."""
-    names = [re.search(r"def (\w+)", source)[1] for source in SOURCES]
+def used_by(text: str, sources: tuple[str, ...] = SOURCES) -> str:
+    """The helpers that `text` and they themselves call, in the order of `sources`."""
+    names = [re.search(r"def (\w+)", source)[1] for source in sources]
     used: list[str] = []
-    for name, source in reversed(list(zip(names, SOURCES))):  # a helper calls only those before it
+    for name, source in reversed(list(zip(names, sources))):  # a helper calls only those before it
         if f"{name}(" in text:
             used.insert(0, source)
             text += source

@@ -15,12 +15,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from patternc.codegen import cache, configs
+from patternc.codegen import cache, configs, tail_configs
 from patternc.codegen.configs import Config
 from patternc.codegen.dispatch import renamed
 from patternc.codegen.frame import is_wide
 from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.parameters import box_constants
+from patternc.codegen.tail_configs import TailConfig
+from patternc.codegen.tail_kernels import TailSource
 from patternc.codegen.uses import is_pointer
 from patternc.errors import BackendError
 from patternc.orders.count import Boxes
@@ -54,6 +56,28 @@ class Job:
 
 
 @dataclass(frozen=True)
+class TailJob:
+    """A kernel of a linear tail to compile.
+
+    Attributes:
+        dtype: "bf16" or "fp32".
+        config: of `tail_configs`.
+        precision: of products of float32.
+    """
+
+    source: TailSource
+    kernel: str
+    dtype: str
+    head_dim: int
+    value_dim: int
+    config: TailConfig
+    heads: int = 16
+    group: int = 1
+    arch: int = 90
+    precision: str = "ieee"
+
+
+@dataclass(frozen=True)
 class Report:
     """What a job compiled to.
 
@@ -72,8 +96,10 @@ class Report:
     sass: str
 
 
-def signature(job: Job) -> tuple[dict[str, str], dict[str, object]]:
+def signature(job: Job | TailJob) -> tuple[dict[str, str], dict[str, object]]:
     """Triton's types of the runtime parameters, and the values of the constexprs."""
+    if isinstance(job, TailJob):
+        return _tail_signature(job)
     kernel: Kernel = job.source.kernels[job.kernel]
     d, dv, c = configs.padded(job.head_dim), configs.padded(job.value_dim), job.config
     constants = {
@@ -111,7 +137,22 @@ def _type(parameter: str, job: Job, kernel: Kernel) -> str:
     return "*u8" if any(a.parameter == parameter and a.kind == "member" for a in kernel.arrays) else "*i32"
 
 
-def compile_one(job: Job) -> Report:
+def _tail_signature(job: TailJob) -> tuple[dict[str, str], dict[str, object]]:
+    kernel = job.source.kernels[job.kernel]
+    constants = tail_configs.constants(job.config, job.source.form, job.head_dim, job.value_dim, job.heads, job.group) | {
+        "ALIGN": 16, "PRECISION": job.precision, "REVERSE": False}  # fmt: skip
+    kinds = dict.fromkeys(("sums_ptr", "dsums_ptr", "extra_ptr", "centre_ptr", "states_ptr"), "*fp32") | {"live_ptr": "*u8"}
+    kinds |= dict.fromkeys(("first_ptr", "last_ptr", "low_ptr", "base_ptr"), "*i32")
+
+    def kind(parameter: str) -> str:
+        if parameter.endswith("_ptr"):
+            return kinds.get(parameter, f"*{job.dtype}")
+        return "i64" if f"{parameter}: tl.int64" in kernel.text else "i32"
+
+    return {p: kind(p) for p in kernel.parameters}, {c: constants[c] for c in kernel.constants}
+
+
+def compile_one(job: Job | TailJob) -> Report:
     """Compile in this process."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -153,7 +194,7 @@ def _read(sass: str) -> tuple[int, dict[str, int]]:
     return spills, counts
 
 
-def compile_all(jobs: list[Job]) -> list[Report]:
+def compile_all(jobs: list[Job | TailJob]) -> list[Report]:
     """Compile in a new process, whatever this one does with kernels."""
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-m", "patternc.codegen.offline"], input=pickle.dumps(jobs), capture_output=True, env=environment)

@@ -190,6 +190,19 @@ def bench_attention(
     write(report.json() if json else report.markdown())
 
 
+@bench.command("tail")
+def bench_tail(
+    cases: Annotated[Optional[str], typer.Option("--case", help="Comma-separated names of cases; all by default.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """What linear tails take on this machine's GPU, kernel by kernel, and their workspace."""
+    from patternc.bench import tail
+
+    rows = tail.run(cases, progress=(lambda row: print(row, file=sys.stderr)) if json else print)
+    if json:
+        write(tail.as_json(rows))
+
+
 @bench.command("predictions")
 def bench_predictions(
     n: Annotated[int, typer.Option("-n", "--n", min=1024, help="Tokens; a square number fits all entries.")] = 16384,

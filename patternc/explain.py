@@ -16,6 +16,7 @@ from patternc.layout import Layout, layout
 from patternc.plan import make_plan
 from patternc.prediction import Prediction, predict
 from patternc.rates import Shape, card
+from patternc.tail_plan import TailPlan, tail_plan
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Explanation:
         cost: of the forward pass of one batch row, in the kernels' own tiles.
         prediction: microseconds of that batch row's kernels on the measured card; None where only tensors say where queries start.
         parts: E, D and R of an attention with a term, else empty.
+        tail: the class of R, which says how the term is summed; None without a term.
         kernels: kernel family by device.
     """
 
@@ -57,6 +59,7 @@ class Explanation:
     cost: Cost
     prediction: Prediction | None
     parts: tuple[Part, ...]
+    tail: TailPlan | None
     kernels: dict[str, str]
     head_dim: int
 
@@ -96,6 +99,7 @@ class Explanation:
             for part in self.parts:
                 lines.append(f"  {part.name}  {part.pattern}")
                 lines.append(f"     {'provably causal' if part.causal else 'not provably causal'}; {tiles_line(part.layout)}")
+            lines.append(f"     {self.tail}")
         lines += ["", *(f"kernels   on {device}: {text}" for device, text in self.kernels.items())]
         return "\n".join(lines)
 
@@ -154,21 +158,25 @@ def explain(
     )
     found = directions(exact, bound, batch, kv_heads or heads, shape)
     expected = predict(exact, bound, shape, dealt=True) if isinstance(bound.q_start, int) else None
-    parts = ()
+    parts, tail = (), None
     if isinstance(spec, Attention):
         rest = all_of(spec.domain, negate(exact))
         named = (("E", exact), ("D", spec.domain), ("R", rest))
         parts = tuple(Part(name, p, provably_causal(p), tiles(p)) for name, p in named)
-    return Explanation(spec, bound, shape, found, tiles(exact), price, expected, parts, kernels_of(spec, backend), head_dim)
+        tail = tail_plan(rest, first_row(whole))
+    return Explanation(spec, bound, shape, found, tiles(exact), price, expected, parts, tail, kernels_of(backend, tail), head_dim)
 
 
-def kernels_of(spec, backend: str) -> dict[str, str]:
+def kernels_of(backend: str, tail: TailPlan | None) -> dict[str, str]:
     """The kernel family in use, by device, in words."""
     cpu = "torch operations over the tiles of the layout (backend cpu)"
     triton = "Triton kernels generated from the plan (backend triton): forward, dq, dk/dv"
     dense = "the dense reference (backend reference), n x n memory"
-    if isinstance(spec, Attention):
-        triton = "the term has no Triton kernel yet; auto runs the cpu backend's torch operations on the tensors' device"
+    if tail is not None and tail.scans:
+        triton += f"; the term by kernels that carry states in {len(tail.scans)} scan{'s' * (len(tail.scans) > 1)}"
+    elif tail is not None and tail.kind != "0":
+        none = f"the term's class {tail.kind} has no kernels"
+        triton = f"{none}, and backend triton refuses it" if backend == "triton" else f"{triton}; {none} yet: torch operations"
     if backend == "reference":
         return {"any device": dense}
     if backend == "cpu":

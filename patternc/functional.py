@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
-
 import torch
 
 from patternc import operators, reference, runtime
 from patternc.derivatives import refuse_transforms
-from patternc.errors import BackendError, DeviceError, DtypeError, OperandError, ShapeError
+from patternc.errors import DeviceError, DtypeError, OperandError, ShapeError
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
 from patternc.signature import signature
-from patternc.tail import LinearAttention, rms_norm, tail
+from patternc.tail import LinearAttention, by_features, rms_norm, tail
+from patternc.tail_runtime import Norms, TailAttention, by_kernels, has_kernels
 
 
 def attention(
@@ -30,32 +28,53 @@ def attention(
     refuse_transforms()
     if not tracing:  # the operator checks when it runs: tracing cannot raise these errors
         runtime.check_tensors(q, k, v)
-    name = choose(backend, term, q.device)
+    name = choose(backend, term, q)
+    wide = term is not None and name != "triton"
+    alone = term is not None and spec.exact.op == "false" and term.norm != "rms" and name == "triton"  # no exact part to speak of
     scale = runtime.scale_of(scale, q.shape[-1])
     if tracing:
         call = *operators.pack(spec.facts["arg_names"], args, q_start), made.key
-        out, lse = operators.attention(q, k, v, *call, name, scale, check, term is not None)
+        out, lse = nothing(q) if alone else operators.attention(q, k, v, *call, name, scale, check, wide)
+        by_name = backend if name == "triton" else name
 
-        def linear(phi_q, phi_k, values):
-            return operators.linear_attention(phi_q, phi_k, values, *call)
+        def apply(*tensors):
+            return operators.linear_attention(*tensors, *call)
+
+        def kernels(*tensors_and_feature):
+            *tensors, feature, sums = tensors_and_feature
+            y, weights = operators.tail_attention(*tensors, *call, by_name, feature, sums)
+            return y, weights if sums else None
+
+        linear = by_kernels(kernels) if name == "triton" else by_features(apply)
     else:
         bound = runtime.bind_call(spec, q, k, args, q_start, check)
         if term is not None and name == "reference":
             learned = dict(exact_scale=exact_scale, tail_scale=tail_scale, initial_state=initial_state, projection=projection)
             out, lse = reference.attention(spec, q, k, v, args, scale=scale, q_start=q_start, tail_q=tail_q, tail_k=tail_k, **learned)
             return out.to(q.dtype), lse if q.dtype == torch.float64 else lse.float()
-        out, lse = runtime.attend(made, q, k, v, scale, bound, name, term is not None)
+        fused = term is not None and name == "triton" and has_kernels(made, bound, backend)
+        out, lse = nothing(q) if alone else runtime.attend(made, q, k, v, scale, bound, name, wide)
 
-        def linear(phi_q, phi_k, values):
-            return LinearAttention.apply(phi_q, phi_k, values, runtime.rest_of(made, bound))
+        def apply(*tensors):
+            return LinearAttention.apply(*tensors, runtime.rest_of(made, bound))
+
+        linear = by_kernels(lambda *call: TailAttention.apply(*call, made, bound)) if fused else by_features(apply)
     if term is None:
         return out, lse
     tail_q, tail_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
     check_tail(q, k, tail_q, tail_k)
     y = tail(term, tail_q, tail_k, v, linear, initial_state, projection)
+    if term.norm == "rms" and name == "triton":
+        scales = (x if x is not None else torch.ones(q.shape[1], v.shape[3], device=q.device) for x in (exact_scale, tail_scale))
+        return (operators.norms if tracing else Norms.apply)(out, y, *scales), lse
     if term.norm == "rms":
         out, y = rms_norm(out, exact_scale), rms_norm(y, tail_scale)
-    return (out + y).to(q.dtype), lse
+    return (y if alone else out + y).to(q.dtype), lse
+
+
+def nothing(q) -> tuple[None, torch.Tensor]:
+    """The exact part of an empty pattern: no output, and the lse of rows without keys."""
+    return None, torch.full(q.shape[:3], -torch.inf, device=q.device)
 
 
 def prepare(spec: Pattern | Attention) -> None:
@@ -64,20 +83,11 @@ def prepare(spec: Pattern | Attention) -> None:
     spec.facts["arg_names"] = tuple(signature(spec))
 
 
-def choose(backend: str, term, device: torch.device) -> str:
-    """The backend of a call.  Raises BackendError where the one that was asked for by name cannot do it."""
-    if term is None:
-        return runtime.choose_backend(backend, device)
-    if backend == "triton":
-        raise BackendError("the triton backend has no kernels for `linear_tail` yet", fix='use backend="auto" or "cpu"')
-    if backend == "auto" and device.type == "cuda":
-        _warn_no_kernels()
-    return "cpu" if backend == "auto" else backend
-
-
-@functools.cache
-def _warn_no_kernels() -> None:
-    warnings.warn("`linear_tail` has no Triton kernels yet: it runs as torch operations on the GPU", stacklevel=4)
+def choose(backend: str, term, q: torch.Tensor) -> str:
+    """The backend of a call's exact part."""
+    if backend == "auto" and term is not None and q.dtype == torch.float64:
+        return "cpu"  # torch operations compute terms in float64, on any device
+    return runtime.choose_backend(backend, q.device)
 
 
 def check_tail(q, k, tail_q, tail_k) -> None:

@@ -105,6 +105,40 @@ class AttentionModule(nn.Module):
         out, lse = functional.attention(self.spec, q, k, v, args, backend=self.backend, scale=scale, q_start=q_start, check=check, **own)
         return (out, lse) if return_lse else out
 
+    def init_state(self, length: int):
+        """The state before the first token, for sequences of up to `length` tokens: see `step`.
+
+        Raises:
+            BackendError: there is no state of constant size, and why.
+            ParameterError: `length` is no positive integer.
+        """
+        from patternc.decode import init_state
+
+        return init_state(self.spec, length)
+
+    @torch.no_grad()
+    def step(self, q, k, v, state, scale: float | None = None, tail_q=None, tail_k=None):
+        """The outputs of the next tokens, without gradients: what `forward` gives them after those that `state` has seen.
+
+        Args:
+            q: [B, H, t, D].  k: [B, H_kv, t, D].  v: [B, H_kv, t, D_v], of the next t tokens.
+            state: of `init_state`; it is updated.
+            scale, tail_q, tail_k: as in `forward`.
+        Returns:
+            out [B, H, t, D_v] in the dtype of q, and the state.
+        Raises:
+            ShapeError, DtypeError, DeviceError, OperandError: an input does not fit.
+        """
+        from patternc.decode import step
+
+        runtime.check_tensors(q, k, v)
+        tail_q, tail_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
+        functional.check_tail(q, k, tail_q, tail_k)
+        learned = {name: x for name, x in (*self._parameters.items(), *self._buffers.items()) if x is not None}
+        if learned:
+            self._check_own(learned, q, v, tail_q)
+        return step(state, q, k, v, runtime.scale_of(scale, q.shape[-1]), tail_q, tail_k, learned), state
+
     def _check_own(self, own: dict, q, v, tail_q) -> None:
         """Whether the term's parameters fit the call.  Raises ShapeError."""
         needs = [("{} query heads", "num_heads", q, 1, True)]

@@ -14,7 +14,8 @@ from patternc.derivatives import refuse_second
 from patternc.errors import BackendError
 from patternc.expr.pattern import PLACE
 from patternc.runtime import _registry, backend_module, bind_call, check_tensors, rest_of
-from patternc.tail import linear_backward, linear_forward
+from patternc.tail import linear_backward, linear_forward, result_of
+from patternc.tail_runtime import traced_backward, traced_forward
 
 Packed = tuple[list[Tensor], list[int], str]
 
@@ -161,3 +162,70 @@ def _linear_backward(ctx, dout):
 
 linear_attention.register_autograd(_linear_backward, setup_context=_linear_setup)
 linear_attention_backward.register_autograd(refuse_second)
+
+
+@torch.library.custom_op("patternc::tail_attention", mutates_args=())
+def tail_attention(
+    q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], numbers: list[int], kinds: str, key: str, backend: str, feature: str, sums: bool
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What a term adds, from q and k themselves: its sums and those of the weights, which are [0] unless asked for."""
+    return traced_forward(*_bound(q, k, tensors, numbers, kinds, key), backend, q, k, v, feature, sums)
+
+
+@tail_attention.register_fake
+def _(q, k, v, tensors, numbers, kinds, key, backend, feature, sums):
+    dtype = result_of(v.dtype)
+    weights = torch.float64 if v.dtype == torch.float64 else torch.float32
+    return q.new_empty(*q.shape[:3], v.shape[3], dtype=dtype), q.new_empty(q.shape[:3] if sums else (0,), dtype=weights)
+
+
+@torch.library.custom_op("patternc::tail_attention_backward", mutates_args=())
+def tail_attention_backward(
+    dy: Tensor, dweights: Tensor, q: Tensor, k: Tensor, v: Tensor,
+    tensors: list[Tensor], numbers: list[int], kinds: str, key: str, backend: str, feature: str, sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return traced_backward(*_bound(q, k, tensors, numbers, kinds, key), backend, dy, dweights, q, k, v, feature, sums)
+
+
+@tail_attention_backward.register_fake
+def _(dy, dweights, q, k, v, tensors, numbers, kinds, key, backend, feature, sums):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _tail_backward(ctx, dy, dweights):
+    q, k, v, *tensors = ctx.saved_tensors
+    gradients = tail_attention_backward(dy, dweights, q, k, v, tensors, *ctx.call)
+    return *gradients, [None] * len(tensors), [None] * len(ctx.call[0]), *(None,) * 5
+
+
+tail_attention.register_autograd(_tail_backward, setup_context=_linear_setup)
+tail_attention_backward.register_autograd(refuse_second)
+
+
+@torch.library.custom_op("patternc::norms", mutates_args=())
+def norms(o: Tensor, t: Tensor, o_scale: Tensor, t_scale: Tensor) -> Tensor:
+    """The sum of the RMSNorms of exact part and term, by the triton backend."""
+    return backend_module("triton").norms(o, t, o_scale, t_scale)
+
+
+@norms.register_fake
+def _(o, t, o_scale, t_scale):
+    return torch.empty_like(o)
+
+
+@torch.library.custom_op("patternc::norms_backward", mutates_args=())
+def norms_backward(dy: Tensor, o: Tensor, t: Tensor, o_scale: Tensor, t_scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return backend_module("triton").backward_norms(dy, o, t, o_scale, t_scale)
+
+
+@norms_backward.register_fake
+def _(dy, o, t, o_scale, t_scale):
+    return torch.empty_like(o), torch.empty_like(t), torch.empty_like(o_scale), torch.empty_like(t_scale)
+
+
+def _norms_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+norms.register_autograd(lambda ctx, dy: norms_backward(dy, *ctx.saved_tensors), setup_context=_norms_setup)
+norms_backward.register_autograd(refuse_second)

@@ -27,6 +27,11 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def result_of(dtype: torch.dtype) -> torch.dtype:
+    """What kernels return a term's sums in, for inputs of a dtype: they may exceed what float16 holds."""
+    return dtype if dtype in (torch.bfloat16, torch.float64) else torch.float32
+
+
 def feature_map(feature, projection: torch.Tensor | None = None):
     """The map phi from [..., d] in any dtype to [..., F] in float32 (float64 from float64).
 
@@ -55,6 +60,16 @@ def feature_map(feature, projection: torch.Tensor | None = None):
     return lambda x: at_least_float32(phi(at_least_float32(x)))
 
 
+def feature_gradient(feature: str, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """The gradient of x for the gradient d of `feature_map(feature)(x)`: softmax, elu+1, relu or identity; for code below autograd."""
+    if feature == "softmax":
+        parts = ((y, dy) for y, dy in zip((x.softmax(-1), (-x).softmax(-1)), d.chunk(2, -1)))
+        a, b = (y * (dy - (y * dy).sum(-1, keepdim=True)) for y, dy in parts)
+        return a - b
+    slopes = {"elu+1": lambda: torch.where(x > 0, 1.0, x.clamp(max=0).exp()), "relu": lambda: (x > 0).to(d), "identity": lambda: 1.0}
+    return d * slopes[feature]()
+
+
 def favor_features(head_dim: int) -> int:
     """The default number of random features, d ln d (Performer, arXiv 2009.14794)."""
     return max(1, round(head_dim * math.log(head_dim)))
@@ -70,34 +85,46 @@ def favor_projection(head_dim: int, num_features: int | None = None, seed: int =
 
 
 def rms_norm(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    """RMSNorm over the last axis of [B, H, n, dv]; scale [H, dv] or None."""
+    """RMSNorm over the last axis of [B, H, n, dv], in float32 at least; scale [H, dv] or None."""
+    x = at_least_float32(x)
     y = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + RMS_EPS)
     return y if scale is None else y * scale.to(y.dtype)[:, None]
 
 
 def tail(term, q, k, v, linear, initial_state=None, projection=None) -> torch.Tensor:
-    """What a term adds, before its RMSNorm: [B, H, Nq, dv] in float32 (float64 for float64).
+    """What a term adds, before its RMSNorm: [B, H, Nq, dv] in float32 (float64 for float64, bfloat16 where kernels sum in it).
 
     Args:
         term: the linear tail; see `patternc.reference.attention` for what it means.
         q: [B, H, Nq, d].  k: [B, Hkv, Nk, d].  v: [B, Hkv, Nk, dv].
-        linear: `linear(phi_q, phi_k, v)` sums over the pairs of R, as `LinearAttention` does.
+        linear: `linear(feature, phi, q, k, v, sums)` gives the sums of (phi(q) . phi(k)) v over the pairs of R and, where
+            asked, those of the weights alone [B, H, Nq], else None: see `by_features`, `patternc.tail_runtime.by_kernels`.
         initial_state: [H, F, dv], of `norm="denominator"` [H, F, dv + 1].
         projection: [m, d] of favor+.
     """
     phi = feature_map(term.feature, projection)
-    v = at_least_float32(v)
-    fq, fk = phi(q).to(v.dtype), phi(k).to(v.dtype)
-    if term.norm == "denominator":
-        v = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # the last column of the result is the sum of weights
-    y = linear(fq, fk, v)
+    y, total = linear(term.feature, phi, q, k, v, term.norm == "denominator")
     if initial_state is not None:
-        y = y + fq @ initial_state.to(y.dtype)
-    if term.norm != "denominator":
+        y = at_least_float32(y)
+        more = phi(q).to(y.dtype) @ initial_state.to(y.dtype)
+        y, total = y + more[..., : y.shape[-1]], total if total is None else total + more[..., -1]
+    if total is None:
         return y
-    total = y[..., -1:]
-    some = total != 0
-    return torch.where(some, y[..., :-1] / torch.where(some, total, 1.0), 0.0)
+    some = (total != 0)[..., None]
+    return torch.where(some, y / torch.where(some, total[..., None], 1.0), 0.0)
+
+
+def by_features(apply):
+    """`linear` of `tail` for an `apply(phi_q, phi_k, v)` that takes features, as `LinearAttention` does."""
+
+    def linear(feature, phi, q, k, v, sums):
+        v = at_least_float32(v)
+        if sums:
+            v = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # the last column of the result is the sum of weights
+        y = apply(phi(q).to(v.dtype), phi(k).to(v.dtype), v)
+        return (y[..., :-1], y[..., -1]) if sums else (y, None)
+
+    return linear
 
 
 def _calls(layout: Layout, q, k, v, *more):

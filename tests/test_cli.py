@@ -115,6 +115,7 @@ def test_bench_attention_needs_a_gpu():
 
     if not torch.cuda.is_available():
         assert "error: " in fails("bench", "attention")
+        assert "needs a CUDA device" in fails("bench", "tail")
 
 
 def test_fuzz():

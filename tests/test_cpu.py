@@ -15,7 +15,7 @@ from patternc.batches import batches_of
 from patternc.errors import BackendError
 from patternc.layout import layout
 from patternc.samples import random_parameters
-from patternc.tail import favor_projection
+from patternc.tail import favor_projection, feature_gradient, feature_map
 
 arg, q, k = pc.arg, pc.q, pc.k
 SIZES = dict(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -255,3 +255,11 @@ def test_memory_is_linear():
     """Forward and backward at 32k tokens: a dense mask alone would be 1 GiB, scores 4 GiB."""
     added = float(subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True).stdout)
     assert added < 250, f"{added:.0f} MiB"
+
+
+@pytest.mark.parametrize("feature", ["softmax", "elu+1", "relu", "identity"])
+def test_feature_gradients(feature):
+    x = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    y = feature_map(feature)(x)
+    d = torch.randn_like(y)
+    torch.testing.assert_close(feature_gradient(feature, x.detach(), d), torch.autograd.grad((y * d).sum(), x)[0])

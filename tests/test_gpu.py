@@ -147,3 +147,34 @@ def test_auto_runs_a_term_with_torch_operations_on_the_card():
     torch.testing.assert_close(out, want, atol=1e-4, rtol=1e-4)
     grads = [torch.autograd.grad(o.square().sum(), (q, k, v)) for o in (out, want)]
     torch.testing.assert_close(*grads, atol=1e-3, rtol=1e-3)
+
+
+TERMS = [
+    pc.causal & (pc.window(left=100, right=0) + pc.linear_tail), pc.causal & (pc.empty + pc.linear_tail(norm="none")), pc.causal & (pc.block(192) + pc.linear_tail(norm="denominator")),
+    pc.documents(pc.arg("ids")) & pc.causal & (pc.window(60) | pc.sink(4) + pc.linear_tail(initial_state=True)),
+    pc.window(90) | pc.global_(20) + pc.linear_tail(feature="elu+1", norm="denominator"), pc.empty + pc.linear_tail(feature="relu", norm="none"),
+    pc.causal & (pc.window(60) + pc.linear_tail(feature="favor+", norm="denominator", num_features=200)),
+]  # fmt: skip
+
+
+HOW = [(torch.bfloat16, 128, 8), *((torch.bfloat16, 64, 2), (torch.float16, 64, 8), (torch.float32, 64, 8))]
+
+
+@pytest.mark.parametrize("spec, how", [(spec, how) for i, spec in enumerate(TERMS) for how in (HOW if i == 0 else HOW[:2] if i == 3 else HOW[:1])], ids=str)
+def test_term(spec, how):
+    """Terms with kernels, several segments long."""
+    dtype, head_dim, heads = how
+    options = dict(backend="triton", device="cuda", dtype=dtype, heads=heads, kv_heads=2, head_dim=head_dim, batch=1, quiet=True, raise_error=True)
+    for n_q, n_k in ((1500, 1500), (333, 1500), (1, 70)):
+        args = {"ids": torch.arange(n_k, device="cuda") // 130} if "ids" in str(spec) else {}
+        pc.verify(spec, sizes=[(n_q, n_k)], args=args, **options)
+
+
+def test_terms_compile_and_repeat():
+    """One graph, and equal bytes in every run."""
+    module = pc.compile(pc.causal & (pc.window(left=100, right=0) + pc.linear_tail), num_heads=4, head_dim=64).cuda()
+    q, k, v = (torch.randn(2, h, 1000, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for h in (4, 2, 2))
+    leaves = [q, k, v, *module.parameters()]
+    first, second = ((out, *torch.autograd.grad(out.float().square().sum(), leaves)) for out in (module(q, k, v), module(q, k, v)))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    torch.testing.assert_close(torch.compile(module, fullgraph=True)(q, k, v), first[0])

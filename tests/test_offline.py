@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 import patternc as pc
-from patternc.codegen import configs, offline
+from patternc.codegen import configs, offline, tail_configs, tail_kernels
 from patternc.codegen.kernels import generate
 from patternc.codegen.pieces import MERGES, merges
+from patternc.codegen.tail_text import Form
 from patternc.orders.boxes import box_axis
 from patternc.orders.count import Sizes, choose_boxes
 from patternc.orders.search import orders
@@ -133,3 +134,15 @@ def test_offsets_are_wide(reports):
     for name in ("q", "k", "v", "o"):
         assert f"tl.cast(b, tl.int64) * {name}_stride_b" in text and f"{name}_stride_h: tl.int64" in text
     assert "tl.cast(first, tl.int64) * stride" in text
+
+
+@pytest.mark.parametrize("feature, d, group", [("softmax", 128, 1), ("elu+1", 64, 4)])
+def test_tails_keep_states_in_registers(feature, d, group):
+    """A state is as many registers as a program can have beside its products: few words leave them, once a slot."""
+    source = tail_kernels.generate(Form(feature, False, False, False, False))
+    names = [name for name in source.kernels if name not in ("scan", "extras")]
+    config = tail_configs.choose(2, "ieee")
+    for name, report in zip(names, offline.compile_all([offline.TailJob(source, name, "bf16", d, d, config, group=group) for name in names])):
+        most = {"backward_q": 40, "backward_k": 8}.get(name, 0) if d == 128 else 0
+        assert report.loop_spills <= most, f"{name}: {report.loop_spills} spills, {report.stack} bytes of stack"
+        assert report.shared < offline.SHARED_LIMIT and "HMMA" not in report.instructions

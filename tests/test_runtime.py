@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import patternc as pc
-from patternc.operators import attention, linear_attention, pack
+from patternc.operators import attention, linear_attention, pack, tail_attention
 from patternc.runtime import compiled
 
 SLIDING = pc.causal & (pc.window(20) | pc.sink(3))
@@ -53,6 +53,7 @@ def test_opcheck():
     torch.library.opcheck(attention, (q, k, v, tensors, numbers, kinds, compiled(spec).key, "cpu", 0.25, False, False))
     spec = SLIDING + pc.linear_tail(norm="none", over=pc.causal)
     torch.library.opcheck(linear_attention, (q, k, v, [], [], "", compiled(spec).key))
+    torch.library.opcheck(tail_attention, (q, k, v, [], [], "", compiled(spec).key, "cpu", "softmax", True))
 
 
 TAILS = [
@@ -87,8 +88,6 @@ def test_terms_own_parameters():
     assert set(module.state_dict()) == {"projection"} and not torch.equal(before, module.projection)
     with pytest.raises(pc.errors.ShapeError, match="for 4 query heads, got 2"):
         pc.compile(TAILS[0], num_heads=4, head_dim=16)(*qkv())
-    with pytest.raises(pc.errors.BackendError, match="no kernels for `linear_tail` yet"):
-        pc.compile(TAILS[0], "triton", num_heads=2, head_dim=16)(*qkv())
 
 
 def test_gradcheck():

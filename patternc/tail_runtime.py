@@ -1,0 +1,131 @@
+"""Running a term: kernels where the class of its pairs has them, torch operations elsewhere; for eager and for traced calls.
+
+A backend that has kernels for terms has three more functions:
+
+    tail_refusal(compiled, bound) -> why there are none, or None
+    tail_forward(compiled, q, k, v, feature, sums, bound, keep) -> (y, weights, kept)
+    tail_backward(compiled, dy, dweights, q, k, v, kept, feature, bound) -> (dq, dk, dv)
+
+    norms(o, t, o_scale, t_scale) -> y;  backward_norms(dy, o, t, o_scale, t_scale) -> (do, dt, do_scale, dt_scale)
+
+with y [B, H, N_q, Dv] as `patternc.tail.result_of` says, the sums of weights [B, H, N_q] (None unless `sums`) in float32,
+`feature` a name in `KERNEL_FEATURES`, and `kept` tensors (none unless `keep`) that the backward may get again, or none of them.
+`norms` are the sum of the RMSNorms of exact part and term, in the dtype of o.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+
+from patternc.derivatives import Function, Gradients
+from patternc.errors import BackendError
+from patternc.runtime import backend_module, rest_of
+from patternc.tail import at_least_float32, by_features, feature_gradient, feature_map, linear_backward, linear_forward, result_of
+
+KERNEL_FEATURES = ("softmax", "elu+1", "relu", "identity")
+WIDEST = 128  # head dimensions that kernels take at a time
+
+
+def has_kernels(made, bound, backend: str) -> bool:
+    """Whether a call's term runs by kernels.  Raises BackendError where a backend that was asked for by name has none."""
+    if backend not in ("triton", "auto"):
+        return False
+    why = backend_module("triton").tail_refusal(made, bound)
+    if why is None:
+        return True
+    if backend == "triton":
+        raise BackendError(f"the triton backend has no kernels for a term on {why}", typed=str(made.spec), fix='use backend="auto" or "cpu"')
+    _warn_no_kernels(why.split(":")[0])
+    return False
+
+
+@functools.cache
+def _warn_no_kernels(what: str) -> None:
+    warnings.warn(f"`linear_tail` on {what} has no Triton kernels: it runs as torch operations on the GPU", stacklevel=5)
+
+
+def by_kernels(apply):
+    """`linear` (see `patternc.tail.tail`) by kernels: `apply(q, k, v, feature, sums) -> (y, weights)`.
+
+    Features that kernels do not know are made here.  Kernels take at most WIDEST features and columns of v at a time: sums
+    over features add up, and columns of v are apart.
+    """
+
+    def linear(feature, phi, q, k, v, sums):
+        dtype = q.dtype if q.dtype == k.dtype == v.dtype else torch.float32
+        if feature not in KERNEL_FEATURES or q.shape[-1] > WIDEST:
+            dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32  # features may exceed what float16 holds
+            q, k, feature = phi(q), phi(k), "identity"
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        columns, total = [], None
+        for at in range(0, v.shape[-1], WIDEST):
+            part, y = v[..., at : at + WIDEST], None
+            for a, b in zip(q.split(WIDEST, -1), k.split(WIDEST, -1)):
+                found, weights = apply(a, b, part, feature, sums and at == 0)
+                y = found if y is None else y + found
+                if weights is not None:
+                    total = weights if total is None else total + weights
+            columns.append(y)
+        return columns[0] if len(columns) == 1 else torch.cat(columns, -1), total
+
+    return linear
+
+
+class TailAttention(Function):
+    """Kernels of a term, for eager calls."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, feature, sums, made, bound):
+        y, weights, kept = backend_module("triton").tail_forward(made, q, k, v, feature, sums, bound, any(ctx.needs_input_grad))
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.call = feature, sums, made, bound
+        return y, weights
+
+    @staticmethod
+    def backward(ctx, dy, dweights):
+        feature, sums, made, bound = ctx.call
+
+        def compute(dy, *tensors):
+            dweights, (q, k, v, *kept) = (tensors[0], tensors[1:]) if sums else (None, tensors)
+            return backend_module("triton").tail_backward(made, dy, dweights, q, k, v, kept, feature, bound)
+
+        return *Gradients.apply(compute, dy, *([dweights] if sums else []), *ctx.saved_tensors), None, None, None, None
+
+
+class Norms(Function):
+    """The sum of two RMSNorms by kernels, for eager calls."""
+
+    @staticmethod
+    def forward(ctx, o, t, o_scale, t_scale):
+        ctx.save_for_backward(o, t, o_scale, t_scale)
+        return backend_module("triton").norms(o, t, o_scale, t_scale)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return Gradients.apply(backend_module("triton").backward_norms, dy, *ctx.saved_tensors)
+
+
+def traced_forward(made, bound, backend: str, q, k, v, feature: str, sums: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(y, weights)` for a registered operator, which runs below autograd; weights are [0] where they are not asked for."""
+    if has_kernels(made, bound, backend):
+        y, weights, _ = backend_module("triton").tail_forward(made, q, k, v, feature, sums, bound, False)
+    else:
+        y, weights = by_features(lambda *x: linear_forward(*x, rest_of(made, bound)))(feature, feature_map(feature), q, k, v, sums)
+    y = y.to(result_of(v.dtype))
+    return y.contiguous(), q.new_empty(0, dtype=y.dtype) if weights is None else weights.contiguous()
+
+
+def traced_backward(made, bound, backend: str, dy, dweights, q, k, v, feature: str, sums: bool):
+    dweights = dweights if sums else None
+    if has_kernels(made, bound, backend):
+        return backend_module("triton").tail_backward(made, dy, dweights, q, k, v, [], feature, bound)
+    phi, values = feature_map(feature), at_least_float32(v)
+    if sums:
+        values, dy = torch.cat([values, torch.ones_like(values[..., :1])], -1), torch.cat([dy, dweights[..., None]], -1)
+    features = [phi(x).to(values.dtype) for x in (q, k)]
+    *gradients, dv = linear_backward(dy.to(values.dtype), *features, values, rest_of(made, bound))
+    dq, dk = (feature_gradient(feature, at_least_float32(x), g).to(x.dtype) for x, g in zip((q, k), gradients))
+    return dq, dk, dv[..., : v.shape[-1]].to(v.dtype)

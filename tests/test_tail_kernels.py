@@ -1,0 +1,280 @@
+"""The kernels of a linear tail beside dense sums in float64: values and all gradients, in the interpreter or on a GPU."""
+
+import contextlib
+
+import pytest
+import torch
+from kernel_check import DEVICE, MARKS
+
+import patternc as pc
+from patternc import functional, reference, tail_runtime
+from patternc.args import bind
+from patternc.codegen import tail_configs, tail_kernels, tail_launch, tail_text
+from patternc.codegen.tail_configs import TailConfig
+from patternc.codegen.tail_launch import SlotTables, TailCall, tail_backward, tail_forward
+from patternc.codegen.tail_text import Form
+from patternc.errors import BackendError
+from patternc.expr.pattern import all_of, negate
+from patternc.tail import feature_map
+from patternc.tail_plan import tail_plan
+from patternc.tail_slots import slots_of
+
+pytestmark = [*MARKS, pytest.mark.usefixtures("one_thread")]
+causal, arg = pc.causal, pc.arg
+KERNELS = tuple(tail_text.CONSTANTS)
+SMALL = dict.fromkeys(KERNELS, TailConfig(16, 16, 4, 1))
+IDS = [3] * 9 + [1] * 1 + [4] * 17 + [-1] * 2 + [7] * 15 + [-1] * 2  # one document of one token
+
+
+def rest(exact, domain=causal):
+    return all_of(domain, negate(exact))
+
+
+def inputs(n_q, n_k, heads, kv_heads, d, dv, batch=1, dtype=torch.float32):
+    """q and k peaked, and alike near the diagonal; v with a mean."""
+    g = torch.Generator().manual_seed(n_q + n_k + d)
+    near = torch.randn(batch, kv_heads, max(n_q, n_k) // 5 + 1, d, generator=g).repeat_interleave(5, 2)
+    q, k = (2 * near[:, :, -n:] + 0.5 * torch.randn(batch, kv_heads, n, d, generator=g) for n in (n_q, n_k))
+    q = q.repeat_interleave(heads // kv_heads, 1) + torch.randn(batch, heads, n_q, d, generator=g)
+    v = torch.randn(batch, kv_heads, n_k, dv, generator=g) + 3
+    dy, dweights = torch.randn(batch, heads, n_q, dv, generator=g), torch.randn(batch, heads, n_q, generator=g)
+    return [x.to(dtype) for x in (q, k, v)], (dy, dweights)
+
+
+def dense(q, k, v, allowed, feature):
+    phi, group = feature_map(feature), q.shape[1] // k.shape[1]
+    weights = (phi(q) @ phi(k.repeat_interleave(group, 1)).mT).masked_fill(~allowed, 0.0)
+    return weights @ v.repeat_interleave(group, 1), weights.sum(-1)
+
+
+def call_of(scan, call, feature, span=2, configs=SMALL):
+    """The kernels' call for one scan of a plan."""
+    return TailCall(feature, lambda block: SlotTables.of(slots_of(scan, call.q_start, call.n_q, call.n_k, block), torch.device(DEVICE)), span, configs)
+
+
+def check(p, n_q, n_k=None, *, feature="softmax", sums=True, heads=2, kv_heads=1, d=16, dv=16, span=2, args=None, dtype=torch.float32, configs=SMALL, layout="bhnd", batch=1):
+    """Run forward and backward, with and without the kept states; return relative errors by name."""
+    n_k, args = n_k or n_q, args or {}
+    (q, k, v), (dy, dweights) = inputs(n_q, n_k, heads, kv_heads, d, dv, batch, dtype)
+    call = bind(p, args, n_q, n_k, heads=heads, batch=batch)
+    plan = tail_plan(p, call)
+    scans = [call_of(scan, call, feature, span, configs) for scan in plan.scans]
+    exact, allowed = [x.double().requires_grad_() for x in (q, k, v)], p.dense(n_q, n_k, heads=heads, batch=batch, **args)
+    y, weights = dense(*exact, allowed, feature)
+    loss = (y * dy).sum() + ((weights * dweights).sum() if sums else 0.0)
+    wanted = [y, weights, *torch.autograd.grad(loss, exact)]
+    if layout == "bnhd":
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    q, k, v, dy, dweights = (x.to(DEVICE) for x in (q, k, v, dy, dweights))
+    found = []
+    for made in scans:
+        y, weights, states = tail_forward(made, q, k, v, sums)
+        found.append((y, weights, *tail_backward(made, q, k, v, dy, dweights if sums else None, states if span else None)))
+    got = [None if x[0] is None else sum(x) for x in zip(*found)]
+    empty, unread = ~allowed.any(-1), ~allowed.unflatten(1, (kv_heads, -1)).any(2).any(-2)
+    errors = {}
+    for name, a, b, nothing in zip(("y", "weights", "dq", "dk", "dv"), got, wanted, (empty, empty, empty, unread, unread)):
+        if a is not None:
+            a = a.cpu().double()
+            assert not a.isnan().any() and (a[nothing] == 0).all(), name
+            errors[name] = float((a - b).detach().abs().max() / b.detach().abs().max().clamp(min=1e-30))
+    return errors
+
+
+PATTERNS = {
+    "window": (rest(pc.window(5)), "softmax", {}), "nothing exact": (causal, "softmax", {}), "wide window": (rest(pc.window(31)), "elu+1", {}),
+    "sinks": (rest(pc.window(20) | pc.sink(3)), "softmax", {}), "ahead": (pc.k <= pc.q + 3, "relu", {}), "all": (pc.full, "elu+1", {}),
+    "chunks": (rest(pc.block(23)), "softmax", {}), "documents": (rest(pc.window(3), causal & pc.documents(arg("d"))), "softmax", {"d": IDS}),
+    "documents of rows": (rest(pc.window(3), causal & pc.documents(arg("d"))), "elu+1", {"d": [IDS, [0] * 46]}),
+    "documents and chunks": (rest(pc.block(9), causal & pc.documents(arg("d"))), "identity", {"d": IDS}),
+    "padding": (rest(pc.window(3), causal & pc.valid(arg("m"))), "softmax", {"m": [35, 46]}), "rows": (rest(pc.window(3) | pc.rows(range(9, 30))), "softmax", {}),
+    "two sides": (rest(pc.window(6), pc.full), "softmax", {}), "longformer": (rest(pc.window(6) | pc.global_(2), pc.full), "elu+1", {}),
+    "blocks apart": (rest(pc.block(11), pc.documents(arg("d"))), "relu", {"d": IDS}), "every third key": (rest(pc.window(3) | (pc.k % 3 == 1), causal & pc.documents(arg("d"))), "softmax", {"d": IDS}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_patterns(name):
+    p, feature, args = PATTERNS[name]
+    args = {key: torch.tensor(x) for key, x in args.items()}
+    errors = check(p, 46, feature=feature, args=args, batch=2 if name in ("documents of rows", "padding", "window") else 1)
+    assert max(errors.values()) < 3e-6, errors
+
+
+@pytest.mark.parametrize("n_q, n_k", [(1, 1), (1, 40), (33, 60), (60, 33)])
+def test_lengths(n_q, n_k):
+    p = rest(pc.window(5))
+    if n_q > n_k:
+        call = bind(p, {}, n_q, n_k, q_start=7)
+        plan = tail_plan(p, call)
+        made = call_of(plan.scans[0], call, "softmax", 2)
+        (q, k, v), _ = inputs(n_q, n_k, 1, 1, 16, 16)
+        y = tail_forward(made, *(x.to(DEVICE) for x in (q, k, v)), False)[0].cpu()
+        torch.testing.assert_close(y, dense(q, k, v, p.dense(n_q, n_k, q_start=7), "softmax")[0], atol=1e-5, rtol=1e-5)
+        return
+    errors = check(p if n_k > 5 else causal, n_q, n_k, heads=2, kv_heads=2)
+    assert max(errors.values()) < 3e-6, errors
+
+
+@pytest.mark.parametrize("case", [dict(d=12, dv=40), dict(d=33, dv=8, layout="bnhd"), dict(heads=4, kv_heads=2), dict(span=None), dict(sums=False, span=1)], ids=str)
+def test_shapes_and_segments(case):
+    errors = check(rest(pc.window(7)), 50, **case)
+    assert max(errors.values()) < 3e-6, errors
+
+
+def test_one_pass_and_segments_agree():
+    """Without a backward, heads that fill the device need no states; where they begin anew in a segment it takes the same rows."""
+    p = rest(pc.window(3), causal & pc.documents(arg("d")))
+    (q, k, v), _ = inputs(46, 46, 1, 1, 16, 16)
+    call = bind(p, {"d": IDS}, 46)
+    found = []
+    for span, keep, busy in ((1, True, 132), (None, False, 1), (2, False, 10**6)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tail_launch, "processors", lambda _, busy=busy: busy)
+            y, _, states = tail_forward(call_of(tail_plan(p, call).scans[0], call, "softmax", span), *(x.to(DEVICE) for x in (q, k, v)), False, keep)
+        assert (states is not None) == keep
+        found.append(y)
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+    assert [tail_configs.one_pass(n, 132) for n in (64, 128, 144, 264)] == [False, True, False, True]
+    assert [tail_configs.span_of(*x, 64, 132) for x in ((64, 256), (1, 1024), (1, 4), (100, 3))] == [16, 3, 1, 1]
+
+
+def test_float16_does_not_overflow():
+    """What a term adds is not normalised: its sums and their gradients exceed what float16 holds."""
+    errors = check(rest(pc.window(3)), 40, dtype=torch.float16, feature="identity", sums=False)
+    assert max(errors[name] for name in ("y", "dq", "dk", "dv")) < 2e-3, errors
+    (q, k, v), _ = inputs(40, 40, 1, 1, 16, 16, dtype=torch.float16)
+    call = bind(causal, {}, 40)
+    plan = tail_plan(causal, call)
+    made = call_of(plan.scans[0], call, "identity", 2)
+    big = [(30 * x).to(DEVICE) for x in (q, k, v)]
+    found = tail_forward(made, *big, False)[0], *tail_backward(made, *big, torch.full((1, 1, 40, 16), 1e4, device=DEVICE))
+    assert found[0].isfinite().all() and found[0].abs().max() > 65504
+    assert not any(x.isnan().any() for x in found)
+
+
+def test_a_mean_of_v_does_not_spoil_dq(monkeypatch):
+    """With a gradient that is orthogonal to the mean, states that are rounded as they are lose dq; centred ones do not."""
+    monkeypatch.setattr(tail_launch, "operand_of", lambda dtype: (torch.float16, "ieee"))
+    n, d = 64, 16
+    (q, k, v), (dy, _) = inputs(n, n, 1, 1, d, d)
+    q, k, v = (x.half().float() for x in (q, k, v + 40))
+    mean = torch.nn.functional.normalize(v.mean(2), dim=-1)[:, :, None]
+    dy = dy - (dy * mean).sum(-1, keepdim=True) * mean
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    want = torch.autograd.grad((dense(*exact, causal.dense(n), "softmax")[0] * dy).sum(), exact[0])[0]
+    call = bind(causal, {}, n)
+    plan = tail_plan(causal, call)
+    made = call_of(plan.scans[0], call, "softmax", 1)
+
+    def error():
+        dq = tail_backward(made, *(x.to(DEVICE) for x in (q, k, v)), dy.to(DEVICE))[0]
+        return float((dq.cpu().double() - want).norm() / want.norm())
+
+    centred = error()
+    monkeypatch.setattr(torch.Tensor, "mean", lambda x, dim, dtype: torch.zeros(x.shape[:2] + x.shape[3:], dtype=dtype, device=x.device))
+    assert centred < 1e-3 and error() > 10 * centred
+
+
+MUTATIONS = [
+    ("(at[None, :] <= at[:, None])", "(at[None, :] < at[:, None])"), ("(at[:, None] <= at[None, :])", "(at[:, None] >= at[None, :])"),
+    ("reads = low < first_key", "reads = low <= first_key + BLOCK"), ("feeds = keys >= begin", "feeds = keys >= 0"), ("begin < first_key", "begin <= first_key + BLOCK"),
+    ("& (keys[None, :] >= low[:, None])", ""), ("& (keys[:, None] >= low[None, :])", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("old, new", MUTATIONS, ids=lambda x: x)
+def test_mutations_are_found(monkeypatch, old, new):
+    """Masks and reset factors that are wrong, or swapped, show."""
+    plain = tail_kernels.generate
+
+    def mutated(form):
+        source = plain(form)
+        assert old in source.text
+        return tail_kernels.TailSource(source.text.replace(old, new), source.kernels, form)
+
+    monkeypatch.setattr(tail_launch, "generate", mutated)
+    ids = torch.tensor([0] * 20 + [1] * 25)
+    try:
+        errors = check(rest(pc.window(3), causal & pc.documents(arg("d"))), 45, args={"d": ids}, heads=1, sums=False, feature="elu+1")
+    except AssertionError:
+        return
+    assert max(errors.values()) > 1e-3
+
+
+TERMS = {
+    "rattention": causal & (pc.window(left=9, right=0) + pc.linear_tail),
+    "performer": causal & (pc.empty + pc.linear_tail(feature="favor+", norm="denominator", num_features=20)),
+    "initial state": causal & (pc.window(5) + pc.linear_tail(feature="elu+1", norm="none", initial_state=True)),
+    "initial state and sums": causal & (pc.window(5) | pc.sink(2) + pc.linear_tail(norm="denominator", initial_state=True)),
+    "documents": pc.documents(arg("d")) & causal & (pc.window(9) + pc.linear_tail(initial_state=True)),
+    "two sides": pc.window(4) + pc.linear_tail(norm="denominator"), "nothing": causal & (causal + pc.linear_tail),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_terms(name):
+    """Outputs and gradients of q, k, v, the term's own q and k, scales and initial state, against the reference."""
+    args = {"d": torch.tensor([0] * 1 + [1] * 20 + [2] * 9 + [7] * 10, device=DEVICE)} if name == "documents" else None
+    dtype = torch.float16 if name == "rattention" else torch.float32
+    pc.verify(TERMS[name], backend="triton", device=DEVICE, dtype=dtype, sizes=[40 if args else 30], heads=2, kv_heads=1, head_dim=16, batch=1, args=args, quiet=True, raise_error=True)
+
+
+def test_wide_heads_run_in_slices(monkeypatch):
+    monkeypatch.setattr(tail_runtime, "WIDEST", 16)
+    monkeypatch.setattr(tail_configs, "block_of", lambda *_: 16)
+    (q, k, v), _ = inputs(20, 20, 1, 1, 24, 24)
+    for spec in (causal & (pc.window(3) + pc.linear_tail(norm="denominator")), causal & (pc.window(3) + pc.linear_tail(lambda x: x.sigmoid(), "none"))):
+        x = [t.to(DEVICE).requires_grad_() for t in (q, k, v)]
+        runs = [functional.attention(spec, *x, backend="triton")[0], reference.attention(spec, *x)[0].to(q.dtype)]
+        torch.testing.assert_close(*runs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(*(torch.autograd.grad((y * y.detach().cos()).sum(), x) for y in runs), atol=2e-3, rtol=1e-3)
+
+
+def test_traced_and_eager_agree():
+    module = pc.compile(TERMS["rattention"], "triton", num_heads=2, head_dim=16).to(DEVICE)
+    (q, k, v), _ = inputs(24, 24, 2, 1, 16, 16)
+    x = [t.to(DEVICE).requires_grad_() for t in (q, k, v)]
+    leaves = [*x, *module.parameters()]
+    runs = [module(*x), torch.compile(module, fullgraph=True, backend="aot_eager")(*x)]
+    torch.testing.assert_close(*runs)
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), leaves) for y in runs))
+    torch._dynamo.reset()  # it compiles a module's forward a few times a process only
+
+
+def test_other_classes_are_refused_by_name():
+    (q, k, v), _ = inputs(40, 40, 1, 1, 16, 16)
+    for p, kind in ((causal & (pc.window(4) | pc.dilate(4) + pc.linear_tail(norm="none")), "N"), (causal & ((pc.window(9) & pc.dilate(3)) + pc.linear_tail(norm="none")), "X")):
+        with pytest.raises(BackendError, match=f"no kernels for a term on pairs of class {kind}: "):
+            pc.compile(p, "triton")(*(x.to(DEVICE) for x in (q, k, v)))
+
+
+def test_auto_falls_back_with_one_warning(monkeypatch):
+    """Where a class has no kernels, the exact part has, and torch operations compute the term."""
+    monkeypatch.setattr(functional.runtime, "choose_backend", lambda name, device: "triton")
+    tail_runtime._warn_no_kernels.cache_clear()
+    (q, k, v), _ = inputs(20, 20, 2, 1, 16, 16)
+    for feature in ("softmax", "elu+1"):
+        spec = causal & (pc.window(4) | pc.dilate(4) + pc.linear_tail(feature, "denominator"))
+        x = [t.to(DEVICE).requires_grad_() for t in (q, k, v)]
+        with pytest.warns(UserWarning, match="on pairs of class N has no Triton kernels") if feature == "softmax" else contextlib.nullcontext():
+            got = functional.attention(spec, *x, backend="auto")[0]
+        want = reference.attention(spec, *x)[0].to(q.dtype)
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+        functional.prepare(spec)
+        traced = torch.compile(lambda *x, spec=spec: functional.attention(spec, *x, backend="auto")[0], fullgraph=True, backend="aot_eager")(*x)
+        torch.testing.assert_close(traced, got)
+        torch.testing.assert_close(*(torch.autograd.grad((y * y.detach().cos()).sum(), x) for y in (traced, want)), atol=1e-3, rtol=1e-3)
+    torch._dynamo.reset()
+
+
+def test_text():
+    """Equal bytes for equal forms; what a form does not need is not in its text."""
+    source = tail_kernels.generate(Form("softmax", False, False, False, False))
+    tail_kernels.generate.cache_clear()
+    assert tail_kernels.generate(Form("softmax", False, False, False, False)).text == source.text
+    for name in ("low_ptr", "first_ptr", "live_ptr", "sums_ptr", "per_row"):
+        assert name not in source.text
+    assert set(source.kernels) == set(KERNELS)
+    assert "low_ptr" in tail_kernels.generate(Form("softmax", False, False, True, False)).text
