@@ -19,7 +19,8 @@ BLOCKS = pc.parse("block(64, back=1, ahead=1) | global(64) | random_blocks(3, 64
 
 def test_the_committed_table_has_every_candidate():
     assert Card.read(card().json()) == card() and card().json() == COMMITTED.read_text()
-    for job in jobs():
+    assert set(card().merge) == set(card().rows) == set(WIDTHS["half"])
+    for job in (job for job in jobs() if job.kernel in KERNELS):
         assert any(r.config == job.config for r in card().find(job.kernel, job.access, Shape(job.width, job.half))), job
     assert {key[2] for key in card().rates} == set(WIDTHS["half"]) and {"descriptors", *SAMPLES} <= {key[1] for key in card().rates}
 
