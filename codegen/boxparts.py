@@ -188,14 +188,18 @@ class PartText(Text):
         return lines, tile + self._decode([(f"at_{i}", f"wide_{i}") for i in self.free], "place")
 
     def _decode(self, parts: list[tuple[str, str]], place: str = "i") -> list[str]:
-        """Box numbers `tile_i` of the free digits from a place in the product of `(origin, size)`."""
+        """Box numbers `tile_i` of the free digits from a place in the product of `(origin, size)`.
+
+        The first iteration of a pipelined loop is prepared before it is known to run, and compilers take a divisor for a proof that it is
+        not zero: sizes count as 1 at least.
+        """
         lines = []
         for i, (origin, size) in reversed(list(zip(self.free, parts))):
             if i == self.free[0]:
                 lines.append(f"tile_{i} = {origin} + {place}")
             else:
-                lines.append(f"tile_{i} = {origin} + {place} % {size}")
-                lines.append(f"rest_{i} = {place} // {size}")
+                lines.append(f"tile_{i} = {origin} + {place} % tl.maximum({size}, 1)")
+                lines.append(f"rest_{i} = {place} // tl.maximum({size}, 1)")
                 place = f"rest_{i}"
         return lines
 

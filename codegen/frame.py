@@ -64,8 +64,8 @@ class Turns:
     lines: tuple[str, ...]
 
     def begin(self, tiles: str) -> list[str]:
-        """The head and the tile number `i` of a turn, for `tiles` tiles a head."""
-        one = f"{self.count} == 1"
+        """The head and the tile number `i` of a turn, for `tiles` tiles a head (divisors: see `PartText._decode`)."""
+        one, tiles = f"{self.count} == 1", f"tl.maximum({tiles}, 1)"
         number = f"(0 if {one} else turn // {tiles})" if self.count.isidentifier() else f"turn // {tiles}"
         place = f"turn if {one} else turn % {tiles}" if self.count.isidentifier() else f"turn % {tiles}"
         return [f"i = {place}", f"h = {self.head.format(number)}", *self.lines]

@@ -122,6 +122,15 @@ def test_two_loops_and_the_mask_only_in_the_first():
         assert "mask" not in full.split("_store_rows")[0]
 
 
+@pytest.mark.parametrize("p, n", [(pc.causal & pc.window(512), None), (pc.neighborhood((64, 64), 9), 4096), (pc.causal & pc.dilate(4) & pc.window(2048), 4096), (pc.causal & (pc.window(9) | pc.dilate(256)), None)], ids=str)
+def test_no_loop_divides_by_what_may_be_zero(p, n):
+    """Loops without iterations are prepared too, and a compiler may conclude from a division that its divisor is not zero."""
+    text = pc.compile(p).source(n)
+    inside = [line for line in text.splitlines() if line.startswith("        ")]
+    divisors = [d for line in inside for d in re.findall(r"(?://|%) ([\w.]+)", line)]
+    assert divisors and all(d.isdigit() or d.isupper() or d == "tl.maximum" or d in ("wide", "stride") for d in divisors), divisors
+
+
 def test_no_full_loop_where_no_tile_can_be_full():
     never = Plan(pc.dilate(2), formula((0, pc.n_k - 1, 0, -1)), formula((0, pc.n_q - 1, 0, -1)))
     assert generate(never).kernels["forward"].text.count("tl.range") == 1
