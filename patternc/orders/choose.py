@@ -32,12 +32,14 @@ class Option:
         boxes: the boxes of digits that were counted; None in the natural order.
         pairs: positions in visited tiles, for all heads.
         time: predicted microseconds, launches not counted.
+        full: share of the visited tiles that need no mask.
     """
 
     axis: AxisPlan | BoxAxis
     boxes: Boxes | None
     pairs: int
     time: float
+    full: float = 0.0
 
     @property
     def order(self) -> Order:
@@ -96,7 +98,8 @@ def predicted(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, kernel: str, r
         tile = (columns, rows) if transposed else (rows, columns)
         seen = _sampled(p, bound, tile) if axis.kind == "list" else _visited(p, axis, bound, (rows, columns), transposed)
     work = rate.work(programs * heads, seen.full_tiles, seen.partial_tiles, mask_weight(mask))
-    return Option(axis, boxes, seen.pairs, card().microseconds(work, programs * heads))
+    full = seen.full_tiles / max(1, seen.full_tiles + seen.partial_tiles)
+    return Option(axis, boxes, seen.pairs, card().microseconds(work, programs * heads), full)
 
 
 def access_of(axis: AxisPlan | BoxAxis, bound: Bound) -> str:
