@@ -10,29 +10,14 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from typer.core import TyperGroup
 
-from patternc.errors import PatterncError, UnknownNameError, suggest
+from patternc.bench.command import bench
+from patternc.commands import Commands, console, write
+from patternc.errors import UnknownNameError, suggest
 from patternc.options import tile_of, values_of
 from patternc.zoo import command
 
-
-class Commands(TyperGroup):
-    """Commands in the order in which they are written, and patternc's errors without a traceback."""
-
-    def list_commands(self, ctx):
-        return list(self.commands)
-
-    def invoke(self, ctx):
-        try:
-            return super().invoke(ctx)
-        except PatterncError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
-
-
 app = typer.Typer(cls=Commands, help="A compiler for attention patterns.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-bench = typer.Typer(cls=Commands, help="Benchmarks.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
 # ruff: noqa: UP007, UP045 - typer reads these annotations at run time, also on Python 3.10
@@ -136,86 +121,6 @@ def verify(
 
 
 app.command("zoo")(command.zoo)
-bench.command("zoo")(command.bench_zoo)
-bench.command("plan")(command.bench_plan)
-
-
-@bench.command("layout")
-def bench_layout(
-    n: Annotated[int, typer.Option("-n", "--n", min=2, help="Tokens.")] = 1 << 20,
-    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Runs; the best counts.")] = 7,
-    peers: Annotated[bool, typer.Option(help="Also run torch's create_block_mask at the sizes that it can hold.")] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
-):  # fmt: skip
-    """Time and memory of exact layouts at a million tokens, beside torch's create_block_mask."""
-    from rich.table import Table
-
-    from patternc.bench import layout
-
-    rows = layout.measure(n, repeat, peers, progress=lambda case: print(f"measuring {case}", file=sys.stderr))
-    if json or markdown:
-        return write(layout.as_json(rows) if json else layout.as_markdown(rows))
-    table = Table(title=f"layouts in tiles of {layout.TILE} x {layout.TILE}, one core")
-    for heading in layout.HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("pattern", "implementation") else "right")
-    for row in rows:
-        table.add_row(*layout.cells(row))
-    console().print(table)
-
-
-@bench.command("cpu")
-def bench_cpu(
-    flex: Annotated[bool, typer.Option(help="Also compile FlexAttention.")] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-):
-    """The cpu backend beside dense masked attention and compiled FlexAttention."""
-    from patternc.bench import cpu
-
-    rows = cpu.run(flex, progress=(lambda line: print(line, file=sys.stderr)) if json else print)
-    if json:
-        write(cpu.as_json(rows))
-
-
-@bench.command("attention")
-def bench_attention(
-    cases: Annotated[Optional[str], typer.Option("--case", help="Comma-separated names of cases; all by default.")] = None,
-    against: Annotated[str, typer.Option("--against", help="Comma-separated peers.")] = "flex,cudnn,fa2",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-):
-    """Attention beside other kernels on this machine's GPU."""
-    from patternc.bench.attention import run
-
-    report = run(cases, against, progress=lambda line: print(line, file=sys.stderr))
-    write(report.json() if json else report.markdown())
-
-
-@bench.command("tail")
-def bench_tail(
-    cases: Annotated[Optional[str], typer.Option("--case", help="Comma-separated names of cases; all by default.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-):
-    """What linear tails take on this machine's GPU, kernel by kernel, and their workspace."""
-    from patternc.bench import tail
-
-    rows = tail.run(cases, progress=(lambda row: print(row, file=sys.stderr)) if json else print)
-    if json:
-        write(tail.as_json(rows))
-
-
-@bench.command("predictions")
-def bench_predictions(
-    n: Annotated[int, typer.Option("-n", "--n", min=1024, help="Tokens; a square number fits all entries.")] = 16384,
-    head_dim: Annotated[int, typer.Option("--head-dim", min=16, help="Width of a head.")] = 64,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch rows.")] = 4,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that compile kernels.")] = 8,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-):
-    """Predicted and measured times of every entry of the zoo on this machine's GPU."""
-    from patternc.bench.predictions import measure
-
-    report = measure(n, head_dim, batch, workers, progress=lambda line: print(line, file=sys.stderr))
-    write(report.json() if json else report.markdown())
 
 
 @app.command()
@@ -271,21 +176,6 @@ def cache(clear: Annotated[bool, typer.Option("--clear", help="Delete the cached
     write(f"content  {modules} modules, {size / 1024:.1f} KiB")
     if clear:
         write(f"deleted  {kept.clear()} modules")
-
-
-def write(text: str) -> None:
-    """Plain text to standard output; a reader that closes the pipe early is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        sys.stdout = None
-        raise typer.Exit(0) from None
-
-
-def console():
-    from rich.console import Console
-
-    return Console(highlight=False)
 
 
 def parsed(text: str):

@@ -1,0 +1,145 @@
+"""`patternc bench`: one command for each benchmark."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from patternc.commands import Commands, console, write
+
+bench = typer.Typer(cls=Commands, help="Benchmarks.", no_args_is_help=True)
+
+# ruff: noqa: UP007, UP045 - typer reads these annotations at run time, also on Python 3.10
+
+@bench.command("layout")
+def bench_layout(
+    n: Annotated[int, typer.Option("-n", "--n", min=2, help="Tokens.")] = 1 << 20,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Runs; the best counts.")] = 7,
+    peers: Annotated[bool, typer.Option(help="Also run torch's create_block_mask at the sizes that it can hold.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+):  # fmt: skip
+    """Time and memory of exact layouts at a million tokens, beside torch's create_block_mask."""
+    from rich.table import Table
+
+    from patternc.bench import layout
+
+    rows = layout.measure(n, repeat, peers, progress=lambda case: print(f"measuring {case}", file=sys.stderr))
+    if json or markdown:
+        return write(layout.as_json(rows) if json else layout.as_markdown(rows))
+    table = Table(title=f"layouts in tiles of {layout.TILE} x {layout.TILE}, one core")
+    for heading in layout.HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("pattern", "implementation") else "right")
+    for row in rows:
+        table.add_row(*layout.cells(row))
+    console().print(table)
+
+
+@bench.command("cpu")
+def bench_cpu(
+    flex: Annotated[bool, typer.Option(help="Also compile FlexAttention.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """The cpu backend beside dense masked attention and compiled FlexAttention."""
+    from patternc.bench import cpu
+
+    rows = cpu.run(flex, progress=(lambda line: print(line, file=sys.stderr)) if json else print)
+    if json:
+        write(cpu.as_json(rows))
+
+
+@bench.command("attention")
+def bench_attention(
+    cases: Annotated[Optional[str], typer.Option("--case", help="Comma-separated names of cases; all by default.")] = None,
+    against: Annotated[str, typer.Option("--against", help="Comma-separated peers.")] = "flex,cudnn,fa2",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """Attention beside other kernels on this machine's GPU."""
+    from patternc.bench.attention import run
+
+    report = run(cases, against, progress=lambda line: print(line, file=sys.stderr))
+    write(report.json() if json else report.markdown())
+
+
+@bench.command("tail")
+def bench_tail(
+    cases: Annotated[Optional[str], typer.Option("--case", help="Comma-separated names of cases; all by default.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """What linear tails take on this machine's GPU, kernel by kernel, and their workspace."""
+    from patternc.bench import tail
+
+    rows = tail.run(cases, progress=(lambda row: print(row, file=sys.stderr)) if json else print)
+    if json:
+        write(tail.as_json(rows))
+
+
+@bench.command("visits")
+def bench_visits(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
+    """Pairs visited for each pair allowed, in the orders, parts and tiles that are chosen."""
+    from patternc.bench import visits
+
+    rows = visits.run()
+    write(visits.as_json(rows) if json else visits.as_markdown(rows))
+
+
+@bench.command("predictions")
+def bench_predictions(
+    n: Annotated[int, typer.Option("-n", "--n", min=1024, help="Tokens; a square number fits all entries.")] = 16384,
+    head_dim: Annotated[int, typer.Option("--head-dim", min=16, help="Width of a head.")] = 64,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch rows.")] = 4,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that compile kernels.")] = 8,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """Predicted and measured times of every entry of the zoo on this machine's GPU."""
+    from patternc.bench.predictions import measure
+
+    report = measure(n, head_dim, batch, workers, progress=lambda line: print(line, file=sys.stderr))
+    write(report.json() if json else report.markdown())
+
+
+@bench.command("zoo")
+def bench_zoo(
+    n: Annotated[int, typer.Option("-n", "--n", min=1024, help="Tokens; a square and a cube number fit all entries.")] = 1 << 18,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Runs; the best counts.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+):
+    """Time and memory of the exact layout of every entry of the zoo."""
+    from patternc.bench import zoo as bench
+
+    rows = bench.measure(n, repeat, progress=_progress)
+    _show(bench, rows, f"layouts of {n:,} tokens in tiles of {bench.TILE} x {bench.TILE}, one core", json, markdown)
+
+
+@bench.command("plan")
+def bench_plan(
+    n: Annotated[int, typer.Option("-n", "--n", min=1024, help="Tokens; a square number fits all entries but those on a cube.")] = 1 << 14,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Processes; the best counts.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+):
+    """The time that planning takes at the first call and at the second, for every entry of the zoo."""
+    from patternc.bench import plan as bench
+
+    _show(bench, bench.measure(n, repeat, progress=_progress), f"plans for {n:,} tokens, one core", json, markdown)
+
+
+def _progress(name: str) -> None:
+    print(f"measuring {name}", file=sys.stderr)
+
+
+def _show(bench, rows: list, title: str, json: bool, markdown: bool) -> None:
+    """The rows of a benchmark, as it writes them."""
+    from rich.table import Table
+
+    if json or markdown:
+        return write(bench.as_json(rows) if json else bench.as_markdown(rows))
+    out = Table(title=title)
+    for heading in bench.HEADINGS:
+        out.add_column(heading, justify="left" if heading == "entry" else "right")
+    for row in rows:
+        out.add_row(*bench.cells(row))
+    console().print(out)
