@@ -20,8 +20,8 @@ demo: $(STAMP)
 
 # The kernels are tested a second time with the newest Triton, which lies beside the environment's own.
 test: $(STAMP) $(VENV)/newest/.installed
-	PYTHONPATH=$(CURDIR)/$(VENV)/newest $(BIN)/python -m pytest -p no:cacheprovider tests/test_kernels.py tests/test_kernel_data.py tests/test_triton.py
-	$(BIN)/python -m pytest -p no:cacheprovider --durations=15 tests
+	PYTHONPATH=$(CURDIR)/$(VENV)/newest $(BIN)/python -m pytest -p no:cacheprovider -n 2 tests/test_kernels.py tests/test_kernel_data.py tests/test_triton.py
+	$(BIN)/python -m pytest -p no:cacheprovider -n 2 --dist worksteal --durations=15 tests
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

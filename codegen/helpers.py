@@ -194,8 +194,9 @@ def _dkdv_step(dk, dv, s, q_tile, do_tile, v_tile, lse, delta, score_scale, PREC
 )
 
 
-def used_by(text: str, sources: tuple[str, ...] = SOURCES) -> str:
-    """The helpers that `text` and they themselves call, in the order of `sources`."""
+def used_by(text: str, sources: tuple[str, ...] | None = None) -> str:
+    """The helpers that `text` and they themselves call, in the order of `sources`, by default `SOURCES`."""
+    sources = SOURCES if sources is None else sources
     names = [re.search(r"def (\w+)", source)[1] for source in sources]
     used: list[str] = []
     for name, source in reversed(list(zip(names, sources))):  # a helper calls only those before it

@@ -152,7 +152,7 @@ def traces():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("value", ["abc", {"a": 1}, [[0], [0, 1]], ["a"] * 8, object(), q, 3, None, True], ids=str)
+@pytest.mark.parametrize("value", ["abc", {"a": 1}, [[0], [0, 1]], ["a"] * 8, object(), q, 3, None, True], ids=lambda x: type(x).__name__)
 def test_traced_args_raise_the_same_errors(value, traces):
     module = pc.compile(pc.documents(arg("doc")), "cpu")
     wordings = []

@@ -233,6 +233,7 @@ def test_wide_heads_run_in_slices(monkeypatch):
 
 
 def test_traced_and_eager_agree():
+    torch._dynamo.reset()  # it compiles a module's forward a few times a process only
     module = pc.compile(TERMS["rattention"], "triton", num_heads=2, head_dim=16).to(DEVICE)
     (q, k, v), _ = inputs(24, 24, 2, 1, 16, 16)
     x = [t.to(DEVICE).requires_grad_() for t in (q, k, v)]
@@ -240,8 +241,6 @@ def test_traced_and_eager_agree():
     runs = [module(*x), torch.compile(module, fullgraph=True, backend="aot_eager")(*x)]
     torch.testing.assert_close(*runs)
     torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), leaves) for y in runs))
-    torch._dynamo.reset()  # it compiles a module's forward a few times a process only
-
 
 def test_other_classes_are_refused_by_name():
     (q, k, v), _ = inputs(40, 40, 1, 1, 16, 16)

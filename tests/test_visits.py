@@ -8,7 +8,7 @@ from patternc.bench.visits import CASES, measure
 MOST = (1.16, 1.16, 1.16, 1.55, 1.2, 1.3, 2.7, 1.5, 1.5, 3.3, 4.0, 1.02, 1.12)
 
 
-@pytest.mark.parametrize("case, most", zip(CASES, MOST), ids=[text for text, _ in CASES])
+@pytest.mark.parametrize("case, most", list(zip(CASES, MOST)), ids=[text for text, _ in CASES])
 def test_visited_pairs(case, most):
     row = measure(*case)
     assert row.ratio <= most and all(ratio <= 1.45 * most for _, ratio in row.chosen.values())
