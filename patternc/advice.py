@@ -17,6 +17,7 @@ from patternc.prediction import predict
 from patternc.rates import Shape
 
 MOST_NUMBERS = 8  # of a pattern that are tried
+LONGEST = 1 << 18  # queries, for which trying takes seconds at most
 GAIN = 1 / 16  # least share of more pairs that is worth a line, if it takes less than a third of that in time
 WORTH = 0.05  # least share of the time that is worth a line
 
@@ -43,6 +44,8 @@ class Advice:
 def advice(p: Pattern, bound: Bound, shape: Shape) -> list[Advice]:
     """Changes that are worth knowing about, for a pattern whose text parses by itself."""
     text = str(p)
+    if bound.n_q > LONGEST:
+        return []
     try:
         if parse(text) is not p:
             return []

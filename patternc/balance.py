@@ -119,7 +119,8 @@ def tiles_of_layout(exact: Layout) -> Tiles:
 def of_groups(work: np.ndarray, group: int) -> np.ndarray:
     """The work of programs that treat `group` heads each, [kinds, row tiles], from that of heads [B or 1, H or 1, row tiles]."""
     batch, heads, rows = work.shape
-    return (work * group if heads == 1 else work.reshape(batch, -1, group, rows).sum(2)).reshape(-1, rows)
+    kinds = work * group if heads == 1 else work.reshape(batch, heads // group, group, rows).sum(2)
+    return kinds.reshape(kinds.shape[0] * kinds.shape[1], rows)
 
 
 def schedule(work: np.ndarray, copies: int, costs: Costs, processors: int = PROCESSORS, last_first: bool = True) -> Schedule | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from patternc.args import Bound, bind
 from patternc.expr.pattern import Pattern
-from patternc.forms import count
+from patternc.forms import widths
 from patternc.layout import layout
 from patternc.orders.heads import plan_at, visits_of
 from patternc.orders.parts import parts_at
@@ -64,9 +64,7 @@ def cost(
         tile: rows and columns of the kernels' tiles.
     """
     bound = first_row(bind(p, args, n_q, n_k, heads, batch, q_start))
-    head_dim = count("head_dim", head_dim)
-    value_dim = head_dim if value_dim is None else count("value_dim", value_dim)
-    kv_heads = bound.heads if kv_heads is None else count("kv_heads", kv_heads)
+    head_dim, value_dim, kv_heads = widths(bound.heads, head_dim, value_dim, kv_heads)
     allowed = layout(p, bound, tile, count=True).allowed_pairs
     shape = Shape.of(head_dim, value_dim)
     parts = parts_at(p, bound, shape)

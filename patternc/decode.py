@@ -16,7 +16,7 @@ import torch
 from patternc.analysis.evaluate import evaluate
 from patternc.args import bind
 from patternc.compile import provably_causal
-from patternc.errors import BackendError, ParameterError, ShapeError
+from patternc.errors import BackendError, DeviceError, DtypeError, OperandError, ParameterError, ShapeError
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import all_of, negate
 from patternc.layout import specialisations
@@ -104,8 +104,21 @@ def init_state(spec, length: int) -> DecodeState:
     return DecodeState(DecodePlan.of(spec, length), 0, 0)
 
 
+def check_state(spec, state, q, k) -> None:
+    """Whether a state belongs to an attention and to the tokens of a step.  Raises OperandError, ShapeError."""
+    if not isinstance(state, DecodeState):
+        raise OperandError(f"`state` must be one of `init_state`, got {type(state).__name__}", fix="start with `state = attn.init_state(length)`")
+    if state.plan.spec is not spec:
+        raise OperandError("the state belongs to another attention", typed=str(state.plan.spec), fix=f"make one by `init_state` of `{spec}`")
+    if q.shape[2] != k.shape[2]:
+        message = f"a step takes as many queries as keys, got {q.shape[2]} and {k.shape[2]}"
+        raise ShapeError(message, fix="give the query, key and value of each new token")
+
+
 def step(state: DecodeState, q, k, v, scale: float, tail_q, tail_k, learned: dict) -> torch.Tensor:
     """The outputs [B, H, t, dv] of the next t tokens."""
+    if not q.shape[2]:
+        return q.new_empty(*q.shape[:3], v.shape[3])
     if state.position + q.shape[2] > len(state.plan.last):
         raise ShapeError(f"the state is for {len(state.plan.last)} tokens", fix="give `init_state` the most tokens that there will be")
     own = [k, v] if tail_k is k else [k, v, tail_k]
@@ -114,6 +127,11 @@ def step(state: DecodeState, q, k, v, scale: float, tail_q, tail_k, learned: dic
         state.kept = [x.new_zeros(*x.shape[:2], len(state.plan.kept), x.shape[3]) for x in own]
     if [x.shape[:2] + x.shape[3:] for x in own] != [x.shape[:2] + x.shape[3:] for x in state.ring]:
         raise ShapeError("the tokens have other shapes than those before them", fix="one state serves one batch")
+    for now, before in zip(own, state.ring):
+        if now.dtype != before.dtype:
+            raise DtypeError(f"the tokens are {now.dtype}, those before them {before.dtype}", fix="keep to one dtype, or start a new state")
+        if now.device != before.device:
+            raise DeviceError(f"the tokens are on {now.device}, those before them on {before.device}", fix="keep to one device, or start a new state")
     out = []
     for at in range(0, q.shape[2], FOLD):
         now = slice(at, at + FOLD)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from patternc.args import Bound
 from patternc.balance import Balance, Costs, balance, of_groups, row_tiles
 from patternc.describing import describe_direction
-from patternc.errors import ParameterError
 from patternc.expr.pattern import Pattern
 from patternc.layout import layout
 from patternc.orders.boxes import BoxAxis
@@ -94,9 +93,7 @@ def _option(option: Option, allowed: int | None) -> str:
 
 
 def directions(p: Pattern, bound: Bound, batch: int, kv_heads: int, shape: Shape) -> tuple[Direction, Direction]:
-    """Both directions of a pattern; `bound` is that of one batch row.  Raises ParameterError where heads cannot share keys so."""
-    if bound.heads % kv_heads:
-        raise ParameterError(f"{bound.heads} heads are no multiple of {kv_heads} kv_heads", fix="give `kv_heads=` a divisor of `heads=`")
+    """Both directions of a pattern; `bound` is that of one batch row."""
     return tuple(_direction(p, name, bound, batch, kv_heads, shape) for name in COLUMNS)
 
 
@@ -115,7 +112,7 @@ def _piece(p: Pattern, name: str, bound: Bound, batch: int, kv_heads: int, shape
 
 
 def _balance(p: Pattern, axis, name: str, bound: Bound, batch: int, kv_heads: int, shape: Shape) -> Balance | None:
-    if axis.kind == "heads":
+    if axis.kind == "heads" or not bound.heads:
         return None
     kernel, copies = ("forward", bound.heads) if name == "forward" else ("backward_dkdv", kv_heads)
     tiles = row_tiles(p, axis, bound, KERNEL_TILE, name == "transposed")

@@ -12,6 +12,7 @@ from patternc.cost import Cost, cost, first_row
 from patternc.directions import KERNEL_TILE, Direction, directions
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
+from patternc.forms import widths
 from patternc.layout import Layout, layout
 from patternc.plan import make_plan
 from patternc.prediction import Prediction, predict
@@ -141,6 +142,7 @@ def explain(
 
     natural = make_plan(exact)
     bound = first_row(bind(exact, own, n_q, n_k, heads, batch, q_start))
+    head_dim, value_dim, kv_heads = widths(bound.heads, head_dim, value_dim, kv_heads)
     shape = Shape.of(head_dim, value_dim)
     price = cost(
         exact,
@@ -156,7 +158,7 @@ def explain(
         tile=KERNEL_TILE,
         **own,
     )
-    found = directions(exact, bound, batch, kv_heads or heads, shape)
+    found = directions(exact, bound, batch, kv_heads, shape)
     expected = predict(exact, bound, shape, dealt=True) if isinstance(bound.q_start, int) else None
     parts, tail = (), None
     if isinstance(spec, Attention):

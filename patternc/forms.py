@@ -51,6 +51,19 @@ def count(name: str, value, least: int = 0) -> int:
     return number
 
 
+def widths(heads: int, head_dim, value_dim, kv_heads) -> tuple[int, int, int]:
+    """`(head_dim, value_dim, kv_heads)`, of which the last two default to the width and the number of query heads.
+
+    Raises ParameterError, LimitError.
+    """
+    head_dim = count("head_dim", head_dim)
+    value_dim = head_dim if value_dim is None else count("value_dim", value_dim)
+    kv_heads = heads if kv_heads is None else count("kv_heads", kv_heads, least=1 if heads else 0)
+    if heads and heads % kv_heads:
+        raise ParameterError(f"{heads} heads are no multiple of {kv_heads} kv_heads", fix="give `kv_heads=` a divisor of `heads=`")
+    return head_dim, value_dim, kv_heads
+
+
 def afford(number: int, most: int, what: str, fix: str = "use larger tiles, or a shorter length") -> None:
     """Raise LimitError where there are more things than memory and time suffice for."""
     if number > most:

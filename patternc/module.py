@@ -129,9 +129,10 @@ class AttentionModule(nn.Module):
         Raises:
             ShapeError, DtypeError, DeviceError, OperandError: an input does not fit.
         """
-        from patternc.decode import step
+        from patternc.decode import check_state, step
 
         runtime.check_tensors(q, k, v)
+        check_state(self.spec, state, q, k)
         tail_q, tail_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
         functional.check_tail(q, k, tail_q, tail_k)
         learned = {name: x for name, x in (*self._parameters.items(), *self._buffers.items()) if x is not None}
@@ -175,11 +176,13 @@ class AttentionModule(nn.Module):
         `heads` defaults to what `per_head` lists, else 1.
         """
         bound = None
+        if n_q is None and (n_k, q_start, heads) != (None, None, None):
+            raise OperandError("sizes without `n_q` say nothing about the source", fix="give `n_q` too, or leave them all out")
         if n_q is not None:
             if signature(self.compiled.exact):
                 raise OperandError("a pattern with runtime args has one source for all lengths", fix="leave the lengths out")
             exact = self.compiled.exact
-            bound = bind(exact, {}, n_q, n_k, heads_listed(exact) or 1 if heads is None else heads, q_start=q_start)
+            bound = bind(exact, {}, n_q, n_k, heads_listed(exact) or 1 if heads is None else count("heads", heads, least=1), q_start=q_start)
         return runtime.backend_module("triton").source(self.compiled, bound)
 
     def extra_repr(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from patternc.args import Bound
-from patternc.balance import Costs, balance, row_tiles
+from patternc.balance import Costs, balance, of_groups, row_tiles
 from patternc.expr.pattern import Pattern
 from patternc.orders.boxes import BoxAxis
 from patternc.orders.choose import Option
@@ -63,4 +63,4 @@ def _unevenness(p: Pattern, axis: AxisPlan | BoxAxis | HeadsAxis, bound: Bound, 
         return 1.0
     weight = mask_weight(axis.mask if axis.kind == "boxes" else lower(p))
     costs = Costs.of(kernel, access, shape, (rate.config.block_m, rate.config.block_n), weight)
-    return balance(costs.work(tiles).reshape(-1, tiles[0].shape[-1]), bound.heads * bound.batch, costs, not transposed).time
+    return balance(of_groups(costs.work(tiles), 1), bound.heads * bound.batch, costs, not transposed).time

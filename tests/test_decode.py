@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import patternc as pc
-from patternc.errors import BackendError, ParameterError, ShapeError
+from patternc.errors import BackendError, DtypeError, OperandError, ParameterError, ShapeError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 causal = pc.causal
@@ -72,3 +72,20 @@ def test_mistakes():
     state = module.step(*x, module.init_state(20))[1]
     with pytest.raises(ShapeError, match="other shapes than those before"):
         module.step(*tokens(5, batch=1), state)
+
+
+def test_steps_that_do_not_fit():
+    module, other = (pc.compile(pc.causal & (pc.window(left=w, right=0) + pc.linear_tail(norm="none")), "cpu") for w in (15, 3))
+    q, k = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 1, 8)
+    for bad, state, error, words in (
+        ((q.expand(1, 4, 2, 8), k, k), module.init_state(9), ShapeError, "as many queries as keys, got 2 and 1"),
+        ((q, k, k), other.init_state(9), OperandError, "the state belongs to another attention"),
+        ((q, k, k), None, OperandError, "`state` must be one of `init_state`, got NoneType"),
+    ):
+        with pytest.raises(error, match=words):
+            module.step(*bad, state)
+    _, state = module.step(q, k, k, module.init_state(9))
+    with pytest.raises(DtypeError, match="the tokens are torch.float16, those before them torch.float32"):
+        module.step(q.half(), k.half(), k.half(), state)
+    out, after = module.step(q[:, :, :0], k[:, :, :0], k[:, :, :0], state)
+    assert out.shape == (1, 4, 0, 8) and after.position == 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import patternc as pc
-from patternc.errors import ArgError
+from patternc.errors import ArgError, OperandError, ParameterError
 from patternc.passes import PASSES
 from patternc.stages import STAGES, stage_text
 
@@ -57,6 +57,25 @@ def test_a_term_over_everything_is_not_causal():
     assert "not provably causal; 0 empty, 0 partial, 4 full of 128 x 128 (exact)" in str(report)
 
 
+@pytest.mark.parametrize("sizes, options", [((0,), {}), ((0, 10), {}), ((1, 0), {"q_start": 0}), ((10,), {"heads": 0})], ids=str)
+def test_of_nothing(sizes, options):
+    for text in ("causal", "causal & dilate(6)", "window(9) + linear_tail(norm=\"none\")"):
+        assert "cost      0 allowed pairs" in str(pc.compile(text).explain(*sizes, **options))
+
+
+@pytest.mark.parametrize("options, words", [({"head_dim": "a"}, "`head_dim` must be an integer"), ({"kv_heads": 0}, "`kv_heads` must be at least 1"), ({"heads": 6, "kv_heads": 4}, "6 heads are no multiple of 4 kv_heads")], ids=str)
+def test_widths_and_heads_that_do_not_fit(options, words):
+    for ask in (pc.compile("causal").explain, pc.compile("causal").cost):
+        with pytest.raises(ParameterError, match=words):
+            ask(100, **options)
+
+
+def test_numbers_beyond_the_sequence_cost_nothing():
+    """Blocks longer than the sequence suggest no order of positions that anybody looks at."""
+    module = pc.compile(pc.causal & pc.block(2**31 - 1))
+    assert module.cost(4096).allowed_pairs == 4096 * 4097 // 2 and module.explain(4096).directions[0].pieces[0].orders[""][0].order.natural
+
+
 def test_sizes_and_args():
     report = pc.compile("causal & window(w)").explain(16, 1000, heads=2, w=40)
     assert report.cost.allowed_pairs == 2 * 16 * 40
@@ -70,6 +89,13 @@ def test_sizes_and_args():
 @pytest.mark.parametrize("backend, words", [("cpu", "on any device: torch"), ("reference", "dense reference"), ("triton", "on cuda: Triton"), ("auto", "on cuda: Triton")])
 def test_kernel_family(backend, words):
     assert words in str(pc.compile("causal", backend=backend).explain(64))
+
+
+def test_sizes_of_a_source_need_a_length():
+    with pytest.raises(OperandError, match="sizes without `n_q` say nothing"):
+        pc.compile("causal").source(heads=3)
+    with pytest.raises(ParameterError, match="`heads` must be at least 1"):
+        pc.compile("causal").source(100, heads=0)
 
 
 def test_stages():

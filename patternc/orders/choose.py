@@ -73,8 +73,9 @@ def _in_boxes(boxes: Boxes, tile: tuple[int, int], times: int) -> Visits:
 
 def options(p: Pattern, natural: AxisPlan, bound: Bound, column: str, shape: Shape = HALF) -> list[Option]:
     """The natural order and those in digits of one direction, by predicted time; `bound` has an int `q_start`."""
-    found = []
-    for axis in (natural, *axes_in_digits(p)[column]):
+    found, positions = [], max(bound.q_start + bound.n_q, bound.n_k)
+    # Where one value of the first digit holds all positions there is nothing to gain from that cut.
+    for axis in (natural, *(one for one in axes_in_digits(p)[column] if one.order.strides[0] < positions)):
         rate = card().rate(KERNEL[column], access_of(axis, bound), shape)
         option = predicted(p, axis, bound, KERNEL[column], rate)
         if option is not None:
