@@ -15,11 +15,11 @@ import torch
 
 from patternc.analysis.evaluate import evaluate
 from patternc.args import bind
+from patternc.cells import specialisations
 from patternc.compile import provably_causal
 from patternc.errors import BackendError, DeviceError, DtypeError, OperandError, ParameterError, ShapeError
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import all_of, negate
-from patternc.layout import specialisations
 from patternc.passes import lower, variables
 from patternc.signature import signature
 from patternc.tail import at_least_float32, feature_map, rms_norm, tail

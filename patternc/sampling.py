@@ -8,9 +8,10 @@ from patternc.analysis.grid import Axis, Grid, Sample
 from patternc.analysis.runs import Runs, intersect, members, subtract
 from patternc.analysis.tiles import live_runs
 from patternc.args import Bound
+from patternc.cells import specialisations
 from patternc.expr.bounds import bounds
 from patternc.expr.pattern import Pattern, negate
-from patternc.layout import look, specialisations
+from patternc.layout import look
 from patternc.passes import decide, lower, negation_normal
 
 LOOKED = 32  # partial tiles whose pairs are looked at

@@ -19,12 +19,12 @@ import numpy as np
 
 from patternc.analysis.ranges import Ranges, ranges_of
 from patternc.args import Bound
+from patternc.cells import specialisations
 from patternc.expr.arithmetic import terms
 from patternc.expr.bounds import INF
 from patternc.expr.index import Index
 from patternc.expr.node import postorder, roomy
 from patternc.expr.pattern import Pattern
-from patternc.layout import specialisations
 from patternc.passes import TooManyConjuncts, disjuncts, lower, variables
 
 NOTHING = 2**30  # the lowest key of a row without keys: beyond all positions
