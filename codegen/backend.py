@@ -78,9 +78,9 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
 
 
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound):
-    by_queries, by_keys = (
-        [call_of(part, scale, bound, q, k, v, out, dout) for part in compiled.parts_at(bound, shape_of(q, v), column)] for column in "kq"
-    )
+    by_queries, by_keys = (compiled.parts_at(bound, shape_of(q, v), column) for column in "kq")
+    calls = {part: call_of(part, scale, bound, q, k, v, out, dout) for part in dict.fromkeys((*by_queries, *by_keys))}
+    by_queries, by_keys = ([calls[part] for part in parts] for parts in (by_queries, by_keys))
     return attention_backward(by_queries, q, k, v, out, lse, dout, dlse, by_keys)
 
 

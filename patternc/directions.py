@@ -82,7 +82,7 @@ def _us(time: float) -> str:
 
 
 def _option(option: Option, allowed: int | None) -> str:
-    """`8 * x0 + x1: 8,257,536 pairs visited (11% masked away), boxes of 64 x 1 queries by 64 x 1 keys, 106 us`."""
+    """`8 * x0 + x1: 8,257,536 pairs visited (11% masked away), boxes of 64x1 by 64x1 values, 106 us`."""
     waste = f" ({1 - allowed / option.pairs:.0%} masked away)" if allowed is not None and option.pairs else ""
     boxes = ""
     if option.boxes is not None:

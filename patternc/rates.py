@@ -46,6 +46,7 @@ class Shape:
     half: bool = True
 
     @staticmethod
+    @lru_cache(maxsize=64)
     def of(head_dim: int, value_dim: int | None = None, itemsize: int = 2) -> Shape:
         most = max(head_dim, head_dim if value_dim is None else value_dim, 64)
         return Shape(min(1 << (most - 1).bit_length(), 256), itemsize == 2)

@@ -22,19 +22,10 @@ def bench_layout(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ):  # fmt: skip
     """Time and memory of exact layouts at a million tokens, beside torch's create_block_mask."""
-    from rich.table import Table
-
     from patternc.bench import layout
 
-    rows = layout.measure(n, repeat, peers, progress=lambda case: print(f"measuring {case}", file=sys.stderr))
-    if json or markdown:
-        return write(layout.as_json(rows) if json else layout.as_markdown(rows))
-    table = Table(title=f"layouts in tiles of {layout.TILE} x {layout.TILE}, one core")
-    for heading in layout.HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("pattern", "implementation") else "right")
-    for row in rows:
-        table.add_row(*layout.cells(row))
-    console().print(table)
+    rows = layout.measure(n, repeat, peers, progress=_progress)
+    _show(layout, rows, f"layouts in tiles of {layout.TILE} x {layout.TILE}, one core", json, markdown)
 
 
 @bench.command("cpu")
@@ -139,7 +130,7 @@ def _show(bench, rows: list, title: str, json: bool, markdown: bool) -> None:
         return write(bench.as_json(rows) if json else bench.as_markdown(rows))
     out = Table(title=title)
     for heading in bench.HEADINGS:
-        out.add_column(heading, justify="left" if heading == "entry" else "right")
+        out.add_column(heading, justify="left" if heading in ("entry", "pattern", "implementation") else "right")
     for row in rows:
         out.add_row(*bench.cells(row))
     console().print(out)
