@@ -61,7 +61,7 @@ class TailJob:
 
     Attributes:
         dtype: "bf16" or "fp32".
-        config: of `tail_configs`.
+        config, slot: of `tail_configs`.
         precision: of products of float32.
     """
 
@@ -71,6 +71,7 @@ class TailJob:
     head_dim: int
     value_dim: int
     config: TailConfig
+    slot: int = 256
     heads: int = 16
     group: int = 1
     arch: int = 90
@@ -139,14 +140,17 @@ def _type(parameter: str, job: Job, kernel: Kernel) -> str:
 
 def _tail_signature(job: TailJob) -> tuple[dict[str, str], dict[str, object]]:
     kernel = job.source.kernels[job.kernel]
-    constants = tail_configs.constants(job.config, job.source.form, job.head_dim, job.value_dim, job.heads, job.group) | {
-        "ALIGN": 16, "PRECISION": job.precision, "REVERSE": False}  # fmt: skip
-    kinds = dict.fromkeys(("sums_ptr", "dsums_ptr", "extra_ptr", "centre_ptr", "states_ptr"), "*fp32") | {"live_ptr": "*u8"}
+    constants = tail_configs.constants(job.config, job.slot, job.head_dim, job.value_dim, job.heads, job.group)
+    constants |= {"ALIGN": 16, "PRECISION": job.precision}
+    kinds = dict.fromkeys(("sums_ptr", "dsums_ptr", "vectors_ptr", "gains_ptr"), "*fp32") | {"live_ptr": "*u8"}
     kinds |= dict.fromkeys(("first_ptr", "last_ptr", "low_ptr", "base_ptr"), "*i32")
 
     def kind(parameter: str) -> str:
         if parameter.endswith("_ptr"):
             return kinds.get(parameter, f"*{job.dtype}")
+        if parameter.endswith("_desc"):
+            rows, columns = tail_configs.tile_of(job.kernel, parameter.removesuffix("_desc"))
+            return f"tensordesc<{job.dtype}{[1, 1, constants[rows], constants[columns]]}>"
         return "i64" if f"{parameter}: tl.int64" in kernel.text else "i32"
 
     return {p: kind(p) for p in kernel.parameters}, {c: constants[c] for c in kernel.constants}

@@ -46,7 +46,7 @@ def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep
     for scan in plan.scans if q.numel() and v.numel() else ():
         found, more, states = _forward(call_of(compiled, scan, bound, feature, q.device), q, k, v, sums, keep)
         y, weights = (found, more) if y is None else (y.add_(found), weights.add_(more) if sums else None)
-        kept += [states] if keep else []
+        kept += states if keep else []
     if y is None:
         y = q.new_zeros(*q.shape[:3], v.shape[3], dtype=result_of(v.dtype))
         weights = q.new_zeros(q.shape[:3], dtype=torch.float32) if sums else None
@@ -57,7 +57,7 @@ def tail_backward(compiled, dy, dweights, q, k, v, kept, feature: str, bound: Bo
     plan, total = plan_of(compiled, bound), None
     for i, scan in enumerate(plan.scans if q.numel() and v.numel() else ()):
         call = call_of(compiled, scan, bound, feature, q.device)
-        found = _backward(call, q, k, v, dy, dweights, kept[i] if kept else None)
+        found = _backward(call, q, k, v, dy, dweights, tuple(kept[2 * i : 2 * i + 2]) if kept else None)
         total = found if total is None else tuple(a.add_(b) for a, b in zip(total, found))
     return (torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)) if total is None else total
 

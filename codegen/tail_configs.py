@@ -1,68 +1,89 @@
-"""Launch configurations of the kernels of a linear tail, and how many slots a program takes."""
+"""Launch configurations of the kernels of a linear tail."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from patternc.codegen.configs import padded
-from patternc.codegen.tail_text import Form
+from patternc.codegen.tail_text import KERNELS, OF_KEYS, WIDTHS
 
-SCAN_WIDTH = 1024  # entries of a state that one program of `scan` adds up
-MOST_KEYS = 1024  # of a segment: beyond, states are few enough that fewer save nothing
+STATES, SCANS = ("key_states", "row_states"), ("key_scan", "row_scan")
 
 
 @dataclass(frozen=True)
 class TailConfig:
-    """`block` keys and rows a slot, `slice` columns of the values a program (of kernels whose programs take slices)."""
+    """A kernel's tiles and resources.
 
-    block: int
+    Attributes:
+        block_m, block_n: rows and keys of a tile; states of slots are summed over tiles of `block_n` keys, or rows.
+        slice: columns of the values that a program takes, where programs take slices.
+        warps, stages: warps of a program, and stages of its pipelined loop.
+    """
+
+    block_m: int
+    block_n: int
     slice: int
     warps: int
     stages: int
 
 
-def block_of(itemsize: int, precision: str) -> int:
-    """Keys and rows of a slot, the same for all kernels of a call: they share their states."""
-    return 64 if itemsize == 2 else 32 if precision == "tf32" else 16
+@dataclass(frozen=True)
+class TailConfigs:
+    """The configurations of a call: `slot` is the most keys and rows of a slot, a multiple of all tiles."""
+
+    slot: int
+    of: dict[str, TailConfig]
 
 
-def choose(itemsize: int, precision: str) -> TailConfig:
-    """The configuration to try first; states fill the registers of 8 warps, whatever the kernel.
+# Measured on an H100 (`patternc bench tail`).  More keys a slot are fewer states to read and write, and more pairs in products;
+# states of keys that many heads share weigh less.
+STATE = {
+    "key_states": TailConfig(64, 64, 128, 4, 2), "row_states": TailConfig(64, 64, 128, 8, 3),
+    "key_scan": TailConfig(64, 64, 64, 4, 3), "row_scan": TailConfig(64, 64, 64, 4, 3),
+}  # fmt: skip
+WIDE = STATE | {
+    "forward": TailConfig(64, 32, 128, 4, 2), "backward_q": TailConfig(64, 32, 128, 4, 2),
+    "backward_k": TailConfig(32, 64, 128, 4, 2), "backward_v": TailConfig(64, 128, 128, 8, 2),
+}  # fmt: skip
+NARROW = STATE | {
+    "forward": TailConfig(64, 64, 128, 4, 2), "backward_q": TailConfig(64, 64, 128, 4, 2),
+    "backward_k": TailConfig(32, 64, 128, 4, 2), "backward_v": TailConfig(64, 64, 128, 4, 2),
+}  # fmt: skip
+
+
+def choose(itemsize: int, precision: str, features: int, group: int) -> TailConfigs:
+    """The configurations to try first.
 
     Args:
         itemsize, precision: bytes of an operand, and how products of float32 round.
+        features: F, of a query or key.
+        group: query heads that share a key head.
     """
-    block = block_of(itemsize, precision)
-    return TailConfig(block, 64, 8, 2) if itemsize == 2 else TailConfig(block, 32, 8, 1)
+    if itemsize == 2:
+        return TailConfigs(256 if group == 1 else 128, WIDE if features > 128 else NARROW)
+    block = 32 if precision == "tf32" else 16
+    wide = TailConfig(block, block, 32, 8, 1)
+    return TailConfigs(4 * block, dict.fromkeys(KERNELS, wide))
+
+
+def constants(config: TailConfig, slot: int, head_dim: int, value_dim: int, heads: int, group: int) -> dict:
+    """Constexprs by name that follow from sizes."""
+    return {
+        "HEADS": heads, "GROUP": group, "D": head_dim, "DV": value_dim, "BLOCK_D": padded(head_dim), "BLOCK_DV": padded(value_dim),
+        "SLICE": min(config.slice, padded(value_dim)), "SLOT": slot, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages,
+    }  # fmt: skip
+
+
+def tile_of(kernel: str, matrix: str) -> tuple[str, str]:
+    """The constexprs that are the rows and columns of a tile that a kernel loads."""
+    rows = "BLOCK_N" if matrix in OF_KEYS or kernel in STATES else "BLOCK_M"
+    return rows, "BLOCK_D" if WIDTHS[matrix] == "D" else "SLICE" if kernel in STATES else "BLOCK_DV"
 
 
 def smaller(config: TailConfig) -> TailConfig | None:
     """The next configuration that needs less shared memory, None if there is none."""
     if config.stages > 1:
         return replace(config, stages=config.stages - 1)
+    if max(config.block_m, config.block_n) > 16:
+        return replace(config, block_m=max(16, config.block_m // 2), block_n=max(16, config.block_n // 2))
     return replace(config, slice=config.slice // 2) if config.slice > 16 else None
-
-
-def span_of(pairs: int, slots: int, block: int, processors: int) -> int:
-    """Slots of a segment: two programs a processor, and segments of MOST_KEYS keys at most.
-
-    Args:
-        pairs: batch rows times key heads.
-    """
-    wanted = pairs * slots // (2 * processors)
-    return max(1, min(wanted, MOST_KEYS // block, slots))
-
-
-def one_pass(programs: int, processors: int) -> bool:
-    """Whether programs that take the whole sequence each keep the processors busy: then no state is ever stored."""
-    waves = -(-programs // processors)
-    return programs >= 0.8 * waves * processors
-
-
-def constants(config: TailConfig, form: Form, head_dim: int, value_dim: int, heads: int, group: int) -> dict:
-    """Constexprs by name that follow from sizes."""
-    return {
-        "HEADS": heads, "GROUP": group, "D": head_dim, "DV": value_dim, "BLOCK_D": padded(head_dim), "BLOCK_DV": padded(value_dim),
-        "SLICE": min(config.slice, padded(value_dim)), "BLOCK": config.block, "STAGES": config.stages,
-        "WIDTH": form.halves * head_dim * (value_dim + 1), "BLOCK_W": SCAN_WIDTH,
-    }  # fmt: skip

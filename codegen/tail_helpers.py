@@ -19,26 +19,28 @@ def _store_slot(base, first, ok, stride, columns, values, WIDTH: tl.constexpr, B
 ''',
     '''
 @triton.jit
-def _softmax_features(x, sign, ok, columns, D: tl.constexpr):
-    """softmax(sign * x) of each row, in float32; 0 for rows that are not `ok`."""
-    x = tl.where((columns < D)[None, :], x.to(tl.float32) * (sign * 1.4426950408889634), float("-inf"))
+def _softmax_features(x, sign, columns, D: tl.constexpr):
+    """softmax(sign * x) of each row, in float32."""
+    x = x.to(tl.float32) * (sign * 1.4426950408889634)
+    if D < x.shape[1]:
+        x = tl.where((columns < D)[None, :], x, float("-inf"))
     a = tl.math.exp2(x - tl.max(x, 1)[:, None])
-    return a * tl.where(ok, 1.0 / tl.sum(a, 1), 0.0)[:, None]
+    return a * (1.0 / tl.sum(a, 1))[:, None]
 ''',
     '''
 @triton.jit
 def _softmax_gradient(x, sign, da, columns, D: tl.constexpr):
     """What x gains by the gradient of its features."""
-    a = _softmax_features(x, sign, tl.full([x.shape[0]], 1, tl.int1), columns, D)
-    return sign * a * (da - tl.sum(a * da, 1)[:, None])
+    a = _softmax_features(x, sign, columns, D) * sign
+    return a * (da - (sign * tl.sum(a * da, 1))[:, None])
 ''',
     '''
 @triton.jit
-def _elu_features(x, sign, ok, columns, D: tl.constexpr):
-    """elu(x) + 1, in float32; 0 for rows that are not `ok`."""
+def _elu_features(x, sign, columns, D: tl.constexpr):
+    """elu(x) + 1, in float32."""
     x = x.to(tl.float32)
     a = tl.where(x > 0, x + 1.0, tl.math.exp2(tl.minimum(x, 0.0) * 1.4426950408889634))
-    return tl.where(ok[:, None] & (columns < D)[None, :], a, 0.0)
+    return tl.where((columns < D)[None, :], a, 0.0) if D < x.shape[1] else a
 ''',
     '''
 @triton.jit
@@ -48,8 +50,8 @@ def _elu_gradient(x, sign, da, columns, D: tl.constexpr):
 ''',
     '''
 @triton.jit
-def _relu_features(x, sign, ok, columns, D: tl.constexpr):
-    return tl.where(ok[:, None], tl.maximum(x.to(tl.float32), 0.0), 0.0)
+def _relu_features(x, sign, columns, D: tl.constexpr):
+    return tl.maximum(x.to(tl.float32), 0.0)
 ''',
     '''
 @triton.jit
@@ -58,8 +60,8 @@ def _relu_gradient(x, sign, da, columns, D: tl.constexpr):
 ''',
     '''
 @triton.jit
-def _identity_features(x, sign, ok, columns, D: tl.constexpr):
-    return tl.where(ok[:, None], x.to(tl.float32), 0.0)
+def _identity_features(x, sign, columns, D: tl.constexpr):
+    return x.to(tl.float32)
 ''',
     '''
 @triton.jit

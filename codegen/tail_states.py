@@ -1,121 +1,114 @@
-"""What the scans of a linear tail begin with: states of segments, their sums, and what rows add for the centre of v."""
+"""The states of slots: what each adds to the state that it passes on, and the sums of that over earlier, or later, slots."""
 
 from __future__ import annotations
 
-from patternc.codegen.tail_text import (
-    EACH_KEY_TILE,
-    LOAD_DO,
-    LOAD_K,
-    LOAD_Q,
-    LOAD_V,
-    TailKernel,
-    Text,
-    finish,
-    heads,
-    indented,
-    kept,
-    load_extra,
-    loop,
-)
+from patternc.codegen.tail_text import SHAPES, TailKernel, Text, dot, finish, indented
+
+CENTRE = [
+    "c = tl.sum(s * z[:, None], 0) / tl.maximum(tl.sum(z * z, 0), 1e-30)  # of all c, s - z c^T is smallest with this one",
+    "s -= z[:, None] * c[None, :]",
+]
+STORE = "tl.store(state, s.to(states_ptr.dtype.element_ty))"
+STORE_C = "tl.store(vectors_ptr + vector + BLOCK_D + e, c)"
 
 
-def _zeros(name: str, halves, shape: str) -> list[str]:
-    return [f"{name}{h} = tl.zeros([{shape}], tl.float32)" for h in halves]
+def _program(t: Text, parts: str) -> list[str]:
+    """Which slot, key head and half of the features a program works on, and which slice of the columns of v."""
+    return [
+        f"halves: tl.constexpr = {t.form.halves}",
+        f"parts = {parts}",
+        "program = tl.program_id(0)",
+        "half = program % halves",
+        "column = program // halves % tl.cdiv(BLOCK_DV, SLICE) * SLICE",
+    ]
+
+
+def _place(vectors: bool) -> list[str]:
+    """Where the program's half of a slot's state is."""
+    return [
+        "cell = tl.cast((b * (HEADS // GROUP) + kv_h) * slots + slot, tl.int64) * halves + half",
+        "state = states_ptr + cell * BLOCK_D * BLOCK_DV + d[:, None] * BLOCK_DV + e[None, :]",
+        *["vector = cell * (BLOCK_D + BLOCK_DV)"] * vectors,
+    ]
 
 
 def key_states(t: Text) -> TailKernel:
-    feeds = "feeds & key_ok" if t.form.gated else "key_ok"
+    """Sums over the keys of a slot."""
     step = [
-        *t.slot(rows=False),
-        LOAD_K, LOAD_V,
-        *t.features("k", "k_tile", feeds),
-        *kept(t, "s", "z"),
-        *(line for h in t.halves for line in t.dots(f"s{h}", [(f"tl.trans(k{h}.to(v_tile.dtype))", "v_tile")], f"s{h}")),
-        *(f"z{h} += tl.sum(k{h}, 0)" for h in t.halves),
+        "first_key = slot_key + i * BLOCK_N", *t.keys("BLOCK_N"), *t.feeds(),
+        t.load("k", "BLOCK_N"), t.load("v", "BLOCK_N", "column"),
+        f"phi = tl.where(feeds[:, None], _{t.name}_features(k_tile, sign, d, D), 0.0)",
+        "z += tl.sum(phi, 0)",
+        dot("s", "tl.trans(phi.to(v_tile.dtype))", "v_tile"),
     ]  # fmt: skip
-    body = [
-        *t.program(sliced=True), *t.base("k", "kv_h"), *t.base("v", "kv_h"), *t.state_base(),
-        *_zeros("s", t.halves, "BLOCK_D, SLICE"), *_zeros("z", t.halves, "BLOCK_D"),
-        *loop(step),
-        *t.store_state("s"),
-        "if program % parts == 0:", *indented(t.store_vector("z")),
-    ]  # fmt: skip
-    doc = f"What each segment adds to the state that it passes on: phi(k)^T v, and the sums of phi(k); {EACH_KEY_TILE}."
-    return finish("key_states", doc, [*t.parameters("k", "v"), "states_ptr", *t.tables()], body)
+    last = [*CENTRE, STORE, "tl.store(vectors_ptr + vector + d, z)", STORE_C]
+    loop = ["for i in tl.range(0, tl.cdiv(key_stop - slot_key, BLOCK_N), num_stages=STAGES):", *indented(step)]
+    doc = "phi(k)^T v and the sums of phi(k) over the keys of each slot, centred."
+    return _states(t, "key_states", ("k", "v"), [], ["z = tl.zeros([BLOCK_D], tl.float32)", *loop, *last], doc)
 
 
 def row_states(t: Text) -> TailKernel:
-    f = t.form
-    sums = [load_extra(t), *([f"extra = {t.when('reads', 'extra')}"] if f.gated else [])] if f.sums else []
-    inner = [
-        LOAD_Q, LOAD_DO, *sums,
-        *([f"do_tile = {t.when('reads[:, None]', 'do_tile')}"] if f.gated else []),
-        *t.features("q", "q_tile", "row_ok"),
-        *(line for h in t.halves for line in t.dots(f"s{h}", [(f"tl.trans(q{h}.to(do_tile.dtype))", "do_tile")], f"s{h}")),
-        *(f"z{h} += tl.sum(q{h} * extra[:, None], 0)" for h in t.halves if f.sums),
+    """Sums over the rows of a slot, of all query heads that share keys."""
+    sums = t.form.sums
+    step = [
+        "h = kv_h * GROUP + i // per", "first_row = slot_row + i % per * BLOCK_N", *t.rows("BLOCK_N", last=False),
+        *t.base("q"), *t.base("do"), t.load("q", "BLOCK_N"), t.load("do", "BLOCK_N", "column"),
+        f"phi = tl.where({'(row_ok & reads)' if t.form.gated else 'row_ok'}[:, None], _{t.name}_features(q_tile, sign, d, D), 0.0)",
+        *[f"z += tl.sum(phi * tl.load(dsums_ptr + {t.row_vector}, mask=row_ok, other=0.0)[:, None], 0)"] * sums,
+        dot("s", "tl.trans(phi.to(do_tile.dtype))", "do_tile"),
     ]  # fmt: skip
-    step = [*t.slot(rows=True, keys=False), *kept(t, "s", *(["z"] if f.sums else [])), *heads(t, ("q", "do"), inner)]
-    body = [
-        *t.program(sliced=True), *t.state_base(),
-        *_zeros("s", t.halves, "BLOCK_D, SLICE"), *(_zeros("z", t.halves, "BLOCK_D") if f.sums else []),
-        *loop(step, reverse=True),
-        *t.store_state("s"),
-        *(["if program % parts == 0:", *indented(t.store_vector("z"))] if f.sums else []),
+    loop = [
+        "count = tl.cdiv(row_stop - slot_row, BLOCK_N)", "per = tl.maximum(count, 1)",
+        *["z = tl.zeros([BLOCK_D], tl.float32)"] * sums,
+        "for i in tl.range(0, tl.maximum(count, 0) * GROUP, num_stages=STAGES):", *indented(step),
+        STORE, *["tl.store(vectors_ptr + vector + d, z)"] * sums,
     ]  # fmt: skip
-    doc = f"What each segment adds to the gradient of the state that enters it: phi(q)^T do; {EACH_KEY_TILE}."
-    return finish("row_states", doc, [*t.parameters("q", "do"), *(["extra_ptr"] if f.sums else []), "states_ptr", *t.tables()], body)
+    doc = "phi(q)^T do over the rows of each slot: what they add to the gradient of the state that enters it."
+    return _states(t, "row_states", ("q", "do"), ["dsums_ptr"] * sums, loop, doc)
 
 
-def scan(t: Text) -> TailKernel:
-    f = t.form
+def _states(t: Text, name: str, matrices: tuple[str, str], more: list[str], body: list[str], doc: str) -> TailKernel:
+    keys = name == "key_states"
+    lines = [
+        *_program(t, "halves * tl.cdiv(BLOCK_DV, SLICE)"),
+        "slot = program // parts % slots", "kv_h = program // parts // slots % (HEADS // GROUP)", "b = program // parts // slots // (HEADS // GROUP)",
+        *t.row_of_tables(), "sign = 1.0 - 2.0 * half", "d = tl.arange(0, BLOCK_D)", "e = column + tl.arange(0, SLICE)",
+        *_place(keys or t.form.sums), *t.slot(),
+        *(line for m in matrices for line in t.base(m) if keys),
+        "s = tl.zeros([BLOCK_D, SLICE], tl.float32)", *body,
+    ]  # fmt: skip
+    parameters = [*t.loaded(*matrices), *more, "states_ptr", *["vectors_ptr"] * (keys or t.form.sums), *t.tables()]
+    return finish(name, doc, parameters, lines, (*SHAPES, "SLICE", "SLOT", "BLOCK_N", "ALIGN", "STAGES", "PRECISION"))
+
+
+def scan(t: Text, name: str) -> TailKernel:
+    """`key_scan` and `row_scan`: in place of what slots add, the states that enter them, or the gradients of those that leave them."""
+    keys = name == "key_scan"
+    vectors = keys or t.form.sums
     survives = []
-    if f.gated:
-        first = "tl.load(first_ptr + (table * (slots + 1) + s * span) * 2)" if f.steps else "s * span * BLOCK"
+    if t.form.gated:
+        first = "tl.load(first_ptr + (table * (slots + 1) + slot) * 2)" if t.form.steps else "slot * SLOT"
         survives = [
-            f"first_key = {first}",
-            "begin = tl.load(base_ptr + table * (slots + 1) + tl.minimum((s + 1) * span, slots))",
-            "total = tl.where(begin < first_key, total, 0.0)",
+            "begin = tl.load(base_ptr + table * (slots + 1) + slot + 1)  # the state that leaves the slot holds the keys from here on",
+            *(f"{x} = tl.where(begin < {first}, {x}, 0.0)" for x in ("total", *["sums"] * vectors)),
         ]
-    body = [
-        "segments = tl.cdiv(slots, span)",
-        "pieces = tl.cdiv(WIDTH, BLOCK_W)",
-        "program = tl.program_id(0)",
-        *(["table = program // pieces // kv_heads * per_row  # the tables' batch row"] if f.gated else []),
-        "column = program % pieces * BLOCK_W + tl.arange(0, BLOCK_W)",
-        "state = states_ptr + tl.cast(program // pieces, tl.int64) * segments * WIDTH + column",
-        "total = tl.zeros([BLOCK_W], tl.float32)",
-        "for i in range(0, segments):",
-        *indented([
-            "s = segments - 1 - i if REVERSE else i",
-            "at = state + tl.cast(s, tl.int64) * WIDTH",
-            "gain = tl.load(at, mask=column < WIDTH)",
-            "tl.store(at, total, mask=column < WIDTH)",
-            *survives,
-            "total += gain",
-        ]),
+    step = [
+        "slot = i" if keys else "slot = slots - 1 - i",
+        *_place(vectors), "gain = tl.load(state).to(tl.float32)", *["gain_z = tl.load(gains_ptr + vector + d)"] * vectors,
+        *["gain += gain_z[:, None] * tl.load(gains_ptr + vector + BLOCK_D + e)[None, :]"] * keys,
+        "s = total", *(["z = sums", *CENTRE, STORE, STORE_C] if keys else [STORE]),
+        *["tl.store(vectors_ptr + vector + d, sums)"] * vectors,
+        *survives, "total += gain", *["sums += gain_z"] * vectors,
     ]  # fmt: skip
-    tables = (["first_ptr"] * f.steps + ["base_ptr", "per_row", "kv_heads"]) if f.gated else []
-    doc = "What segments add, to the states that enter them: sums over earlier segments, or later ones, in a fixed order."
-    return finish("scan", doc, ["states_ptr", *tables, "slots", "span"], body)
-
-
-def extras(t: Text) -> TailKernel:
     body = [
-        "tiles = tl.cdiv(n_q, BLOCK)",
-        "program = tl.program_id(0)",
-        "first = program % tiles * BLOCK",
-        "h = program // tiles % HEADS",
-        "b = program // tiles // HEADS",
-        "e = tl.arange(0, BLOCK_DV)",
-        "rows = first + tl.arange(0, BLOCK)",
-        "row_ok = rows < n_q",
-        *t.base("do", "h"),
-        "do_tile = _load_slot(do_base, first, row_ok, do_stride, e, DV, BLOCK).to(tl.float32)",
-        "centre = tl.load(centre_ptr + (b * (HEADS // GROUP) + h // GROUP) * DV + e, mask=e < DV, other=0.0)",
-        "extra = tl.sum(do_tile * centre[None, :], 1)",
-        *([f"extra += tl.load(dsums_ptr + {t.row_vector}, mask=row_ok, other=0.0)"] if t.form.sums else []),
-        f"tl.store(extra_ptr + {t.row_vector}, extra, mask=row_ok)",
+        *_program(t, "halves * tl.cdiv(BLOCK_DV, SLICE)"),
+        "kv_h = program // parts % (HEADS // GROUP)", "b = program // parts // (HEADS // GROUP)",
+        *(t.row_of_tables() if t.form.gated else []), "d = tl.arange(0, BLOCK_D)", "e = column + tl.arange(0, SLICE)",
+        "total = tl.zeros([BLOCK_D, SLICE], tl.float32)", *["sums = tl.zeros([BLOCK_D], tl.float32)"] * vectors,
+        "for i in tl.range(0, slots, num_stages=STAGES):", *indented(step),
     ]  # fmt: skip
-    doc = f"extra = do . centre{' + the gradient of the sums' if t.form.sums else ''} of each row [B, HEADS, n_q], one program a tile of rows."
-    parameters = [*t.parameters("do"), *(["dsums_ptr"] if t.form.sums else []), "centre_ptr", "extra_ptr", "n_q"]
-    return finish("extras", doc, parameters, body)
+    what = "the states that enter them" if keys else "the gradients of the states that leave them"
+    doc = f"In the place of what slots add, in a fixed order: {what}."
+    tables = (["first_ptr"] * t.form.steps + ["base_ptr", "per_row"]) if t.form.gated else []
+    parameters = ["states_ptr", *["vectors_ptr", "gains_ptr"] * vectors, *tables, "slots"]
+    return finish(name, doc, parameters, body, ("HEADS", "GROUP", "BLOCK_D", "BLOCK_DV", "SLICE", "SLOT", "STAGES"))

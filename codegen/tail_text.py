@@ -1,8 +1,13 @@
-"""The parts that the kernels of a linear tail share: their form, programs, slots, states, masks.
+"""The parts that the kernels of a linear tail share: their form, slots, tiles, masks, features, states.
 
-A scan goes through the slots of `tail_slots`.  What it carries is a state in float32: the sum of `phi(k)^T v` over the keys of
-earlier slots, or, backwards, of `phi(q)^T do` over the rows of later ones.  Programs take segments of `span` slots each; the
-states that enter them lie in memory as [B, Hkv, segments, F * DV + F]: a matrix [F, DV], and a vector [F] of sums of features.
+A term goes through the slots of `tail_slots`, each of at most SLOT keys and SLOT rows.  What rows read of earlier slots is a
+state in memory, the sum of `phi(k)^T v` over their keys; what keys are read by in later slots is one too, the sum of
+`phi(q)^T do` over their rows.  What a slot's rows read of its own keys is a masked product of tiles.  So no kernel waits for
+another tile's result.
+
+A state is [halves, BLOCK_D, BLOCK_DV] beside vectors [halves, BLOCK_D + BLOCK_DV], one for each batch row, key head and slot.
+States of keys are centred: the matrix is `S - z c^T` with z = sum of phi(k) and the c that leaves least, both in the vectors.
+Rounded as it is, S would spoil dq: with a norm, do is nearly orthogonal to the mean of v, which is most of S.
 """
 
 from __future__ import annotations
@@ -13,15 +18,9 @@ from patternc.codegen.frame import header, indent
 from patternc.tail_plan import NOTHING
 
 FEATURES = {"softmax": "softmax", "elu+1": "elu", "relu": "relu", "identity": "identity"}
-STATE = "(d < D)[:, None] & (e < DV)[None, :]"
-
-SHAPES = ["HEADS", "GROUP", "D", "DV", "BLOCK_D"]
-CONSTANTS = {
-    "key_states": [*SHAPES, "SLICE"], "row_states": [*SHAPES, "SLICE"], "scan": ["WIDTH", "BLOCK_W", "REVERSE"],
-    "extras": ["HEADS", "GROUP", "DV", "BLOCK_DV"], "forward": [*SHAPES, "SLICE"],
-    "backward_q": [*SHAPES, "BLOCK_DV"], "backward_k": [*SHAPES, "BLOCK_DV"], "backward_v": [*SHAPES, "SLICE"],
-}  # fmt: skip
-UNSLOTTED = {"scan": [], "extras": ["ALIGN"]}  # the last constexprs of kernels that go through no slots
+KERNELS = ("key_states", "key_scan", "forward", "backward_q", "row_states", "row_scan", "backward_k", "backward_v")
+WIDTHS = {"q": "D", "k": "D", "v": "DV", "do": "DV", "dq": "D", "dk": "D", "dv": "DV", "o": "DV"}
+OF_KEYS = ("k", "v", "dk", "dv")
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,11 @@ class Form:
     Attributes:
         feature: a name in FEATURES.
         sums: also the sum of each row's weights.
-        steps: a table says where slots begin; else slot t begins at key `t * BLOCK`, its rows `offset` further.
+        steps: a table says where slots begin; else slot t begins at key `t * SLOT`, its rows `offset` further.
         gated: rows read the keys from one of their own on, or none: states begin anew.
         dead: a table says which keys are read at all.
         mirrored: rows and keys are counted from the last ones.
+        described: q, k, v, do are loaded by descriptors, not by pointers.
     """
 
     feature: str
@@ -43,6 +43,7 @@ class Form:
     gated: bool
     dead: bool
     mirrored: bool = False
+    described: bool = False
 
     @property
     def halves(self) -> int:
@@ -51,182 +52,168 @@ class Form:
 
 
 class Text:
-    """Statements of the kernels of one form.
+    """Statements of the kernels of one form."""
 
-    Args:
-        single: the program works on one half of the features, by the number `half`; else on all of them.
-    """
-
-    def __init__(self, form: Form, single: bool = False):
-        self.form, self.single = form, single and form.halves == 2
+    def __init__(self, form: Form):
+        self.form = form
         self.name = FEATURES[form.feature]
-        self.halves = ("_a", "_b") if form.halves == 2 and not single else ("",)
-        self.signs = ("sign",) if self.single else ("1.0", "-1.0")
+        self.halves = ("_a", "_b") if form.halves == 2 else ("",)
+        self.signs = ("1.0", "-1.0")
+
+    def each(self, *lines: str) -> list[str]:
+        """Statements for each half of the features, with `{h}`, `{sign}` and `{half}` for its suffix, sign and number."""
+        return [line.format(h=h, sign=sign, half=i) for i, (h, sign) in enumerate(zip(self.halves, self.signs)) for line in lines]
 
     # What a call gives
 
-    def tables(self) -> list[str]:
+    def tables(self, *more: str) -> list[str]:
         """Parameters that say where slots are and which keys rows read."""
         f = self.form
         tables = ["first_ptr", "last_ptr"] * f.steps + ["low_ptr", "base_ptr"] * f.gated + ["live_ptr"] * f.dead
-        return [*tables, *(["per_row"] if tables else []), *([] if f.steps else ["offset"]), "slots", "span", "n_q", "n_k"]
+        return [*tables, *(["per_row"] if tables else []), *([] if f.steps else ["offset"]), "slots", *more, "n_q", "n_k"]
 
     def row_of_tables(self) -> list[str]:
         f = self.form
         return ["table = b * per_row  # the tables' batch row"] if f.steps or f.gated or f.dead else []
 
-    def program(self, sliced: bool) -> list[str]:
-        """Which segment and key head a program works on, and which slice of the values or half of the features."""
-        parts = "tl.cdiv(DV, SLICE)" if sliced else "2" if self.single else None
-        over = " // parts" if parts else ""
+    def loaded(self, *names: str) -> list[str]:
+        return [f"{name}_desc" for name in names] if self.form.described else self.stored(*names)
+
+    def stored(self, *names: str) -> list[str]:
+        return [p for name in names for p in (f"{name}_ptr", f"{name}_stride_b", f"{name}_stride_h", f"{name}_stride_n")]
+
+    def base(self, name: str, written: bool = False) -> list[str]:
+        """Where a matrix of the program's head begins; descriptors know it."""
+        if self.form.described and not written:
+            return []
+        head = "kv_h" if name in OF_KEYS else "h"
         return [
-            *([f"parts = {parts}"] if parts else []),
-            "segments = tl.cdiv(slots, span)",
-            "program = tl.program_id(0)",
-            f"segment = program{over} % segments",
-            f"kv_h = program{over} // segments % (HEADS // GROUP)",
-            f"b = program{over} // segments // (HEADS // GROUP)",
-            *self.row_of_tables(),
-            *(["half = program % parts", "sign = 1.0 - 2.0 * half"] if self.single else []),
-            "start = segment * span",
-            "stop = tl.minimum(start + span, slots)",
-            "at = tl.arange(0, BLOCK)",
-            "d = tl.arange(0, BLOCK_D)",
-            "e = program % parts * SLICE + tl.arange(0, SLICE)" if sliced else "e = tl.arange(0, BLOCK_DV)",
+            f"{name}_base = {name}_ptr + tl.cast(b, tl.int64) * {name}_stride_b * ALIGN + tl.cast({head}, tl.int64) * {name}_stride_h * ALIGN"
         ]
 
-    def base(self, name: str, head: str) -> list[str]:
-        base = f"{name}_base = {name}_ptr + tl.cast(b, tl.int64) * {name}_stride_b * ALIGN + tl.cast({head}, tl.int64) * {name}_stride_h * ALIGN"
-        if not self.form.mirrored:
-            return [base, f"{name}_stride = {name}_stride_n * ALIGN"]
-        count = "n_k" if name in ("k", "v", "dk", "dv") else "n_q"
-        return [base, f"{name}_base += tl.cast({count} - 1, tl.int64) * {name}_stride_n * ALIGN", f"{name}_stride = -{name}_stride_n * ALIGN"]
+    def _place(self, name: str, block: str) -> tuple[str, str, str]:
+        """The first position of a tile in memory, and what else says where the tile is: `ok` rows and columns."""
+        side, count = ("key", "n_k") if name in OF_KEYS else ("row", "n_q")
+        first = f"{count} - first_{side} - {block}" if self.form.mirrored else f"first_{side}"
+        return first, f"{side}_ok", "d" if WIDTHS[name] == "D" else "e"
+
+    def load(self, name: str, block: str, column: str = "0") -> str:
+        """A tile of `block` rows; `column` is the first one where a program takes a slice of the columns."""
+        first, ok, columns = self._place(name, block)
+        if self.form.described:
+            head = "kv_h" if name in OF_KEYS else "h"
+            wide = "BLOCK_D" if WIDTHS[name] == "D" else "SLICE" if column != "0" else "BLOCK_DV"
+            return f"{name}_tile = {name}_desc.load([b, {head}, {first}, {column}]).reshape({block}, {wide})"
+        return f"{name}_tile = _load_slot({name}_base, {first}, {ok}, {name}_stride_n * ALIGN, {columns}, {WIDTHS[name]}, {block})"
+
+    def store(self, name: str, block: str, values: str, ok: str | None = None) -> str:
+        first, usual, columns = self._place(name, block)
+        return f"_store_slot({name}_base, {first}, {ok or usual}, {name}_stride_n * ALIGN, {columns}, {values}, {WIDTHS[name]}, {block})"
 
     @property
     def row_vector(self) -> str:
-        """Where a vector [B, HEADS, n_q] has the entries of the slot's rows."""
+        """Where a vector [B, HEADS, n_q] has the entries of a tile's rows."""
         return f"tl.cast(b * HEADS + h, tl.int64) * n_q + {'n_q - 1 - rows' if self.form.mirrored else 'rows'}"
 
-    def parameters(self, *names: str) -> list[str]:
-        return [p for name in names for p in (f"{name}_ptr", f"{name}_stride_b", f"{name}_stride_h", f"{name}_stride_n")]
+    # Slots and tiles
 
-    # A slot
-
-    def slot(self, rows: bool, keys: bool = True, ends: bool = True) -> list[str]:
-        """Where slot `slot` begins, which of its keys and rows there are, and which of them the states hold.
-
-        Args:
-            rows, keys: whether the kernel uses the slot's rows and keys.
-            ends: whether it uses the state that leaves the slot.
-        """
-        f = self.form
-        if f.steps:
-            lines = [
-                "where = first_ptr + (table * (slots + 1) + slot) * 2", "first_key = tl.load(where)",
-                *(["first_row = tl.load(where + 1)"] if rows else []),
+    def slot(self) -> list[str]:
+        """Where slot `slot` begins and ends: its keys, and its rows."""
+        if self.form.steps:
+            return [
+                "where = first_ptr + (table * (slots + 1) + slot) * 2",
+                "slot_key = tl.load(where)", "slot_row = tl.load(where + 1)", "key_stop = tl.load(where + 2)", "row_stop = tl.load(where + 3)",
             ]  # fmt: skip
-        else:
-            lines = ["first_key = slot * BLOCK", *(["first_row = first_key + offset"] if rows else [])]
-        if keys:
-            lines += ["keys = first_key + at", f"key_ok = keys < {'tl.load(where + 2)' if f.steps else 'n_k'}"]
-            lines += ["key_there = key_ok", "key_ok = key_ok & (tl.load(live_ptr + table * n_k + keys, mask=key_ok, other=0) != 0)"] if f.dead else []
-        if rows:
-            lines += ["rows = first_row + at", f"row_ok = {'rows < tl.load(where + 3)' if f.steps else '(rows >= 0) & (rows < n_q)'}"]
-            if f.gated:
-                lines.append(f"low = tl.load(low_ptr + table * n_q + rows, mask=row_ok, other={NOTHING})")
-                lines.append("reads = low < first_key  # rows that read the state")
-            lines += ["last = tl.load(last_ptr + table * n_q + rows, mask=row_ok, other=-1)"] if f.steps and keys else []
-        if f.gated and ends:
-            lines += ["begin = tl.load(base_ptr + table * (slots + 1) + slot + 1)  # the state that leaves the slot holds the keys from here on"]
-            lines += ["feeds = keys >= begin"] if keys else []
+        return [
+            "slot_key = slot * SLOT", "slot_row = slot_key + offset",
+            "key_stop = tl.minimum(slot_key + SLOT, n_k)", "row_stop = tl.minimum(slot_row + SLOT, n_q)",
+        ]  # fmt: skip
+
+    def _indices(self, first: str, block: str) -> str:
+        return f"{first} + {block} - 1 - tl.arange(0, {block})" if self.form.mirrored else f"{first} + tl.arange(0, {block})"
+
+    def keys(self, block: str) -> list[str]:
+        """The keys of the tile at `first_key`, and which of them there are."""
+        lines = [f"keys = {self._indices('first_key', block)}", "key_ok = keys < key_stop"]
+        if self.form.dead:
+            lines += ["key_there = key_ok", "key_ok = key_ok & (tl.load(live_ptr + table * n_k + keys, mask=key_ok, other=0) != 0)"]
         return lines
 
-    @property
-    def stored(self) -> str:
-        """The keys of a slot whose gradients are stored, those that no row reads included."""
-        return "key_there" if self.form.dead else "key_ok"
+    def feeds(self) -> list[str]:
+        """Which of the keys the state holds that leaves the slot."""
+        if not self.form.gated:
+            return ["feeds = key_ok"]
+        return ["feeds = key_ok & (keys >= tl.load(base_ptr + table * (slots + 1) + slot + 1))  # the state that leaves the slot begins there"]
+
+    def rows(self, block: str, last: bool) -> list[str]:
+        """The rows of the tile at `first_row`, and which of them there are, read the state, and read up to which key."""
+        f = self.form
+        lines = [f"rows = {self._indices('first_row', block)}", "row_ok = rows < row_stop" if f.steps else "row_ok = (rows >= 0) & (rows < row_stop)"]
+        if f.gated:
+            lines.append(f"low = tl.load(low_ptr + table * n_q + rows, mask=row_ok, other={NOTHING})")
+            lines.append("reads = low < slot_key  # rows that read the state")
+        if last:
+            lines.append("last = tl.load(last_ptr + table * n_q + rows, mask=row_ok, other=-1)" if f.steps else "last = rows - offset")
+        return lines
 
     def allowed(self, transposed: bool) -> list[str]:
-        """Which rows of a slot read which of its keys."""
-        f = self.form
+        """Which rows read which keys: [rows, keys], or transposed.  What the accumulators' own axis has too much is not stored."""
         row, col = ("[None, :]", "[:, None]") if transposed else ("[:, None]", "[None, :]")
-        conditions = [f"(keys{col} <= last{row})" if f.steps else f"(at{col} <= at{row})"]
-        conditions += [f"(keys{col} >= low{row})"] if f.gated else []
-        conditions += [f"key_ok{col}"] if f.dead else []
+        conditions = [f"(keys{col} <= last{row})", f"row_ok{row}" if transposed else f"key_ok{col}"]
+        conditions += [f"key_ok{col}"] if transposed and self.form.dead else []
+        conditions += [f"(keys{col} >= low{row})"] if self.form.gated else []
         return [f"allowed = {' & '.join(conditions)}"]
 
-    def when(self, condition: str, value: str) -> str:
-        """`value` where a vector of rows, or a number, says so; states that begin anew only are gated."""
-        return f"tl.where({condition}, {value}, 0.0)" if self.form.gated else value
+    def reading(self, value: str, axis: str = "") -> str:
+        """`value` for the rows that read the state: all, unless states begin anew."""
+        return f"tl.where(reads{axis}, {value}, 0.0)" if self.form.gated else value
+
+    def feeding(self, value: str) -> str:
+        """`value` for the keys that the state holds which leaves the slot."""
+        return f"tl.where(feeds[:, None], {value}, 0.0)" if self.form.gated or self.form.dead else value
 
     # Features and states
 
-    def features(self, x: str, tile: str, ok: str, like: str | None = None, then: tuple[str, ...] = ()) -> list[str]:
-        """Features in float32 and, rounded to the dtype of `like`, as operands of products.
+    def features(self, tile: str, like: str) -> list[str]:
+        """`{tile}_a`, `{tile}_b` in float32, and rounded as operands of products: `{tile}_a16`."""
+        return self.each(f"{tile}{{h}} = _{self.name}_features({tile}_tile, {{sign}}, d, D)", f"{tile}{{h}}16 = {tile}{{h}}.to({like}.dtype)")
 
-        Args:
-            then: what else is made of each half, while it is at hand in float32: statements with `{h}` for the half's suffix, of
-                which those with `+=` begin with `=`.
-        """
-        out = []
-        for i, (half, sign) in enumerate(zip(self.halves, self.signs)):
-            out.append(f"{x}{half} = _{self.name}_features({tile}, {sign}, {ok}, d, D)")
-            out += [f"{x}{half}16 = {x}{half}.to({like}.dtype)"] if like else []
-            out += [line.format(h=half).replace("+=", "+=" if i else "=") for line in then]
-        return out
+    def operands(self, tile: str, like: str) -> list[str]:
+        """The same where no one needs them in float32."""
+        return self.each(f"{tile}{{h}}16 = _{self.name}_features({tile}_tile, {{sign}}, d, D).to({like}.dtype)")
 
-    def rounded(self, x: str, like: str) -> list[str]:
-        return [f"{x}{h}16 = {x}{h}.to({like}.dtype)" for h in self.halves]
+    def gradient(self, out: str, tile: str) -> list[str]:
+        """`out` = what a vector gains by the gradients `dphi_a`, `dphi_b` of its features."""
+        terms = self.each(f"_{self.name}_gradient({tile}_tile, {{sign}}, dphi{{h}}, d, D)")
+        return [f"{out} {'+=' if i else '='} {term}" for i, term in enumerate(terms)]
 
-    def gradient(self, tile: str, features: str) -> str:
-        return f"_{self.name}_gradient({tile}, {self.signs[0]}, {features}, d, D)"
+    def state(self, vectors: bool = True) -> list[str]:
+        """Where the state of slot `slot` is."""
+        index = f"(tl.cast(b * (HEADS // GROUP) + kv_h, tl.int64) * slots + slot) * {self.form.halves}"
+        lines = [f"state = states_ptr + {index} * (BLOCK_D * BLOCK_DV)"]
+        return lines + ([f"vector = vectors_ptr + {index} * (BLOCK_D + BLOCK_DV)"] if vectors else [])
 
-    def dots(self, out: str, pairs: list[tuple[str, str]], start: str | None = None) -> list[str]:
-        """`out` = the sum of products, on top of `start`."""
-        lines = []
-        for i, (x, y) in enumerate(pairs):
-            total = start if i == 0 else out
-            lines.append(f"{out} = tl.dot({x}, {y}, {'' if total is None else total + ', '}input_precision=PRECISION)")
-        return lines
+    def load_states(self) -> list[str]:
+        return self.each("s{h} = tl.load(state + {half} * BLOCK_D * BLOCK_DV + d[:, None] * BLOCK_DV + e[None, :])")
 
-    def apart(self, out: str, pairs: list[tuple[str, str]], there: str, gate: str | None = None, add: bool = False) -> list[str]:
-        """The same sum of products that do not accumulate in one another, for `there` rows: the compiler spreads a product that
-        ends in another over rows alone, and 64 rows are too few for 8 warps."""
-        condition = f"({there} & {gate})[:, None]" if gate and self.form.gated else f"{there}[:, None]"
-        lines = []
-        for i, (x, y) in enumerate(pairs):
-            lines.append(f"{out} {'+' if add or i else ''}= tl.where({condition}, tl.dot({x}, {y}, input_precision=PRECISION), 0.0)")
-        return lines
+    def load_vectors(self, z: bool = True, c: bool = True) -> list[str]:
+        at = "vector + {half} * (BLOCK_D + BLOCK_DV)"
+        return self.each(*[f"z{{h}} = tl.load({at} + d)"] * z, *[f"c{{h}} = tl.load({at} + BLOCK_D + e)"] * c)
 
-    def state_base(self) -> list[str]:
-        return [
-            f"WIDTH: tl.constexpr = {self.form.halves} * D * (DV + 1)",
-            "state = states_ptr + tl.cast((b * (HEADS // GROUP) + kv_h) * segments + segment, tl.int64) * WIDTH",
-        ]
 
-    def _place(self, half: str) -> str:
-        row = "(d[:, None] + half * D)" if self.single else "(d[:, None] + D)" if half == "_b" else "d[:, None]"
-        return f"state + {row} * DV + e[None, :]"
+def dot(out: str, x: str, y: str, add: bool = True) -> str:
+    """`out` += x @ y, or `out` = x @ y."""
+    return f"{out} = tl.dot({x}, {y}, {f'{out}, ' if add else ''}input_precision=PRECISION)"
 
-    def load_state(self, name: str) -> list[str]:
-        return [f"{name}{h} = tl.load({self._place(h)}, mask={STATE}, other=0.0)" for h in self.halves]
 
-    def store_state(self, name: str) -> list[str]:
-        return [f"tl.store({self._place(h)}, {name}{h}, mask={STATE})" for h in self.halves]
-
-    def _vector(self, half: str) -> str:
-        return f"state + {self.form.halves} * D * DV + d" + (" + half * D" if self.single else " + D" if half == "_b" else "")
-
-    def load_vector(self, name: str) -> list[str]:
-        return [f"{name}{h} = tl.load({self._vector(h)}, mask=d < D, other=0.0)" for h in self.halves]
-
-    def store_vector(self, name: str) -> list[str]:
-        return [f"tl.store({self._vector(h)}, {name}{h}, mask=d < D)" for h in self.halves]
+def dots(t: Text, out: str, x: str, y: str) -> list[str]:
+    """`out` = the sum of x @ y over the halves, with `{h}` for the half's suffix."""
+    return [dot(out, x.format(h=h), y.format(h=h), add=bool(i)) for i, h in enumerate(t.halves)]
 
 
 @dataclass(frozen=True)
 class TailKernel:
-    """One generated kernel: its text, runtime parameters and constexprs, in order."""
+    """One generated kernel: its text, runtime parameters and constexprs, in order, and the matrices that it loads."""
 
     name: str
     text: str
@@ -234,39 +221,12 @@ class TailKernel:
     constants: tuple[str, ...]
 
 
-def finish(name: str, doc: str, parameters: list[str], body: list[str]) -> TailKernel:
-    constants = [*CONSTANTS[name], "BLOCK", *UNSLOTTED.get(name, ["ALIGN", "STAGES", "PRECISION"])]
-    text = header(name, parameters, constants, doc) + indent(body)
-    return TailKernel(name, text, tuple(parameters), tuple(constants))
+SHAPES = ["HEADS", "GROUP", "D", "DV", "BLOCK_D", "BLOCK_DV"]
 
 
-def loop(body: list[str], reverse: bool = False) -> list[str]:
-    if not reverse:
-        return ["for slot in tl.range(start, stop, num_stages=STAGES):", *indented(body)]
-    return ["for i in tl.range(0, stop - start, num_stages=STAGES):", *indented(["slot = stop - 1 - i", *body])]
-
-
-def heads(t: Text, names: tuple[str, ...], body: list[str]) -> list[str]:
-    """A loop over the query heads that share the slot's keys."""
-    bases = [line for name in names for line in t.base(name, "h")]
-    return ["for g in range(0, GROUP):  # the query heads that share these keys", *indented(["h = kv_h * GROUP + g", *bases, *body])]
+def finish(name: str, doc: str, parameters: list[str], body: list[str], constants: tuple[str, ...]) -> TailKernel:
+    return TailKernel(name, header(name, parameters, list(constants), doc) + indent(body), tuple(parameters), tuple(constants))
 
 
 def indented(lines: list[str]) -> list[str]:
     return ["    " + line if line else "" for line in lines]
-
-
-LOAD_Q = "q_tile = _load_slot(q_base, first_row, row_ok, q_stride, d, D, BLOCK)"
-LOAD_K = "k_tile = _load_slot(k_base, first_key, key_ok, k_stride, d, D, BLOCK)"
-LOAD_V = "v_tile = _load_slot(v_base, first_key, key_ok, v_stride, e, DV, BLOCK)"
-LOAD_DO = "do_tile = _load_slot(do_base, first_row, row_ok, do_stride, e, DV, BLOCK)"
-EACH_KEY_TILE = "one program a segment, key head and slice of the values"
-
-
-def load_extra(t: Text) -> str:
-    return f"extra = tl.load(extra_ptr + {t.row_vector}, mask=row_ok, other=0.0)"
-
-
-def kept(t: Text, *names: str) -> list[str]:
-    """States that survive the slot."""
-    return [f"{n}{h} = {t.when('begin < first_key', f'{n}{h}')}" for n in names for h in t.halves] if t.form.gated else []
