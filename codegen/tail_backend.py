@@ -44,8 +44,8 @@ def tail_refusal(compiled, bound: Bound) -> str | None:
 def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool):
     plan, y, weights, kept = plan_of(compiled, bound), None, None, []
     for scan in plan.scans if q.numel() and v.numel() else ():
-        found, more, states = _forward(call_of(compiled, scan, bound, feature, q.device), q, k, v, sums, keep)
-        y, weights = (found, more) if y is None else (y.add_(found), weights.add_(more) if sums else None)
+        onto = None if y is None else (y, weights)
+        y, weights, states = _forward(call_of(compiled, scan, bound, feature, q.device), q, k, v, sums, keep, onto)
         kept += states if keep else []
     if y is None:
         y = q.new_zeros(*q.shape[:3], v.shape[3], dtype=result_of(v.dtype))
@@ -53,12 +53,12 @@ def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep
     return y, weights, kept
 
 
-def tail_backward(compiled, dy, dweights, q, k, v, kept, feature: str, bound: Bound):
-    plan, total = plan_of(compiled, bound), None
+def tail_backward(compiled, dy, dweights, q, k, v, kept, feature: str, bound: Bound, onto: tuple | None = None):
+    """Gradients of q, k and v; in place of `onto`, gradients that they are added to, where it is given."""
+    plan, total = plan_of(compiled, bound), onto
     for i, scan in enumerate(plan.scans if q.numel() and v.numel() else ()):
-        call = call_of(compiled, scan, bound, feature, q.device)
-        found = _backward(call, q, k, v, dy, dweights, tuple(kept[2 * i : 2 * i + 2]) if kept else None)
-        total = found if total is None else tuple(a.add_(b) for a, b in zip(total, found))
+        states = tuple(kept[2 * i : 2 * i + 2]) if kept else None
+        total = _backward(call_of(compiled, scan, bound, feature, q.device), q, k, v, dy, dweights, states, total)
     return (torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)) if total is None else total
 
 

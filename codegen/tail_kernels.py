@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 '''
-CONSTANTS = (*SHAPES, "SLOT", "BLOCK_M", "BLOCK_N", "ALIGN", "STAGES", "PRECISION")
+CONSTANTS = (*SHAPES, "SLOT", "BLOCK_M", "BLOCK_N", "ALIGN", "STAGES", "PRECISION", "ADD")
 COLUMNS = ["d = tl.arange(0, BLOCK_D)", "e = tl.arange(0, BLOCK_DV)"]
 
 
@@ -83,8 +83,8 @@ def _forward(t: Text) -> TailKernel:
         *([f"o = {t.reading('o', '[:, None]')}"] if t.form.gated else []),
         *[f"total = {t.reading(' + '.join(f'passed{h}' for h in t.halves))}"] * sums,
         *_over_keys(t, step),
-        t.store("o", "BLOCK_M", "o"),
-        *[f"tl.store(sums_ptr + {t.row_vector}, total, mask=row_ok)"] * sums,
+        *t.store("o", "BLOCK_M"),
+        *[f"at = sums_ptr + {t.row_vector}", "if ADD:", "    total += tl.load(at, mask=row_ok, other=0.0)", "tl.store(at, total, mask=row_ok)"] * sums,
     ]  # fmt: skip
     doc = f"o = sum of (phi(q) . phi(k)) v over the keys of each row{', and the sums of weights' if sums else ''}; one program a tile of rows."
     parameters = [*t.loaded("q", "k", "v"), *t.stored("o"), *["sums_ptr"] * sums, "states_ptr", "vectors_ptr", *t.tables("tiles", "first_tile")]
@@ -107,7 +107,7 @@ def _backward_q(t: Text) -> TailKernel:
         *(t.each(f"dphi{{h}} = {t.reading('dphi{h}', '[:, None]')}") if t.form.gated else []),
         *_over_keys(t, step),
         t.load("q", "BLOCK_M"), *t.gradient("dq", "q"),
-        t.store("dq", "BLOCK_M", "dq"),
+        *t.store("dq", "BLOCK_M"),
     ]  # fmt: skip
     doc = "dq: phi(q) has the gradient sum of (do . v) phi(k) over the keys of each row; one program a tile of rows."
     vectors = [*["dsums_ptr"] * sums, "states_ptr", "vectors_ptr"]
@@ -159,7 +159,7 @@ def _backward_k(t: Text) -> TailKernel:
         *(t.each(f"dphi{{h}} = {t.feeding('dphi{h}')}") if t.form.gated or t.form.dead else []),
         *_over_rows(t, step),
         t.load("k", "BLOCK_N"), *t.gradient("dk", "k"),
-        t.store("dk", "BLOCK_N", "dk", "key_there" if t.form.dead else None),
+        *t.store("dk", "BLOCK_N", "key_there" if t.form.dead else None),
     ]  # fmt: skip
     doc = "dk: phi(k) has the gradient sum of (do . v) phi(q) over the rows of each key; one program a tile of keys."
     vectors = ["dsums_ptr", "states_ptr", "vectors_ptr"] if sums else ["states_ptr"]
@@ -178,7 +178,7 @@ def _backward_v(t: Text) -> TailKernel:
         *dots(t, "dv", "k{h}16", "s{h}"),
         *([f"dv = {t.feeding('dv')}"] if t.form.gated or t.form.dead else []),
         *_over_rows(t, step),
-        t.store("dv", "BLOCK_N", "dv", "key_there" if t.form.dead else None),
+        *t.store("dv", "BLOCK_N", "key_there" if t.form.dead else None),
     ]  # fmt: skip
     doc = "dv = sum of (phi(k) . phi(q)) do over the rows of each key; one program a tile of keys."
     return finish("backward_v", doc, [*t.loaded("q", "k", "do"), *t.stored("dv"), "states_ptr", *t.tables("tiles")], body, CONSTANTS)

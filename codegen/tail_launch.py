@@ -72,30 +72,43 @@ class TailCall:
 States = tuple[torch.Tensor, torch.Tensor]  # matrices, and vectors
 
 
-def tail_forward(call: TailCall, q, k, v, sums: bool, keep: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, States | None]:
-    """`(o, sums of weights or None, states that enter the slots)`; states are returned where `keep`, for the backward."""
-    run = _Run(call, q, k, v, sums)
+def tail_forward(call: TailCall, q, k, v, sums: bool, keep: bool = True, onto: tuple | None = None) -> tuple:
+    """`(o, sums of weights or None, states that enter the slots)`; states are returned where `keep`, for the backward.
+
+    Args:
+        onto: `(o, sums)` of an earlier call, to which the results are added in place.
+    """
+    run = _Run(call, q, k, v, sums, onto is not None)
     q, k, v = run.operands(q, k, v)
     states = run.key_states(k, v)
-    o = _empty(q, q.shape[2], v.shape[3], result_of(v.dtype))
-    weights = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if sums else None
+    if onto is None:
+        o = _empty(q, q.shape[2], v.shape[3], result_of(v.dtype))
+        weights = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if sums else None
+        run.clear(o, weights)
+    else:
+        o, weights = onto
     run.launch("forward", {"q": q, "k": k, "v": v, "o": o}, {"sums_ptr": weights, "states_ptr": states[0], "vectors_ptr": states[1]})
-    run.clear(o, weights)
     return o, weights, states if keep else None
 
 
-def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: States | None = None):
-    """`(dq, dk, dv)` from the forward's inputs, the gradients of its results, and its states where they were kept."""
-    run = _Run(call, q, k, v, dsums is not None)
-    dtypes = q.dtype, k.dtype, v.dtype
+def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: States | None = None, onto: tuple | None = None) -> tuple:
+    """`(dq, dk, dv)` from the forward's inputs, the gradients of its results, and its states where they were kept.
+
+    Args:
+        onto: gradients of q, k and v, to which the results are added in place.
+    """
+    run = _Run(call, q, k, v, dsums is not None, onto is not None)
+    if onto is None:
+        dq, dk, dv = (_empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
+        run.clear(dq)
+    else:
+        dq, dk, dv = onto
     q, k, v = run.operands(q, k, v)
     do = _rows(do.to(v.dtype), warn=False)
     dsums = None if dsums is None else dsums.contiguous()
-    dq, dk, dv = (_empty(x, x.shape[2], x.shape[3], dtype) for x, dtype in zip((q, k, v), dtypes))
     matrices = {"q": q, "k": k, "v": v, "do": do}
     states = run.key_states(k, v) if states is None else states
     run.launch("backward_q", {**matrices, "dq": dq}, {"dsums_ptr": dsums, "states_ptr": states[0], "vectors_ptr": states[1]})
-    run.clear(dq)
     states = run.row_states(q, do, dsums)
     run.launch("backward_k", {**matrices, "dk": dk}, {"dsums_ptr": dsums, "states_ptr": states[0], "vectors_ptr": states[1]})
     run.launch("backward_v", {"q": q, "k": k, "do": do, "dv": dv}, {"states_ptr": states[0]})
@@ -118,7 +131,8 @@ MOST_LAUNCHES = 4096
 class _Run:
     """The kernels of a call on tensors of one shape."""
 
-    def __init__(self, call: TailCall, q, k, v, sums: bool):
+    def __init__(self, call: TailCall, q, k, v, sums: bool, add: bool):
+        self.add = add
         self.dtype, self.precision = operand_of(q.dtype)
         self.call, self.device = call, q.device
         self.batch, self.kv_heads = k.shape[:2]
@@ -165,7 +179,7 @@ class _Run:
         while True:
             config = _chosen.get((name, self.configs.of[name], self.form, self.dtype, self.d, self.dv), self.configs.of[name])
             sizes = self.batch, self.heads, self.kv_heads, self.n_k, self.d, self.dv
-            key = name, self.form, self.configs.slot, config, sizes, self.dtype, self.device, layout
+            key = name, self.add, self.form, self.configs.slot, config, sizes, self.dtype, self.device, layout
             launch = _launches.get(key)
             if launch is None:
                 launch = self._prepare(name, config, matrices)
@@ -190,7 +204,7 @@ class _Run:
         kernel = source.kernels[name]
         align = math.gcd(16, *(s for x in matrices.values() for s in _strides(x)))
         constants = tail_configs.constants(config, self.configs.slot, self.d, self.dv, self.heads, self.heads // self.kv_heads)
-        constants |= {"ALIGN": align, "PRECISION": self.precision}
+        constants |= {"ALIGN": align, "PRECISION": self.precision, "ADD": self.add}
         fixed = {c: constants[c] for c in kernel.constants}
         pointers, descriptors = [], {}
         for matrix, x in matrices.items():

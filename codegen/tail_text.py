@@ -106,9 +106,11 @@ class Text:
             return f"{name}_tile = {name}_desc.load([b, {head}, {first}, {column}]).reshape({block}, {wide})"
         return f"{name}_tile = _load_slot({name}_base, {first}, {ok}, {name}_stride_n * ALIGN, {columns}, {WIDTHS[name]}, {block})"
 
-    def store(self, name: str, block: str, values: str, ok: str | None = None) -> str:
+    def store(self, name: str, block: str, ok: str | None = None) -> list[str]:
+        """Store the tile `name`, or add it to what is there."""
         first, usual, columns = self._place(name, block)
-        return f"_store_slot({name}_base, {first}, {ok or usual}, {name}_stride_n * ALIGN, {columns}, {values}, {WIDTHS[name]}, {block})"
+        at, size = f"{name}_base, {first}, {ok or usual}, {name}_stride_n * ALIGN, {columns}", f"{WIDTHS[name]}, {block}"
+        return ["if ADD:", f"    {name} += _load_slot({at}, {size}).to(tl.float32)", f"_store_slot({at}, {name}, {size})"]
 
     @property
     def row_vector(self) -> str:

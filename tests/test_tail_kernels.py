@@ -71,12 +71,14 @@ def check(p, n_q, n_k=None, *, feature="softmax", sums=True, heads=2, kv_heads=1
     if layout == "bnhd":
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
     q, k, v, dy, dweights = (x.to(DEVICE) for x in (q, k, v, dy, dweights))
-    found = []
+    y, weights, gradients, states = None, None, None, []
     for made in scans:
-        y, weights, states = tail_forward(made, q, k, v, sums, keep)
-        assert (states is not None) == keep
-        found.append((y, weights, *tail_backward(made, q, k, v, dy, dweights if sums else None, states)))
-    got = [None if x[0] is None else sum(x) for x in zip(*found)]
+        y, weights, more = tail_forward(made, q, k, v, sums, keep, None if y is None else (y, weights))
+        assert (more is not None) == keep
+        states.append(more)
+    for made, more in zip(scans, states):
+        gradients = tail_backward(made, q, k, v, dy, dweights if sums else None, more, gradients)
+    got = [y, weights, *gradients]
     empty, unread = ~allowed.any(-1), ~allowed.unflatten(1, (kv_heads, -1)).any(2).any(-2)
     errors = {}
     for name, a, b, nothing in zip(("y", "weights", "dq", "dk", "dv"), got, wanted, (empty, empty, empty, unread, unread)):
