@@ -142,7 +142,7 @@ def _tail_signature(job: TailJob) -> tuple[dict[str, str], dict[str, object]]:
     kernel = job.source.kernels[job.kernel]
     constants = tail_configs.constants(job.config, job.slot, job.head_dim, job.value_dim, job.heads, job.group)
     constants |= {"ALIGN": 16, "PRECISION": job.precision, "ADD": False}
-    kinds = dict.fromkeys(("sums_ptr", "dsums_ptr", "vectors_ptr", "gains_ptr"), "*fp32") | {"live_ptr": "*u8"}
+    kinds = dict.fromkeys(("sums_ptr", "dsums_ptr", "vectors_ptr", "gains_ptr", "totals_ptr"), "*fp32") | {"live_ptr": "*u8"}
     kinds |= dict.fromkeys(("first_ptr", "last_ptr", "low_ptr", "base_ptr"), "*i32")
 
     def kind(parameter: str) -> str:

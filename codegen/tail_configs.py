@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from patternc.codegen.configs import padded
 from patternc.codegen.tail_text import KERNELS, OF_KEYS, WIDTHS
 
-STATES, SCANS = ("key_states", "row_states"), ("key_scan", "row_scan")
+STATES, SCANS = ("key_states", "row_states"), ("key_totals", "key_scan", "row_totals", "row_scan")
+LEAST_SPAN = 8  # slots that a program of a scan takes, at least
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class TailConfigs:
 # states of keys that many heads share weigh less.
 STATE = {
     "key_states": TailConfig(64, 64, 128, 4, 2), "row_states": TailConfig(64, 64, 128, 8, 3),
-    "key_scan": TailConfig(64, 64, 64, 4, 3), "row_scan": TailConfig(64, 64, 64, 4, 3),
+    **dict.fromkeys(SCANS, TailConfig(64, 64, 64, 4, 3)),
 }  # fmt: skip
 WIDE = STATE | {
     "forward": TailConfig(64, 32, 128, 4, 2), "backward_q": TailConfig(64, 32, 128, 4, 2),
@@ -64,6 +65,12 @@ def choose(itemsize: int, precision: str, features: int, group: int) -> TailConf
     block = 32 if precision == "tf32" else 16
     wide = TailConfig(block, block, 32, 8, 1)
     return TailConfigs(4 * block, dict.fromkeys(KERNELS, wide))
+
+
+def span_of(slots: int, programs: int, processors: int) -> int:
+    """Slots that a program of a scan takes: all of them where heads keep the device busy, `programs` being there for each span."""
+    spans = min(max(1, 2 * processors // programs), -(-slots // LEAST_SPAN))
+    return -(-slots // max(1, spans))
 
 
 def constants(config: TailConfig, slot: int, head_dim: int, value_dim: int, heads: int, group: int) -> dict:

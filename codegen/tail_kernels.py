@@ -37,7 +37,8 @@ class TailSource:
 def generate(form: Form) -> TailSource:
     """The source of a form's kernels; equal bytes for equal forms, in every process."""
     t = Text(form)
-    kernels = [key_states(t), scan(t, "key_scan"), _forward(t), _backward_q(t), row_states(t), scan(t, "row_scan"), _backward_k(t), _backward_v(t)]
+    keys, rows = ([make(t), scan(t, f"{side}_totals"), scan(t, f"{side}_scan")] for side, make in (("key", key_states), ("row", row_states)))
+    kernels = [*keys, _forward(t), _backward_q(t), *rows, _backward_k(t), _backward_v(t)]
     body = "\n\n\n".join(k.text for k in kernels)
     return TailSource(f"{HEADER}{used_by(body, SOURCES)}\n\n{body}\n\n\n# {form}\n", {k.name: k for k in kernels}, form)
 
@@ -84,7 +85,8 @@ def _forward(t: Text) -> TailKernel:
         *[f"total = {t.reading(' + '.join(f'passed{h}' for h in t.halves))}"] * sums,
         *_over_keys(t, step),
         *t.store("o", "BLOCK_M"),
-        *[f"at = sums_ptr + {t.row_vector}", "if ADD:", "    total += tl.load(at, mask=row_ok, other=0.0)", "tl.store(at, total, mask=row_ok)"] * sums,
+        *[f"where = sums_ptr + {t.row_vector}", "if ADD:", "    total += tl.load(where, mask=row_ok, other=0.0)"] * sums,
+        *["tl.store(where, total, mask=row_ok)"] * sums,
     ]  # fmt: skip
     doc = f"o = sum of (phi(q) . phi(k)) v over the keys of each row{', and the sums of weights' if sums else ''}; one program a tile of rows."
     parameters = [*t.loaded("q", "k", "v"), *t.stored("o"), *["sums_ptr"] * sums, "states_ptr", "vectors_ptr", *t.tables("tiles", "first_tile")]

@@ -17,7 +17,7 @@ from triton.runtime.errors import OutOfResources
 from patternc.codegen import cache, tail_configs
 from patternc.codegen.configs import padded
 from patternc.codegen.descriptors import describe, reachable
-from patternc.codegen.device import has_tma, on, precision
+from patternc.codegen.device import has_tma, on, precision, processors
 from patternc.codegen.launch import _empty, _rows
 from patternc.codegen.prepared import Launch, _strides
 from patternc.codegen.tail_configs import SCANS, STATES, TailConfig, TailConfigs
@@ -171,8 +171,22 @@ class _Run:
         states = torch.empty(count, d, dv, dtype=self.dtype, device=self.device)
         own, summed = torch.empty(2, count, d + dv, dtype=torch.float32, device=self.device)
         self.launch(name, matrices, {**vectors, "states_ptr": states, "vectors_ptr": own})
-        self.launch(name.replace("states", "scan"), {}, {"states_ptr": states, "vectors_ptr": summed, "gains_ptr": own})
+        side = name.removesuffix("_states")
+        spans = -(-self.slots.count // self.span(f"{side}_scan"))
+        totals = torch.empty(count // self.slots.count * spans * d * (dv + 1) if spans > 1 else 0, dtype=torch.float32, device=self.device)
+        given = {"states_ptr": states, "totals_ptr": totals, "gains_ptr": own}
+        if spans > 1:
+            self.launch(f"{side}_totals", {}, given)
+        self.launch(f"{side}_scan", {}, {**given, "vectors_ptr": summed})
         return states, summed
+
+    def span(self, name: str) -> int:
+        """Slots that a program of a scan takes."""
+        programs = self.batch * self.kv_heads * self.form.halves * self._slices(self.configs.of[name])
+        return tail_configs.span_of(self.slots.count, programs, processors(self.device))
+
+    def _slices(self, config: TailConfig) -> int:
+        return -(-padded(self.dv) // min(config.slice, padded(self.dv)))
 
     def launch(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> None:
         layout = tuple((m, x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
@@ -219,7 +233,9 @@ class _Run:
         return Launch(kernel, getattr(cache.load(source.text), name), config, 0, 0, fixed, pointers, descriptors)
 
     def _tiles(self, name: str, config: TailConfig) -> dict[str, int]:
-        """Tiles of rows, or keys, that programs take, and the first one of rows."""
+        """Tiles of rows, or keys, that programs take, and the first one of rows; the slots that programs of a scan take."""
+        if name in SCANS:
+            return {"span": self.span(name)}
         slot, slots = self.configs.slot, self.slots
         if name in ("backward_k", "backward_v"):
             return {"tiles": slots.count * slot // config.block_n if slots.first is not None else -(-self.n_k // config.block_n)}
@@ -231,8 +247,8 @@ class _Run:
     def _programs(self, name: str, config: TailConfig, values: dict) -> int:
         if name not in STATES + SCANS:
             return self.batch * (self.kv_heads if name in ("backward_k", "backward_v") else self.heads) * values["tiles"]
-        slices = -(-padded(self.dv) // min(config.slice, padded(self.dv)))
-        return self.batch * self.kv_heads * self.form.halves * slices * (self.slots.count if name in STATES else 1)
+        each = self.slots.count if name in STATES else -(-self.slots.count // values["span"])
+        return self.batch * self.kv_heads * self.form.halves * self._slices(config) * each
 
     def _step_down(self, name: str, config: TailConfig, error: OutOfResources) -> None:
         """Replace a configuration that needs more than the device has.  Raises BackendError if there is no smaller one."""

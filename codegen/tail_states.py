@@ -10,6 +10,7 @@ CENTRE = [
 ]
 STORE = "tl.store(state, s.to(states_ptr.dtype.element_ty))"
 STORE_C = "tl.store(vectors_ptr + vector + BLOCK_D + e, c)"
+STORE_SUMS = "tl.store(vectors_ptr + vector + d, sums)"
 
 
 def _program(t: Text, parts: str) -> list[str]:
@@ -82,33 +83,51 @@ def _states(t: Text, name: str, matrices: tuple[str, str], more: list[str], body
 
 
 def scan(t: Text, name: str) -> TailKernel:
-    """`key_scan` and `row_scan`: in place of what slots add, the states that enter them, or the gradients of those that leave them."""
-    keys = name == "key_scan"
+    """`key_scan` and `row_scan`: in place of what slots add, the states that enter them, or the gradients of those that leave them.
+
+    Programs take spans of `span` slots.  What a span adds in all is the result of `key_totals` and `row_totals`, which are needed
+    where there is more than one: float32 [.., spans, BLOCK_D, BLOCK_DV + 1], the last column being sums of features.
+    """
+    keys, whole = name.startswith("key"), name.endswith("totals")
     vectors = keys or t.form.sums
-    survives = []
-    if t.form.gated:
-        first = "tl.load(first_ptr + (table * (slots + 1) + slot) * 2)" if t.form.steps else "slot * SLOT"
-        survives = [
-            "begin = tl.load(base_ptr + table * (slots + 1) + slot + 1)  # the state that leaves the slot holds the keys from here on",
-            *(f"{x} = tl.where(begin < {first}, {x}, 0.0)" for x in ("total", *["sums"] * vectors)),
-        ]
+    every = ["total", *["sums"] * vectors]
     step = [
-        "slot = i" if keys else "slot = slots - 1 - i",
+        "slot = i" if keys else "slot = start + stop - 1 - i",
         *_place(vectors), "gain = tl.load(state).to(tl.float32)", *["gain_z = tl.load(gains_ptr + vector + d)"] * vectors,
         *["gain += gain_z[:, None] * tl.load(gains_ptr + vector + BLOCK_D + e)[None, :]"] * keys,
-        "s = total", *(["z = sums", *CENTRE, STORE, STORE_C] if keys else [STORE]),
-        *["tl.store(vectors_ptr + vector + d, sums)"] * vectors,
-        *survives, "total += gain", *["sums += gain_z"] * vectors,
+        *([] if whole else ["s = total", *(["z = sums", *CENTRE, STORE, STORE_C] if keys else [STORE]), *[STORE_SUMS] * vectors]),
+        *_survives(t, "slot", "slot + 1", every), "total += gain", *["sums += gain_z"] * vectors,
+    ]  # fmt: skip
+    at = "totals_ptr + (pair * spans + {}) * BLOCK_D * (BLOCK_DV + 1)"
+    place, column = f"{at} + d[:, None] * (BLOCK_DV + 1) + e[None, :]", f"{at} + d * (BLOCK_DV + 1) + BLOCK_DV"
+    earlier = [
+        "other = i" if keys else "other = spans - 1 - i", *_survives(t, "other * span", "tl.minimum((other + 1) * span, slots)", every),
+        f"total += tl.load({place.format('other')})", *[f"sums += tl.load({column.format('other')})"] * vectors,
     ]  # fmt: skip
     body = [
         *_program(t, "halves * tl.cdiv(BLOCK_DV, SLICE)"),
-        "kv_h = program // parts % (HEADS // GROUP)", "b = program // parts // (HEADS // GROUP)",
+        "spans = tl.cdiv(slots, span)", "own = program // parts % spans",
+        "kv_h = program // parts // spans % (HEADS // GROUP)", "b = program // parts // spans // (HEADS // GROUP)",
+        "pair = tl.cast(b * (HEADS // GROUP) + kv_h, tl.int64) * halves + half",
         *(t.row_of_tables() if t.form.gated else []), "d = tl.arange(0, BLOCK_D)", "e = column + tl.arange(0, SLICE)",
+        "start = own * span", "stop = tl.minimum(start + span, slots)",
         "total = tl.zeros([BLOCK_D, SLICE], tl.float32)", *["sums = tl.zeros([BLOCK_D], tl.float32)"] * vectors,
-        "for i in tl.range(0, slots, num_stages=STAGES):", *indented(step),
+        *([] if whole else [f"for i in range(0, {'own' if keys else 'spans - 1 - own'}):  # what earlier spans add", *indented(earlier)]),
+        "for i in tl.range(start, stop, num_stages=STAGES):", *indented(step),
+        *([f"tl.store({place.format('own')}, total)", *[f"tl.store({column.format('own')}, sums)"] * vectors] if whole else []),
     ]  # fmt: skip
     what = "the states that enter them" if keys else "the gradients of the states that leave them"
-    doc = f"In the place of what slots add, in a fixed order: {what}."
+    doc = "What the slots of each span add, in all." if whole else f"In the place of what slots add, in a fixed order: {what}."
     tables = (["first_ptr"] * t.form.steps + ["base_ptr", "per_row"]) if t.form.gated else []
-    parameters = ["states_ptr", *["vectors_ptr", "gains_ptr"] * vectors, *tables, "slots"]
+    own = ["gains_ptr"] * vectors if whole else ["vectors_ptr", "gains_ptr"] * vectors
+    parameters = ["states_ptr", "totals_ptr", *own, *tables, "slots", "span"]
     return finish(name, doc, parameters, body, ("HEADS", "GROUP", "BLOCK_D", "BLOCK_DV", "SLICE", "SLOT", "STAGES"))
+
+
+def _survives(t: Text, first: str, stop: str, names: list[str]) -> list[str]:
+    """What is left of sums that pass slots `first` .. `stop - 1`: nothing, where states begin anew in one of them."""
+    if not t.form.gated:
+        return []
+    key = f"tl.load(first_ptr + (table * (slots + 1) + {first}) * 2)" if t.form.steps else f"({first}) * SLOT"
+    begin = f"begin = tl.load(base_ptr + table * (slots + 1) + {stop})  # the state that leaves holds the keys from here on"
+    return [begin, f"survives = begin < {key}", *(f"{x} = tl.where(survives, {x}, 0.0)" for x in names)]

@@ -18,7 +18,9 @@ from patternc.codegen.frame import header, indent
 from patternc.tail_plan import NOTHING
 
 FEATURES = {"softmax": "softmax", "elu+1": "elu", "relu": "relu", "identity": "identity"}
-KERNELS = ("key_states", "key_scan", "forward", "backward_q", "row_states", "row_scan", "backward_k", "backward_v")
+KERNELS = (
+    "key_states", "key_totals", "key_scan", "forward", "backward_q", "row_states", "row_totals", "row_scan", "backward_k", "backward_v"
+)  # fmt: skip
 WIDTHS = {"q": "D", "k": "D", "v": "DV", "do": "DV", "dq": "D", "dk": "D", "dv": "DV", "o": "DV"}
 OF_KEYS = ("k", "v", "dk", "dv")
 

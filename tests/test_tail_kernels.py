@@ -136,6 +136,20 @@ def test_shapes_slots_and_tiles(case):
     assert max(errors.values()) < 3e-6, errors
 
 
+def test_scans_in_spans(monkeypatch):
+    """Where heads are few, programs share a scan; states that begin anew within a span pass nothing on."""
+    assert [tail_configs.span_of(*x, 132) for x in ((64, 256), (512, 4), (4, 1), (20, 8))] == [64, 8, 4, 7]
+    monkeypatch.setattr(tail_configs, "LEAST_SPAN", 2)
+    monkeypatch.setattr(tail_launch, "processors", lambda _: 6)
+    launch, names = tail_launch._Run.launch, []
+    monkeypatch.setattr(tail_launch._Run, "launch", lambda self, name, *rest: (names.append(name), launch(self, name, *rest))[1])
+    ids = {"d": torch.tensor([0] * 40 + [1] * 5 + [2] * 75 + [3] * 40)}
+    for p, args in ((rest(pc.window(7)), {}), (rest(pc.window(3), causal & pc.documents(arg("d"))), ids), (rest(pc.window(6), pc.full), {})):
+        names.clear()
+        errors = check(p, 160, args=args, heads=1, configs=small(16))
+        assert max(errors.values()) < 3e-6 and "key_totals" in names and "row_totals" in names, errors
+
+
 @pytest.mark.parametrize("scale", [30.0, 200.0, 3000.0])
 def test_features_of_large_entries(scale):
     """softmax leaves out the largest entry where sums are moderate without it; elsewhere nothing may overflow or vanish."""
@@ -199,8 +213,8 @@ def test_a_mean_of_v_does_not_spoil_dq(monkeypatch):
 MUTATIONS = [
     ("(keys[None, :] <= last[:, None])", "(keys[None, :] < last[:, None])"), ("(keys[:, None] <= last[None, :])", "(keys[:, None] < last[None, :])"),
     ("reads = low < slot_key", "reads = low <= slot_key + SLOT"), ("feeds = key_ok & (keys >= tl.load", "feeds = key_ok & (keys >= 0 * tl.load"),
-    ("begin < slot * SLOT", "begin <= slot * SLOT + SLOT"), ("slot = slots - 1 - i", "slot = i"),
-    (" & (keys[None, :] >= low[:, None])", ""), (" & (keys[:, None] >= low[None, :])", ""), ("+ slot + 1))  # the state", "+ slot))  # the state"),
+    ("survives = begin < (slot) * SLOT", "survives = begin <= (slot) * SLOT + SLOT"), ("slot = start + stop - 1 - i", "slot = i"),
+    (" & (keys[None, :] >= low[:, None])", ""), (" & (keys[:, None] >= low[None, :])", ""), ("+ slot + 1))  # the state", "+ slot))  # the state"), ("+ slot + 1)  # the state", "+ slot)  # the state"),
 ]  # fmt: skip
 
 
