@@ -68,9 +68,12 @@ def choose(itemsize: int, precision: str, features: int, group: int) -> TailConf
 
 
 def span_of(slots: int, programs: int, processors: int) -> int:
-    """Slots that a program of a scan takes: all of them where heads keep the device busy, `programs` being there for each span."""
-    spans = min(max(1, 2 * processors // programs), -(-slots // LEAST_SPAN))
-    return -(-slots // max(1, spans))
+    """Slots that a program of a scan takes, `programs` being there for each span: all of them, unless heads leave most of the device idle.
+
+    Spans read what slots add a second time.
+    """
+    spans = processors // programs if 4 * programs <= processors else 1
+    return -(-slots // min(spans, -(-slots // LEAST_SPAN)))
 
 
 def constants(config: TailConfig, slot: int, head_dim: int, value_dim: int, heads: int, group: int) -> dict:

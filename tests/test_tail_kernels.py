@@ -138,9 +138,9 @@ def test_shapes_slots_and_tiles(case):
 
 def test_scans_in_spans(monkeypatch):
     """Where heads are few, programs share a scan; states that begin anew within a span pass nothing on."""
-    assert [tail_configs.span_of(*x, 132) for x in ((64, 256), (512, 4), (4, 1), (20, 8))] == [64, 8, 4, 7]
+    assert [tail_configs.span_of(*x, 132) for x in ((64, 64), (512, 4), (4, 1), (20, 8))] == [64, 16, 4, 7]
     monkeypatch.setattr(tail_configs, "LEAST_SPAN", 2)
-    monkeypatch.setattr(tail_launch, "processors", lambda _: 6)
+    monkeypatch.setattr(tail_launch, "processors", lambda _: 12)
     launch, names = tail_launch._Run.launch, []
     monkeypatch.setattr(tail_launch._Run, "launch", lambda self, name, *rest: (names.append(name), launch(self, name, *rest))[1])
     ids = {"d": torch.tensor([0] * 40 + [1] * 5 + [2] * 75 + [3] * 40)}
