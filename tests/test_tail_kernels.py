@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
 from kernel_check import DEVICE, MARKS
 
 import patternc as pc
@@ -254,6 +255,31 @@ def test_terms(name):
     args = {"d": torch.tensor([0] * 1 + [1] * 20 + [2] * 9 + [7] * 10, device=DEVICE)} if name == "documents" else None
     dtype = torch.float16 if name == "rattention" else torch.float32
     pc.verify(TERMS[name], backend="triton", device=DEVICE, dtype=dtype, sizes=[40 if args else 30], heads=2, kv_heads=1, head_dim=16, batch=1, args=args, quiet=True, raise_error=True)
+
+
+@st.composite
+def terms(draw):
+    """An attention whose pairs outside its exact part are one or two scans."""
+    w, n = draw(st.integers(0, 30)), draw(st.integers(1, 30))
+    exact = draw(st.sampled_from([pc.empty, pc.window(left=w, right=0), pc.window(w + 1) | pc.sink(n % 4), pc.block(n), pc.window(n) | pc.rows(range(n, n + 5))]))
+    domain = draw(st.sampled_from([causal, causal, causal & pc.documents(arg("ids")), pc.k <= pc.q + n]))
+    if draw(st.booleans()):
+        exact, domain = draw(st.sampled_from([pc.window(left=w, right=n), pc.window(left=w, right=n) | pc.global_(n % 3)])), pc.full
+    norm = draw(st.sampled_from(["rms", "none", "denominator"]))
+    feature = draw(st.sampled_from(["softmax", "elu+1", "relu", "favor+"] + ["identity"] * (norm != "denominator")))
+    return domain & (exact + pc.linear_tail(feature=feature, norm=norm, initial_state=draw(st.booleans())))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(terms(), st.data())
+def test_drawn_terms(spec, data):
+    """Patterns, features, norms, groups and lengths: outputs and all gradients against float64."""
+    n = data.draw(st.integers(1, 70))
+    heads, kv_heads = data.draw(st.sampled_from([(1, 1), (2, 1), (4, 2)]))
+    ids = torch.tensor(sorted(data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))))
+    args = {"ids": ids} if "ids" in str(spec) else None
+    shapes = dict(heads=heads, kv_heads=kv_heads, head_dim=data.draw(st.sampled_from([8, 16])), value_dim=data.draw(st.sampled_from([8, 24])), batch=1)
+    pc.verify(spec, backend="triton", device=DEVICE, dtype=torch.float32, sizes=[n], args=args, quiet=True, raise_error=True, **shapes)
 
 
 def test_wide_heads_run_in_slices(monkeypatch):
