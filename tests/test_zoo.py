@@ -12,7 +12,7 @@ import patternc as pc
 from patternc import zoo
 from patternc.errors import ParameterError
 from patternc.printing import named_data
-from patternc.zoo.registry import ENTRIES, NAMES, entry
+from patternc.zoo.registry import ENTRIES, LINEAR, NAMES, entry
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{text}") for text in ("Conversion of an array", "divide by zero")]  # of the interpreter
 N = 97
@@ -234,7 +234,7 @@ def _names(node):
 
 
 def test_all_functions_are_in_the_registry():
-    used = {e.function for e in ENTRIES}
+    used = {e.function for e in (*ENTRIES, *LINEAR.values())}
     public = {f for name, f in vars(zoo).items() if callable(f) and name not in ("of_layers", "bigbird_plan")}
     assert public == used and len(NAMES) == len(ENTRIES)
     assert {*DEFINITIONS} | {"bigbird", "bigbird_released", "bigbird_etc", "neighborhood_1d", "neighborhood_2d", "neighborhood_3d"} == {*NAMES}

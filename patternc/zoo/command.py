@@ -11,7 +11,7 @@ import typer
 from patternc.commands import console, write as emit
 from patternc.errors import ParameterError
 from patternc.zoo import page
-from patternc.zoo.registry import ENTRIES, Entry, entry
+from patternc.zoo.registry import ENTRIES, LINEAR, NAMES, Entry, Linear, entry
 
 # ruff: noqa: UP007, UP045 - typer reads these annotations at run time, also on Python 3.10
 
@@ -33,6 +33,8 @@ def zoo(
         return emit(page.page())
     if name is None:
         return console().print(table())
+    if name in LINEAR:
+        return emit(describe_linear(LINEAR[name]))
     e = entry(name)
     emit(describe(e))
     from patternc.terminal import text
@@ -47,10 +49,12 @@ def table():
     from rich.table import Table
 
     out = Table(title="published patterns", expand=True)
-    for heading, width in (("name", max(len(e.name) for e in ENTRIES)), ("source", 24), ("expression as published", None)):
+    for heading, width in (("name", max(len(name) for name in (*NAMES, *LINEAR))), ("source", 24), ("expression as published", None)):
         out.add_column(heading, overflow="ellipsis", no_wrap=True, width=width, ratio=None if width else 1)
     for e in ENTRIES:
         out.add_row(e.name, e.source, str(e.at(page.LENGTH)).replace("[", "\\["))
+    for e in LINEAR.values():
+        out.add_row(e.name, e.source, str(e.function(**e.options)))
     return out
 
 
@@ -66,3 +70,9 @@ def describe(e: Entry) -> str:
         f"at {page.LENGTH}   {density} of all pairs allowed, {visited} visited, {flops} GFLOP a head of {page.HEAD_DIM}{heads}",
         f"oracle     {e.oracle}",
     ])  # fmt: skip
+
+
+def describe_linear(e: Linear) -> str:
+    """One attention with a linear term, in words."""
+    lines = [f"call       {e.call()}", f"attention  {e.function(**e.options)}", f"oracle     {e.oracle}"]
+    return "\n".join([f"{e.name}: {inspect.getdoc(e.function)}", "", *lines])

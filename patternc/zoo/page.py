@@ -14,7 +14,7 @@ import numpy as np
 
 from patternc.cost import Cost, cost
 from patternc.plan import make_plan
-from patternc.zoo.registry import ENTRIES, Entry
+from patternc.zoo.registry import ENTRIES, LINEAR, Entry, Linear
 
 LENGTH = 16384  # tokens of the costs
 HEAD_DIM = 128
@@ -52,6 +52,20 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
+LINEAR_HEAD = """## Attentions with a linear term
+
+Softmax where their pattern is exact, and linear attention over the rest of their domain; see [linear-tail.md](linear-tail.md). They need
+`num_heads` and `head_dim` where they own parameters: `pc.compile(pc.zoo.rattention(), num_heads=16, head_dim=128)`.
+"""
+
+
+def linear_section(e: Linear) -> str:
+    """One attention with a term: its call and its expression."""
+    expression = textwrap.wrap(str(e.function(**e.options)), 118, break_long_words=False, break_on_hyphens=False)
+    about = f"Source: {e.source}. Call: `{e.call()}`. Oracle: `{e.oracle}`."
+    return "\n".join([f"### {e.name}", "", summary(e), "", about, "", "```text", *expression, "```", "", f"The trap: {trap(e)}", ""])
+
+
 def summary(entry: Entry) -> str:
     """The first sentence of its function's documentation."""
     return inspect.getdoc(entry.function).splitlines()[0]
@@ -70,7 +84,7 @@ def page() -> str:
         density, visited, flops = figures(e)
         oracle = e.oracle if e.oracle.startswith("none") else f"`{e.oracle}`"
         lines.append(f"| [{e.name}](#{e.name}) | {e.source} | {density} | {visited} | {flops} | {oracle} |")
-    return "\n".join([*lines, "", *(section(e) for e in ENTRIES)])
+    return "\n".join([*lines, "", *(section(e) for e in ENTRIES), LINEAR_HEAD, *(linear_section(e) for e in LINEAR.values())])
 
 
 def section(e: Entry) -> str:

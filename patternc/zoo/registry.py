@@ -188,9 +188,34 @@ ENTRIES = tuple(
 NAMES = {entry.name: entry for entry in ENTRIES}
 
 
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """One published attention with a linear term, its parameters as published and the test that compares it with its formula."""
+
+    name: str
+    function: Callable
+    source: str
+    options: dict
+    oracle: str
+
+    def call(self) -> str:
+        return f"pc.zoo.{self.function.__name__}({', '.join(f'{name}={_shown(value)}' for name, value in self.options.items())})"
+
+
+LINEAR = {
+    given[0]: Linear(*given, f"test_zoo_linear.py::test_{'performer' if given[0] == 'performer' else 'is_the_formula'}")
+    for given in (
+        ("rattention", zoo.rattention, "Wang et al. 2025 (RATTENTION)", {"window": 512}),
+        ("rattention_documents", zoo.rattention, "RATTENTION, nothing crosses documents", {"window": 512, "documents": "reset"}),
+        ("rattention_released", zoo.rattention, "RATTENTION, documents as released in axlearn", {"window": 512, "documents": "released"}),
+        ("performer", zoo.performer, "Choromanski et al. 2020 (FAVOR+)", {}),
+    )
+}
+
+
 def entry(name: str) -> Entry:
     """The entry of a name.  Raises UnknownNameError."""
     if name not in NAMES:
-        close = suggest(name, NAMES)
+        close = suggest(name, [*NAMES, *LINEAR])
         raise UnknownNameError(f"no entry of the zoo is named `{name}`", fix=f"did you mean `{close}`?" if close else "`patternc zoo` lists all")
     return NAMES[name]
