@@ -77,16 +77,16 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
     return found
 
 
-def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound):
+def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound, onto: tuple | None = None):
     by_queries, by_keys = (compiled.parts_at(bound, shape_of(q, v), column) for column in "kq")
     calls = {part: call_of(part, scale, bound, q, k, v, out, dout) for part in dict.fromkeys((*by_queries, *by_keys))}
     by_queries, by_keys = ([calls[part] for part in parts] for parts in (by_queries, by_keys))
-    return attention_backward(by_queries, q, k, v, out, lse, dout, dlse, by_keys)
+    return attention_backward(by_queries, q, k, v, out, lse, dout, dlse, by_keys, onto)
 
 
-def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool):
+def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool, onto: tuple | None = None):
     check(q, v)
-    return tail_backend.tail_forward(compiled, q, k, v, feature, sums, bound, keep)
+    return tail_backend.tail_forward(compiled, q, k, v, feature, sums, bound, keep, onto)
 
 
 def shape_of(q: torch.Tensor, v: torch.Tensor) -> Shape:

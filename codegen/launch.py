@@ -45,13 +45,14 @@ def attention_forward(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Ten
 
 
 def attention_backward(
-    calls: Call | list[Call], q, k, v, o, lse, do, dlse=None, by_keys: list[Call] | None = None
+    calls: Call | list[Call], q, k, v, o, lse, do, dlse=None, by_keys: list[Call] | None = None, onto: tuple | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(dq, dk, dv)` from the forward's inputs and results and the gradients of `o` and, where it has one, of `lse`.
 
     Args:
         calls: of the parts of a pattern, for dq.
         by_keys: of its parts for dk and dv, by default the same.
+        onto: tensors, of the dtypes of q, k and v, that the results are written to.
     """
     calls = calls if isinstance(calls, list) else [calls]
     do = _rows(do.to(o.dtype), warn=False)
@@ -69,11 +70,12 @@ def attention_backward(
         for number, call in enumerate(chain):
             before = {f"{name}0": found[name] for name in own} if number else {}
             dtype = q.dtype if call is chain[-1] else torch.float32
-            found |= {name: _empty(x, x.shape[2], x.shape[3], dtype) for name, x in own.items()}
+            given = dict(zip(("dq", "dk", "dv"), onto)) if onto is not None and call is chain[-1] else {}
+            found |= {name: given[name] if given else _empty(x, x.shape[2], x.shape[3], dtype) for name, x in own.items()}
             mine = {name: found[name] for name in own} | before
             _launch(call, kernel, {**matrices, **mine}, shared, bool(before), _in_order(call, kernel, vectors, q.shape[2]))
     dq = found["dq"]
-    return (dq if sign == 1 else dq.neg() if sign else torch.zeros_like(dq)), found["dk"], found["dv"]
+    return (dq if sign == 1 else dq.neg_() if sign else dq.zero_()), found["dk"], found["dv"]
 
 
 def run_kernel(call: Call, kernel: str, q, k, v, do, merge: bool = False) -> Callable[[], None]:

@@ -41,12 +41,16 @@ def tail_refusal(compiled, bound: Bound) -> str | None:
     return None if plan.kind == "0" or plan.scans else f"pairs of class {plan.kind}: {plan.why}"
 
 
-def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool):
-    plan, y, weights, kept = plan_of(compiled, bound), None, None, []
-    for scan in plan.scans if q.numel() and v.numel() else ():
-        onto = None if y is None else (y, weights)
-        y, weights, states = _forward(call_of(compiled, scan, bound, feature, q.device), q, k, v, sums, keep, onto)
+def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool, onto: tuple | None = None):
+    """`onto`: `(y, weights)` that the results are written to."""
+    plan, (y, weights), kept = plan_of(compiled, bound), onto or (None, None), []
+    scans = plan.scans if q.numel() and v.numel() else ()
+    for i, scan in enumerate(scans):
+        given = None if y is None else (y, weights)
+        y, weights, states = _forward(call_of(compiled, scan, bound, feature, q.device), q, k, v, sums, keep, given, i > 0)
         kept += states if keep else []
+    if onto is not None and not scans:
+        y.zero_()
     if y is None:
         y = q.new_zeros(*q.shape[:3], v.shape[3], dtype=result_of(v.dtype))
         weights = q.new_zeros(q.shape[:3], dtype=torch.float32) if sums else None

@@ -72,21 +72,20 @@ class TailCall:
 States = tuple[torch.Tensor, torch.Tensor]  # matrices, and vectors
 
 
-def tail_forward(call: TailCall, q, k, v, sums: bool, keep: bool = True, onto: tuple | None = None) -> tuple:
+def tail_forward(call: TailCall, q, k, v, sums: bool, keep: bool = True, onto: tuple | None = None, add: bool = False) -> tuple:
     """`(o, sums of weights or None, states that enter the slots)`; states are returned where `keep`, for the backward.
 
     Args:
-        onto: `(o, sums)` of an earlier call, to which the results are added in place.
+        onto: `(o, sums)` that the results are written to, or where `add` added to.
     """
-    run = _Run(call, q, k, v, sums, onto is not None)
+    run = _Run(call, q, k, v, sums, add)
+    o, weights = onto or (
+        _empty(q, q.shape[2], v.shape[3], result_of(v.dtype)),
+        torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if sums else None,
+    )
     q, k, v = run.operands(q, k, v)
     states = run.key_states(k, v)
-    if onto is None:
-        o = _empty(q, q.shape[2], v.shape[3], result_of(v.dtype))
-        weights = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if sums else None
-        run.clear(o, weights)
-    else:
-        o, weights = onto
+    run.clear(o, weights)
     run.launch("forward", {"q": q, "k": k, "v": v, "o": o}, {"sums_ptr": weights, "states_ptr": states[0], "vectors_ptr": states[1]})
     return o, weights, states if keep else None
 
@@ -95,14 +94,11 @@ def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: States | None
     """`(dq, dk, dv)` from the forward's inputs, the gradients of its results, and its states where they were kept.
 
     Args:
-        onto: gradients of q, k and v, to which the results are added in place.
+        onto: gradients of q, k and v that the results are added to in place.
     """
     run = _Run(call, q, k, v, dsums is not None, onto is not None)
-    if onto is None:
-        dq, dk, dv = (_empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
-        run.clear(dq)
-    else:
-        dq, dk, dv = onto
+    dq, dk, dv = onto or (_empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
+    run.clear(dq)
     q, k, v = run.operands(q, k, v)
     do = _rows(do.to(v.dtype), warn=False)
     dsums = None if dsums is None else dsums.contiguous()
@@ -153,7 +149,7 @@ class _Run:
 
     def clear(self, *results) -> None:
         """Rows before the first slot read nothing."""
-        offset = self.slots.offset
+        offset = None if self.add else self.slots.offset
         for x in results if offset is not None and offset > 0 else ():
             if x is not None:
                 (x[:, :, max(x.shape[2] - offset, 0) :] if self.slots.mirrored else x[:, :, :offset]).zero_()

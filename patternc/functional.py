@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from patternc import operators, reference, runtime
+from patternc import joint, operators, reference, runtime
 from patternc.derivatives import refuse_transforms
 from patternc.errors import DeviceError, DtypeError, OperandError, ShapeError
 from patternc.expr.attention import Attention
@@ -53,6 +53,11 @@ def attention(
             out, lse = reference.attention(spec, q, k, v, args, scale=scale, q_start=q_start, tail_q=tail_q, tail_k=tail_k, **learned)
             return out.to(q.dtype), lse if q.dtype == torch.float64 else lse.float()
         fused = term is not None and name == "triton" and has_kernels(made, bound, backend)
+        if fused and joint.takes(spec, q, k, v, tail_q, tail_k):
+            if tail_q is not None or tail_k is not None:
+                check_tail(q, k, q if tail_q is None else tail_q, k if tail_k is None else tail_k)
+            scales = (torch.ones(q.shape[1], v.shape[3], device=q.device) if x is None else x for x in (exact_scale, tail_scale))
+            return joint.Joint.apply(q, k, v, tail_q, tail_k, *scales, scale, made, bound)
         out, lse = nothing(q) if alone else runtime.attend(made, q, k, v, scale, bound, name, wide)
 
         def apply(*tensors):

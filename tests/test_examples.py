@@ -12,7 +12,7 @@ EXAMPLES = sorted(p for p in (Path(__file__).parent.parent / "examples").glob("*
 def test_example(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 60 and text.startswith('"""')
+    assert len(text.splitlines()) <= 80 and text.startswith('"""')
     spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

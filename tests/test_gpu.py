@@ -178,3 +178,19 @@ def test_terms_compile_and_repeat():
     first, second = ((out, *torch.autograd.grad(out.float().square().sum(), leaves)) for out in (module(q, k, v), module(q, k, v)))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
     torch.testing.assert_close(torch.compile(module, fullgraph=True)(q, k, v), first[0])
+
+
+@pytest.mark.parametrize("group, length", [(4, 777), (1, 2048)])
+def test_terms_in_groups_of_heads_are_the_same(monkeypatch, group, length):
+    """The same bytes, whether heads run at once or in groups; dk and dv too, since no group shares keys with another."""
+    from patternc import joint
+
+    module = pc.compile(pc.zoo.rattention(window=100), num_heads=8, head_dim=128).cuda()
+    q, k, v = (torch.randn(2, h, length, 128, device="cuda", dtype=torch.bfloat16).requires_grad_() for h in (8, 8 // group, 8 // group))
+    leaves, found = [q, k, v, *module.parameters()], []
+    for least in (1 << 40, 1):
+        monkeypatch.setattr(joint, "LEAST_ENTRIES", least)
+        out = module(q, k, v)
+        found.append((out, *torch.autograd.grad(out.float().square().sum(), leaves)))
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)

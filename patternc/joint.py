@@ -1,0 +1,85 @@
+"""A call with a term as one function, where kernels compute both parts and the sum of their norms.
+
+The forward keeps the outputs of both parts beside the inputs.  The backward goes through groups of key heads with their query heads:
+the gradients of both outputs, the states of the term and what else it needs are there for one group at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from patternc.args import Bound
+from patternc.derivatives import Function, Gradients
+from patternc.expr.attention import Attention
+from patternc.passes import lower, variables
+from patternc.runtime import backend_module
+from patternc.tail import result_of
+from patternc.tail_runtime import KERNEL_FEATURES, WIDEST
+
+LEAST_ENTRIES = 1 << 24  # of the queries of a group: fewer would not keep a device busy
+
+
+def takes(spec: Attention, q, k, v, tail_q, tail_k) -> bool:
+    """Whether a call is one function: the others, whose features torch makes or whose term has a state to begin with, are several."""
+    term, given = spec.term, [x for x in (q, k, v, tail_q, tail_k) if x is not None]
+    plain = term.norm == "rms" and term.feature in KERNEL_FEATURES and not term.initial_state
+    return plain and len({x.dtype for x in given}) == 1 and max(x.shape[3] for x in given) <= WIDEST
+
+
+def groups_of(spec: Attention, q, k) -> int:
+    """Groups of heads that a call goes through one after the other."""
+    if "h" in variables(lower(spec.exact)) | variables(lower(spec.domain)):
+        return 1
+    b, heads, n, d = q.shape
+    kv_heads = k.shape[1]
+    fits = [g for g in range(1, kv_heads + 1) if kv_heads % g == 0 and b * heads // g * n * d >= LEAST_ENTRIES]
+    return max(fits, default=1)
+
+
+class Joint(Function):
+    """`(out, lse)` of an attention whose parts are normed and added."""
+
+    """`tail_q` and `tail_k` are None where the term shares the exact part's."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, tail_q, tail_k, exact_scale, tail_scale, scale: float, made, bound: Bound):
+        kernels, groups = backend_module("triton"), groups_of(made.spec, q, k)
+        o, lse = kernels.forward(made, q, k, v, scale, bound, False)
+        t = torch.empty_like(o, dtype=result_of(v.dtype))
+        own_q, own_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
+        for part, (qs, ks) in _parts(bound, groups, q, k):
+            kernels.tail_forward(made, own_q[:, qs], own_k[:, ks], v[:, ks], made.spec.term.feature, False, part, False, (t[:, qs], None))
+        ctx.save_for_backward(q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t)
+        ctx.call = scale, made, bound, groups
+        return kernels.norms(o, t, exact_scale, tail_scale), lse
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        call = ctx.call
+        return *Gradients.apply(lambda *tensors: _backward(*tensors, *call), dout, dlse, *ctx.saved_tensors), None, None, None
+
+
+def _backward(dout, dlse, q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t, scale: float, made, bound: Bound, groups: int):
+    kernels, feature = backend_module("triton"), made.spec.term.feature
+    own_q, own_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+    d_own_q, d_own_k = (None if x is None else torch.empty_like(x) for x in (tail_q, tail_k))
+    scales = []
+    for part, (qs, ks) in _parts(bound, groups, q, k):
+        do, dt, *more = kernels.backward_norms(dout[:, qs], o[:, qs], t[:, qs], exact_scale[qs], tail_scale[qs])
+        scales.append(more)
+        exact = dq[:, qs], dk[:, ks], dv[:, ks]
+        kernels.backward(made, do, dlse[:, qs], q[:, qs], k[:, ks], v[:, ks], o[:, qs], lse[:, qs], scale, part, exact)
+        own = exact[0] if tail_q is None else d_own_q[:, qs].zero_(), exact[1] if tail_k is None else d_own_k[:, ks].zero_(), exact[2]
+        kernels.tail_backward(made, dt, None, own_q[:, qs], own_k[:, ks], v[:, ks], [], feature, part, own)
+    return dq, dk, dv, d_own_q, d_own_k, *(torch.cat(x) for x in zip(*scales))
+
+
+def _parts(bound: Bound, groups: int, q, k):
+    """Yield the call of each group, and the slices of its query and key heads."""
+    queries, keys = q.shape[1] // groups, k.shape[1] // groups
+    part = bound if groups == 1 else replace(bound, heads=queries)
+    for g in range(groups):
+        yield part, (slice(g * queries, (g + 1) * queries), slice(g * keys, (g + 1) * keys))

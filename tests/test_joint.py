@@ -1,0 +1,61 @@
+"""A call with a term as one function, in groups of heads, beside its parts one after the other."""
+
+import pytest
+import torch
+from kernel_check import DEVICE, MARKS
+
+import patternc as pc
+from patternc import functional, joint, reference
+
+pytestmark = [*MARKS, pytest.mark.usefixtures("one_thread")]
+RATTENTION = pc.zoo.rattention(window=5)
+
+
+def inputs(own=False, n=40, heads=8, kv_heads=4):
+    g = torch.Generator().manual_seed(0)
+    shapes = [(heads, 16), (kv_heads, 16), (kv_heads, 8)] + [(heads, 8), (kv_heads, 8)] * own
+    x = [torch.randn(1, h, n, d, generator=g).to(DEVICE).requires_grad_() for h, d in shapes]
+    scales = [(torch.randn(heads, 8, generator=g) + 1).to(DEVICE).requires_grad_() for _ in range(2)]
+    return x, dict(zip(("tail_q", "tail_k"), x[3:])), dict(zip(("exact_scale", "tail_scale"), scales))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("own", [False, True])
+def test_groups(monkeypatch, groups, own):
+    """As many groups as heads allow; each is as large as it must be, and no larger; results and all gradients are those of the reference."""
+    x, tails, scales = inputs(own)
+    monkeypatch.setattr(joint, "LEAST_ENTRIES", x[0].numel() // groups)
+    assert joint.groups_of(RATTENTION, *x[:2]) == groups
+    spans, norms = [], functional.runtime.backend_module("triton").backward_norms
+    monkeypatch.setattr(functional.runtime.backend_module("triton"), "backward_norms", lambda dy, *rest: (spans.append(dy.shape[1]), norms(dy, *rest))[1])
+    leaves = [*x, *scales.values()]
+    out, lse = functional.attention(RATTENTION, *x[:3], backend="triton", **tails, **scales)
+    wanted, wanted_lse = reference.attention(RATTENTION, *x[:3], **tails, **scales)
+    torch.testing.assert_close(out, wanted.to(out.dtype), atol=1e-4, rtol=1e-4)
+    found, want = (torch.autograd.grad((y * y.detach().cos()).sum() + z.sin().sum(), leaves) for y, z in ((out, lse), (wanted, wanted_lse)))
+    for a, b in zip(found, want):
+        torch.testing.assert_close(a, b.to(a.dtype), atol=2e-3, rtol=1e-3)
+    assert spans == [8 // groups] * groups
+
+
+def test_what_depends_on_heads_goes_whole():
+    spec = pc.parse("causal & ((h % 2 == 0) & window(3) | window(2) + linear_tail)")
+    (q, k, *_), _, _ = inputs()
+    assert joint.groups_of(spec, q, k) == 1
+
+
+def test_what_is_one_function():
+    (q, k, v, *own), _, _ = inputs(True)
+    assert joint.takes(RATTENTION, q, k, v, None, None) and joint.takes(RATTENTION, q, k, v, *own)
+    assert not joint.takes(RATTENTION, q, k, v, own[0].half(), own[1])
+    for other in (pc.zoo.rattention(5, initial_state=True), pc.zoo.performer()):
+        assert not joint.takes(other, q, k, v, None, None)
+
+
+def test_keys_and_queries_that_share_memory_have_gradients_of_their_own():
+    """A query that is detached for the term passes nothing on from it."""
+    (q, k, v), _, _ = inputs()
+    apart = functional.attention(RATTENTION, q, k, v, backend="triton", tail_q=q.detach(), tail_k=k.detach())[0]
+    wanted = reference.attention(RATTENTION, q, k, v, tail_q=q.detach(), tail_k=k.detach())[0].to(q.dtype)
+    for a, b in zip(*(torch.autograd.grad((y * y.detach().cos()).sum(), (q, k, v)) for y in (apart, wanted))):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-3)
