@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from patternc.orders.boxes import BoxAxis
 
-VARIANTS = ("pointers", "descriptors", "rows", "boxes", "box descriptors", "tile descriptors")
+VARIANTS = ("pointers", "descriptors", "rows", "boxes", "box descriptors", "tile descriptors", "hopper")
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ def describe_box(x: torch.Tensor, axis: BoxAxis, rows: int, width: int) -> Tenso
     return TensorDescriptor(x, [*plain.shape[:2], *sizes, plain.shape[3]], [*plain.strides[:2], *steps, 1], [1, 1, 1, rows, width])
 
 
-def moved(pattern: TensorDescriptor, x: torch.Tensor) -> TensorDescriptor:
-    """The descriptor of another tensor of the same layout, without checking it again."""
-    out = object.__new__(TensorDescriptor)
+def moved(pattern, x: torch.Tensor):
+    """The descriptor, Triton's or Gluon's, of another tensor of the same layout, without checking it again."""
+    out = object.__new__(type(pattern))
     out.__dict__.update(pattern.__dict__)
     out.base = x
     return out

@@ -186,7 +186,7 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
 
 def _dealt(call: Call, name: str, launch: Launch) -> Dealt | None:
     """The schedule by which a kernel's row tiles are dealt, where the usual order is not good enough."""
-    if call.schedule is None or launch.kernel.axis is None or launch.kernel.groups:
+    if call.schedule is None or launch.kernel.axis is None or launch.kernel.groups or launch.kernel.variant == "hopper":
         return None
     group = launch.values["GROUP"] if name == "backward_dkdv" else 1
     return call.schedule(name, launch.kernel.variant, launch.config, launch.copies, group)

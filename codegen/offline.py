@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from patternc.codegen import cache, configs, tail_configs
+from patternc.codegen import cache, configs, hopper, hopper_launch, tail_configs
 from patternc.codegen.configs import Config
 from patternc.codegen.dispatch import renamed
 from patternc.codegen.frame import is_wide
@@ -127,6 +127,10 @@ def _type(parameter: str, job: Job, kernel: Kernel) -> str:
         name, dtype = name[:-1], "fp32"
         if kind == "ptr":
             return "*fp32"
+    if kernel.variant == "hopper" and kind == "desc":
+        rows = job.config.block_n if name in ("k", "v") else hopper.ROWS
+        block = [1, 1, rows, job.value_dim if name in ("v", "o") else job.head_dim]
+        return f"tensordesc<{dtype}{block},{hopper_launch.tile_layout(block, dtype)!r}>"
     if kind == "desc":
         keys, values = name in ("k", "v", "dk", "dv"), name in ("v", "o", "do", "dv")
         block = [job.config.block_n if keys else job.config.block_m, configs.padded(job.value_dim if values else job.head_dim)]
@@ -161,13 +165,15 @@ def compile_one(job: Job | TailJob) -> Report:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     function = getattr(cache.load(job.source.text), job.kernel)
     if not isinstance(function, triton.runtime.JITFunction):
         raise BackendError("this process interprets kernels and cannot compile them", fix="use `compile_all`, or unset TRITON_INTERPRET")
     types, constants = signature(job)
     aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(types.values()) if t.startswith("*")}
-    source = ASTSource(fn=function, signature={**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants, attrs=aligned)
+    made = GluonASTSource if function.is_gluon() else ASTSource
+    source = made(fn=function, signature={**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants, attrs=aligned)
     options = {"num_warps": job.config.warps, "num_stages": job.config.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:

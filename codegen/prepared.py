@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from patternc.codegen import cache, configs
+from patternc.codegen import cache, configs, hopper, hopper_launch
 from patternc.codegen.call import Call
 from patternc.codegen.configs import Config
 from patternc.codegen.descriptors import describe, describe_box, moved, reachable
@@ -83,10 +83,11 @@ def kept(call: Call, key: tuple, *what) -> Launch:
 
 def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool, form: str = "even") -> Launch:
     """Decide variant, configuration, grid and constants for inputs of one layout, and how row tiles are dealt (`schedule.FORMS`)."""
-    variant = call.variant or _variant(matrices.values())
+    fast = hopper_launch.takes(call, name, later, matrices)
+    variant = "hopper" if fast else call.variant if call.variant not in (None, "hopper") else _variant(matrices.values())
     if variant == "descriptors" and not _whole_periods(call, name, matrices):
         variant = "tile descriptors"
-    source = generate(call.plan, variant, later)
+    source = hopper.generate(call.plan) if fast else generate(call.plan, variant, later)
     kernel = source.kernels[name]
     any_q, any_v = matrices.get("q"), matrices.get("v", matrices.get("do"))
     dtype = any_v.dtype
@@ -116,7 +117,8 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
         described = part.variant not in ("pointers", "boxes")
         for matrix, x in matrices.items():
             if described:
-                tall = config.block_n if matrix.rstrip("0") in ("k", "v", "dk", "dv") else config.block_m
+                rows_each = hopper.ROWS if fast else config.block_m
+                tall = config.block_n if matrix.rstrip("0") in ("k", "v", "dk", "dv") else rows_each
                 descriptors[named(number, part, f"{matrix}_desc")] = matrix, _description(x, part, tall)
             else:
                 mine |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in _strides(x))))
@@ -133,7 +135,10 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
 def _description(x: torch.Tensor, part: Kernel, tall: int) -> TensorDescriptor:
     """A descriptor for tiles of `tall` rows."""
     wide = configs.padded(x.shape[3])
-    made = describe_box(x, part.axis, tall, wide) if part.variant == "box descriptors" else describe(x, tall, wide, part.variant)
+    if part.variant == "hopper":
+        made = hopper_launch.describe_tiles(x, tall)
+    else:
+        made = describe_box(x, part.axis, tall, wide) if part.variant == "box descriptors" else describe(x, tall, wide, part.variant)
     made.base = None  # only its layout is kept, not the tensor
     return made
 
@@ -154,7 +159,7 @@ def _whole_periods(call: Call, name: str, matrices: dict[str, torch.Tensor]) -> 
 
 def step_down(call: Call, name: str, launch: Launch, key: tuple, error: Exception) -> None:
     """Choose a smaller configuration for what did not fit.  Raises BackendError if there is none."""
-    config = configs.smaller(launch.config)
+    config = None if launch.kernel.variant == "hopper" else configs.smaller(launch.config)
     d, dv = launch.values.get("D", launch.values["DV"]), launch.values["DV"]
     if config is None:
         raise BackendError(f"no tile of `{name}` fits this device at head_dim {d}, {dv}: {error}", fix="use a smaller head_dim") from error
@@ -176,7 +181,7 @@ def _config(call: Call, source: Source, name: str, d: int, dv: int, dtype: torch
 def _first(call: Call, kernel: Kernel, d: int, dv: int, itemsize: int, device: torch.device) -> Config:
     found = configs.candidates(kernel.name, kernel.variant, d, dv, itemsize, precision(torch.float32) == "tf32")
     config = found[0] if len(found) == 1 or call.fit is None else call.fit(kernel.name, kernel.variant, found)
-    if kernel.arrays:
+    if kernel.arrays and kernel.variant != "hopper":
         # What a mask reads is pipelined too, and its share of a third stage would cost a program on each processor.
         config = replace(config, stages=min(config.stages, 2))
     return configs.fit(kernel.name, config, d, dv, itemsize, shared_memory(device)) if device.type == "cuda" else config

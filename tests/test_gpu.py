@@ -1,10 +1,15 @@
 """On a GPU: every primitive and twenty random compositions, outputs and all gradients, in three dtypes (`pytest -m gpu`)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from patterns import BY_HEADS, CHOICES, ORDERED, PRIMITIVES, composition, ids, zoo_case
 
 import patternc as pc
+from patternc.args import bind
+from patternc.codegen.backend import call_of
+from patternc.codegen.launch import attention_forward
 from patternc.runtime import compiled
 from patternc.zoo.registry import ENTRIES
 
@@ -194,3 +199,26 @@ def test_terms_in_groups_of_heads_are_the_same(monkeypatch, group, length):
         found.append((out, *torch.autograd.grad(out.float().square().sum(), leaves)))
     for a, b in zip(*found):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
+
+# The Hopper forward beside its twin
+
+HOPPER = [
+    ("causal", 1, 1), ("causal", 129, 129), ("full", 300, 1), ("full", 700, 700), ("causal", 65, 333), ("causal & window(512)", 2000, 2000),
+    ("causal & (window(300) | sink(4))", 2000, 2000), ("causal & documents(ids)", 2000, 2000), ("(q >= 300) & (k < 50)", 900, 900),
+    ("random_blocks(3, 64, seed=0) | window(30)", 1500, 1500), ("causal & (k // 16 % 8 == 7)", 2000, 2000),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="needs a Hopper card")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("text, n_q, n_k", HOPPER)
+def test_hopper_forward(text, n_q, n_k, head_dim, dtype):
+    p = pc.parse(text)
+    q, k, v = (torch.randn(2, h, n, head_dim, device="cuda", dtype=dtype) for h, n in ((8, n_q), (2, n_k), (2, n_k)))
+    bound = bind(p, {"ids": torch.arange(n_k, device="cuda") // 130} if "ids" in text else {}, n_q, n_k, heads=8, batch=2)
+    call = replace(call_of(compiled(p), head_dim**-0.5, bound, q, k, v), plan=compiled(p).plan)
+    fast = [attention_forward(replace(call, variant="hopper"), q, k, v) for _ in range(3)]
+    assert all(torch.equal(a, b) for one in fast[1:] for a, b in zip(one, fast[0]))
+    for a, b, tolerance in zip(fast[0], attention_forward(call, q, k, v), (2e-2, 1e-3)):
+        torch.testing.assert_close(a.float(), b.float(), atol=tolerance, rtol=tolerance)

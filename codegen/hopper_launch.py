@@ -1,0 +1,60 @@
+"""Host side of the Hopper forward: when it is taken, and its descriptors."""
+
+from __future__ import annotations
+
+import torch
+
+from patternc.codegen import configs, hopper
+from patternc.codegen.descriptors import describe, reachable
+from patternc.codegen.device import has_tma, shared_memory
+from patternc.errors import BackendError
+from patternc.plan import Plan
+
+try:
+    from triton.experimental.gluon import language
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+except ImportError:  # an older Triton
+    language = None
+
+PREFERRED = False  # whether calls that may take it do; `Call(variant="hopper")` takes it anyway
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def refusal(plan: Plan, later: bool, matrices: dict[str, torch.Tensor]) -> str | None:
+    """Why a forward is left to the portable kernel; None where this one can run it."""
+    q, v = matrices["q"], matrices["v"]
+    if language is None:
+        return "this Triton has no Gluon"
+    if not has_tma(q.device) or torch.cuda.get_device_capability(q.device)[0] != 9:
+        return "it needs a Hopper card"
+    if q.dtype not in DTYPES:
+        return f"inputs of {q.dtype}"
+    if q.shape[3] not in hopper.WIDTHS or v.shape[3] != q.shape[3]:
+        return f"heads of width {q.shape[3]}, {v.shape[3]}"
+    if not all(map(reachable, matrices.values())):
+        return "strides or an address that TMA does not take"
+    config = configs.candidates("forward", "hopper", q.shape[3], v.shape[3], 2)[0]
+    if configs.shared_bytes("forward", config, q.shape[3], v.shape[3], 2) + 1024 > shared_memory(q.device):
+        return "too little shared memory"
+    return hopper.covers(plan, later)
+
+
+def takes(call, name: str, later: bool, matrices: dict[str, torch.Tensor]) -> bool:
+    """Whether a call's kernel is this one.  Raises BackendError where the call insists and it cannot be."""
+    if name != "forward" or call.variant not in (None, "hopper") or (call.variant is None and not PREFERRED):
+        return False
+    why = refusal(call.plan, later, matrices)
+    if why and call.variant == "hopper":
+        raise BackendError(f"the Hopper forward does not run this: {why}", fix="leave `variant` out")
+    return why is None
+
+
+def tile_layout(block: list[int], dtype: str):
+    """The layout in shared memory of a descriptor's tiles of "bf16" or "fp16"."""
+    return language.NVMMASharedLayout.get_default_for(block, {"bf16": language.bfloat16, "fp16": language.float16}[dtype])
+
+
+def describe_tiles(x: torch.Tensor, rows: int):
+    """Gluon's descriptor of [B, heads, n, d] for tiles of [rows, d]."""
+    plain = describe(x, rows, x.shape[3], "descriptors")
+    return TensorDescriptor(x, plain.shape, plain.strides, plain.block_shape, tile_layout(plain.block_shape, DTYPES[x.dtype]))

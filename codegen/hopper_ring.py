@@ -1,0 +1,298 @@
+"""Runs the printed text of a Hopper forward with numbers in the place of tiles, before anybody runs it with tiles.
+
+The three that run beside each other become coroutines, which stop at every wait and after every arrival.  Loads arrive late, products end when they
+are waited for.  A hang, a tile that is overwritten while it is read or before it was, one that is read before it arrived, weights of
+one tile times values of another: each is an InternalError.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from patternc.errors import InternalError
+
+COUNTS = ((0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 3), (3, 1), (1, 4), (5, 6))  # partial and full tiles
+STAGES = (2, 3)
+ORDERS = ((0, 1, 2), (2, 1, 0), (1, 2, 0))  # who goes on first, of the two consumers and the producer
+PLACEHOLDERS = ("_find_tiles", "_partial_tile", "_full_tile", "_masked", "_weights")  # what is about positions and scores
+CONSTANTS = {"HEADS": 1, "GROUP": 1, "D": 64, "DV": 64, "BLOCK_D": 64, "BLOCK_DV": 64, "BLOCK_M": 128, "BLOCK_N": 1}
+STOPS = ("mbarrier.wait", "mbarrier.arrive")
+FULL = 1 << 20  # tiles from here on are full ones
+
+
+def check(text: str) -> None:
+    """Simulate a module's forward on small cases.  Raises InternalError."""
+    tree = _coroutines(ast.parse(text))
+    code = compile(tree, "<ring>", "exec")
+    find = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "_find_tiles")
+    found = [ast.unparse(n) for n in find.body[-1].value.elts]
+    parameters = next([a.arg for a in n.args.args] for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "forward")
+    kinds = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+    for (partial, full), stages in itertools.product(COUNTS, STAGES):
+        if (full and "_full_tile" not in kinds) or (partial and "_partial_tile" not in kinds):
+            continue
+        for order, last_first in itertools.product(ORDERS, (False, True)):
+            Machine(partial, full, order, last_first).run(code, found, parameters, stages)
+
+
+def _coroutines(tree: ast.Module) -> ast.Module:
+    """Functions that wait for barriers become coroutines; imports go."""
+    tree.body = [n for n in tree.body if not isinstance(n, ast.ImportFrom)]
+    functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+    waiting = set(STOPS)
+    while more := {name for name, f in functions.items() if name not in waiting and waiting & set(map(_callee, ast.walk(f)))}:
+        waiting |= more
+
+    class Yields(ast.NodeTransformer):
+        def visit_Call(self, node):
+            self.generic_visit(node)
+            if _callee(node) not in waiting:
+                return node
+            return (ast.Yield if _callee(node) in STOPS else ast.YieldFrom)(node)
+
+    return ast.fix_missing_locations(Yields().visit(tree))
+
+
+def _callee(node: ast.AST) -> str:
+    return ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+
+
+class Anything:
+    """A value that nothing here depends on."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    __getitem__ = __call__
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __floordiv__ = __mod__ = __rshift__ = __call__
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __invert__ = __call__
+    __rfloordiv__ = __rmod__ = __rtruediv__ = __call__
+
+
+ANYTHING = Anything()
+
+
+@dataclass
+class Barrier:
+    name: str
+    arrivals: int = 0
+    pending: int = 0
+    bytes: int = 0
+    done: int = 0
+
+    def arrive(self, count: int = 1, more: int = 0) -> None:
+        self.pending -= count
+        self.bytes += more
+        if self.pending < 0:
+            raise InternalError(f"too many arrivals at {self.name}")
+        self._complete()
+
+    def receive(self, size: int) -> None:
+        self.bytes -= size
+        self._complete()
+
+    def _complete(self) -> None:
+        if self.pending == 0 and self.bytes == 0:
+            self.done, self.pending = self.done + 1, self.arrivals
+
+
+@dataclass
+class Slot:
+    """Shared memory for one tile: what is in it, how many products read it now, and how often it has been read."""
+
+    name: str
+    holds: object = None
+    reading: int = 0
+    read: int = 0
+    size: int = 8
+
+    def reshape(self, shape):
+        return self
+
+    permute = reshape
+
+    def store(self, value) -> None:
+        if self.reading:
+            raise InternalError(f"{self.name} is written while it is read")
+        self.holds = "output"
+
+
+@dataclass
+class Slots:
+    name: str
+    slots: list
+    dtype: object = ANYTHING
+
+    def index(self, i: int):
+        return self.slots[i]
+
+
+@dataclass
+class Product:
+    """A product that has been issued: of which tile, and what it reads."""
+
+    kind: str
+    tile: object
+    reads: tuple[Slot, ...]
+    done: bool = False
+
+    def to(self, dtype):
+        return self
+
+    def __getitem__(self, _):
+        return self
+
+    def __mul__(self, _):
+        return self
+
+    __truediv__ = __mul__
+
+
+@dataclass
+class Partition:
+    name: str
+    steps: object
+    waits: tuple[Barrier, int] | None = None
+    finished: bool = False
+    issued: list[Product] = field(default_factory=list)
+    scores: list = field(default_factory=list)
+    values: list = field(default_factory=list)
+
+    @property
+    def ready(self) -> bool:
+        return not self.finished and (self.waits is None or self.waits[0].done & 1 != self.waits[1])
+
+
+class Machine:
+    """One program with `partial` and `full` tiles of columns.
+
+    Partitions that are ready go on in `order`; when none is, a load arrives, the first or the last that was issued.
+    """
+
+    def __init__(self, partial: int, full: int, order: tuple[int, ...], last_first: bool):
+        self.partial, self.full, self.order, self.last_first = partial, full, order, last_first
+        self.partitions: list[Partition] = []
+        self.now: Partition | None = None
+        self.arriving: list[tuple[Slot, object, Barrier]] = []
+        self.buffers = 0
+
+    def run(self, code, found: list[str], parameters: list[str], stages: int) -> None:
+        counts = {"partial_count": self.partial, "full_count": self.full}
+        namespace = self.modules()
+        exec(code, namespace)
+        namespace |= {
+            "_find_tiles": lambda *_: tuple(counts.get(name, 0) for name in found),
+            "_partial_tile": lambda i, *_: i,
+            "_full_tile": lambda i, *_: FULL + i,
+            "_masked": lambda s, *_: s,
+            "_weights": self._weights,
+        }
+        values = {name: ANYTHING for name in parameters} | CONSTANTS | {"STAGES": stages, "n_q": 128, "n_k": 128}
+        matrix = SimpleNamespace(dtype=ANYTHING, layout=ANYTHING, block_type=SimpleNamespace(nbytes=8, shape=[1]))
+        values |= {f"{x}_desc": SimpleNamespace(name=x, **vars(matrix)) for x in "qkvo"}
+        namespace["forward"](*(values[name] for name in parameters))
+        wanted = [*range(self.partial), *(FULL + i for i in range(self.full))] or [0]
+        for partition in self.partitions[:2]:
+            if partition.scores != wanted or partition.values != wanted:
+                raise InternalError(f"{partition.name} computed the tiles {partition.scores} and {partition.values}, not {wanted}")
+
+    # What the text calls
+
+    def modules(self) -> dict:
+        tl = SimpleNamespace(
+            where=lambda c, a, b: ANYTHING if c is ANYTHING else a if c else b, maximum=_or_anything(max), minimum=_or_anything(min),
+            cdiv=_or_anything(lambda a, b: -(-a // b)), cast=lambda x, _: x, static_range=range, program_id=lambda _: 0, constexpr=ANYTHING,
+            allocate_shared_memory=self._allocate, warp_specialize=self._beside, convert_layout=lambda x, *_: x,
+        )  # fmt: skip
+        names = "arange zeros full exp2 log2 sum max load store abs float32 int32 int64 NVMMADistributedLayout DotOperandLayout SliceLayout"
+        vars(tl).update(dict.fromkeys(names.split(), ANYTHING))
+        barriers = SimpleNamespace(
+            MBarrierLayout=lambda: "barriers", init=self._init, wait=lambda barrier, phase, pred=True: (barrier, phase) if pred else None,
+            arrive=lambda barrier, count=1, pred=True: barrier.arrive(count) if pred else None,
+            expect=lambda barrier, size, pred=True: barrier.arrive(1, size) if pred else None,
+        )  # fmt: skip
+        tma = SimpleNamespace(async_load=self._load, async_store=lambda *_: None, store_wait=lambda _: None)
+        gluon = SimpleNamespace(jit=lambda f=None, **_: f if f else lambda g: g)
+        return {
+            "gluon": gluon, "tl": tl, "mbarrier": barriers, "tma": tma, "fence_async_shared": lambda: None, "warpgroup_mma": self._multiply,
+            "warpgroup_mma_wait": self._wait,
+        }  # fmt: skip
+
+    def _allocate(self, dtype, shape, layout) -> Slots:
+        self.buffers += 1
+        name = f"buffer {self.buffers}"
+        return Slots(name, [(Barrier if layout == "barriers" else Slot)(f"{name}[{i}]") for i in range(shape[0])])
+
+    def _init(self, barrier: Barrier, count: int) -> None:
+        barrier.arrivals = barrier.pending = count
+
+    def _load(self, desc, place, barrier: Barrier, slot: Slot, pred: bool = True) -> None:
+        if not pred:
+            return
+        if slot.reading or (desc.name != "q" and slot.holds is not None and slot.read < 2):
+            raise InternalError(f"tile {place[2]} of {desc.name} overwrites {slot.holds} in {slot.name}, which is still needed")
+        slot.holds, slot.read = "a load", 0
+        self.arriving.append((slot, place[2], barrier))
+
+    def _multiply(self, a, b: Slot, acc, use_acc: bool = True, is_async: bool = False) -> Product:
+        kind = "scores" if isinstance(a, Slot) else "values"
+        for slot in (a, b) if kind == "scores" else (b,):
+            if slot.holds is None or slot.holds == "a load":
+                raise InternalError(f"{self.now.name} reads {slot.name} before its tile arrived")
+        if kind == "values" and a.tile != b.holds:
+            raise InternalError(f"{self.now.name} multiplies the weights of tile {a.tile} with the values of tile {b.holds}")
+        made = Product(kind, b.holds, (a, b) if kind == "scores" else (b,))
+        getattr(self.now, kind).append(b.holds)
+        self.now.issued.append(made)
+        for slot in made.reads:
+            slot.reading += 1
+        return made
+
+    def _wait(self, count: int, deps: list[Product]) -> Product:
+        issued = self.now.issued
+        while len(issued) > count:
+            done = issued.pop(0)
+            done.done = True
+            for slot in done.reads:
+                slot.reading, slot.read = slot.reading - 1, slot.read + 1
+        if not deps[0].done:
+            raise InternalError(f"{self.now.name} uses a product of tile {deps[0].tile} that may not have ended")
+        return deps[0]
+
+    def _weights(self, s: Product, *_):
+        if s.kind != "scores" or not s.done:
+            raise InternalError(f"{self.now.name} makes weights of what are no scores yet")
+        return s, ANYTHING, ANYTHING, ANYTHING
+
+    def _beside(self, partitions, warps, registers=None) -> None:
+        names = ("consumer 0", "consumer 1", "producer")
+        self.partitions = [Partition(name, function(*args)) for name, (function, args) in zip(names, partitions)]
+        while not all(p.finished for p in self.partitions):
+            self.now = next((p for p in (self.partitions[i] for i in self.order) if p.ready), None)
+            if self.now is not None:
+                self._go_on(self.now)
+            elif self.arriving:
+                slot, tile, barrier = self.arriving.pop(-1 if self.last_first else 0)
+                slot.holds = tile
+                barrier.receive(slot.size)
+            else:
+                stuck = [f"{p.name} waits for {p.waits[0].name}" for p in self.partitions if not p.finished]
+                raise InternalError(f"the kernel would hang: {', '.join(stuck)}")
+
+    def _go_on(self, partition: Partition) -> None:
+        try:
+            partition.waits = next(partition.steps)
+        except StopIteration:
+            partition.finished = True
+
+
+def _or_anything(f):
+    return lambda *args: ANYTHING if any(a is ANYTHING for a in args) else f(*args)

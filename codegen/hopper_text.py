@@ -1,0 +1,237 @@
+"""The text of the Hopper forward: who loads, who computes, and the barriers between them.
+
+K and V go through rings of STAGES tiles each.  Tile number g is in slot g % STAGES; its barrier `full` is waited for with the parity
+of g // STAGES by the consumers, its barrier `empty` with the other parity by the producer, both count from g = 0 on.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from patternc.codegen.frame import indent, wrap
+
+HELPERS = (
+    '''
+@gluon.jit
+def _fetch(desc, tiles, full, empty, g, b, head, row, STAGES: tl.constexpr):
+    """Load the tile that starts at `row` as number g of a ring."""
+    slot = g % STAGES
+    mbarrier.wait(empty.index(slot), (g // STAGES & 1) ^ 1)
+    mbarrier.expect(full.index(slot), desc.block_type.nbytes)
+    _load(desc, [b, head, row, 0], full.index(slot), tiles.index(slot))
+''',
+    '''
+@gluon.jit
+def _scores(q, k, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, layout: tl.constexpr):
+    """Issue q @ k^T."""
+    zero = tl.zeros([64, BLOCK_N], tl.float32, layout)
+    return warpgroup_mma(q, k.reshape([BLOCK_N, BLOCK_D]).permute((1, 0)), zero, use_acc=False, is_async=True)
+''',
+    '''
+@gluon.jit
+def _weights(s, total, peak, score_scale):
+    """One tile of the online softmax, in base 2: `peak` is the largest scaled score so far, `total` the sum of weights."""
+    higher = tl.maximum(peak, tl.max(s, 1) * score_scale)
+    p = tl.exp2(s * score_scale - higher[:, None])
+    shrink = tl.exp2(peak - higher)
+    return p, total * shrink + tl.sum(p, 1), higher, shrink
+''',
+)
+
+BARRIERS = ("q_full", "k_full", "k_empty", "v_full", "v_empty")
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What a plan adds to the text.
+
+    Attributes:
+        calls: the statement that finds the tiles of a row tile ("find"), and calls that give the column tile of the number `i`
+            ("partial", "full"), one of them perhaps absent, and masked scores ("mask"), absent where nothing is masked.
+        rows: statements about the rows' positions, `q_row`.
+        shared: parameters and constants of the kernel that all these read.
+    """
+
+    calls: dict[str, str]
+    rows: tuple[str, ...]
+    shared: tuple[str, ...]
+
+    def first(self) -> str:
+        """The first tile; where there is none tile 0, all of which the mask forbids."""
+        partial, full = (self.calls.get(kind, "").replace("(i,", "(0,").replace("(i)", "(0)") for kind in ("partial", "full"))
+        some = partial or full if not (partial and full) else f"tl.where(partial_count > 0, {partial}, {full})"
+        return f"tl.where(partial_count + full_count > 0, {some}, 0)"
+
+
+def function(name: str, given: list[str], lines: list[str], result: str, doc: str) -> tuple[str, str]:
+    """`(text, call)` of a function of the given parameters and of what else the lines read."""
+    own = [g.partition(":")[0] for g in given]
+    read = [n for n in names([*lines, result]) if n not in own and n not in assigned(lines)]
+    text = f'@gluon.jit\ndef {name}(\n{wrap([*given, *typed(read)])}\n):\n    """{doc}"""\n{indent([*lines, f"return {result}"])}'
+    return text, f"{name}({', '.join([*own, *read])})"
+
+
+def names(lines: Iterable[str]) -> dict[str, None]:
+    """The variables that statements read, in order; upper case names last.  Functions and modules are none."""
+    tree = ast.parse("\n".join(lines))
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    read = (n for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and id(n) not in called)
+    found = list(dict.fromkeys(n.id for n in read if n.id not in ("tl", "float")))
+    return dict.fromkeys([*(n for n in found if not n.isupper()), *(n for n in found if n.isupper())])
+
+
+def assigned(lines: Iterable[str]) -> dict[str, None]:
+    """The variables that statements assign, in order."""
+    tree = ast.parse("\n".join(lines))
+    return dict.fromkeys(n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+
+
+def typed(parameters: Iterable[str]) -> list[str]:
+    return [f"{p}: tl.constexpr" if p.isupper() else p for p in parameters]
+
+
+RINGS = ["q_tiles", "k_tiles", "v_tiles", *BARRIERS]
+PLACE = ["b", "h", "kv_h", "tile"]
+SIZES = ["BLOCK_D", "BLOCK_DV", "BLOCK_N", "STAGES"]
+
+
+def _parameters(own: list[str], pieces: Pieces) -> list[str]:
+    return list(dict.fromkeys([*own, *RINGS, *PLACE, *pieces.shared, *SIZES]))
+
+
+def producer_parameters(pieces: Pieces) -> list[str]:
+    return _parameters(["q_desc", "k_desc", "v_desc"], pieces)
+
+
+def consumer_parameters(pieces: Pieces) -> list[str]:
+    return _parameters(["o_desc", "lse_ptr", "score_scale", "n_q", "HEADS"], pieces)
+
+
+def producer(pieces: Pieces) -> str:
+    """The warp that loads: Q, then K and V of every tile."""
+    lines = [
+        pieces.calls["find"],
+        "for own in tl.static_range(2):",
+        "    mbarrier.expect(q_full.index(own), q_desc.block_type.nbytes)",
+        "    _load(q_desc, [b, h, first + own * 64, 0], q_full.index(own), q_tiles.index(own))",
+        f"start = {pieces.first()} * BLOCK_N",
+        *_fetches("0"),
+    ]
+    for kind in ("partial", "full"):
+        if kind in pieces.calls:
+            begin, number = _rest(kind)
+            body = [f"start = {pieces.calls[kind]} * BLOCK_N", *_fetches(number)]
+            lines += [f"for i in range({begin}, {kind}_count):", *("    " + line for line in body)]
+    text = '    """Loads the tiles of a row tile, partial ones first."""\n'
+    return f"@gluon.jit\ndef _producer(\n{wrap(typed(producer_parameters(pieces)))}\n):\n{text}{indent(lines)}"
+
+
+def _rest(kind: str) -> tuple[str, str]:
+    """Where the loop over a kind of tiles begins, the first tile of all being taken, and the number in the ring of its tile i."""
+    return ("1", "i") if kind == "partial" else ("tl.where(partial_count > 0, 0, 1)", "partial_count + i")
+
+
+def _fetches(number: str) -> list[str]:
+    return [f"_fetch({x}_desc, {x}_tiles, {x}_full, {x}_empty, {number}, b, kv_h, start, STAGES)" for x in ("k", "v")]
+
+
+def consumer(pieces: Pieces) -> str:
+    """A warpgroup that computes 64 rows: the scores of a tile and the weighted values of the one before run beside the softmax."""
+    mask = [f"s = {pieces.calls['mask']}"] if "mask" in pieces.calls else []
+    lines = [
+        "s_layout: tl.constexpr = tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 16])",
+        "o_layout: tl.constexpr = tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_DV, 16])",
+        "p_layout: tl.constexpr = tl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)",
+        "s_rows: tl.constexpr = tl.SliceLayout(1, s_layout)",
+        "o_rows: tl.constexpr = tl.SliceLayout(1, o_layout)",
+        pieces.calls["find"],
+        "q_row = (r0 + own * 64 + tl.arange(0, 64, s_rows))[:, None]",
+        *pieces.rows,
+        "count = tl.maximum(partial_count + full_count, 1)",
+        "peak = tl.full([64], -1.0e30, tl.float32, s_rows)  # finite, so that rows without a key so far make no NaN",
+        "total = tl.zeros([64], tl.float32, s_rows)",
+        "acc = tl.zeros([64, BLOCK_DV], tl.float32, o_layout)",
+        "q = q_tiles.index(own).reshape([64, BLOCK_D])",
+        "mbarrier.wait(q_full.index(own), 0)",
+        "mbarrier.wait(k_full.index(0), 0)",
+        "scores = _scores(q, k_tiles.index(0), BLOCK_N, BLOCK_D, s_layout)",
+        f"start = {pieces.first()} * BLOCK_N",
+        "s = warpgroup_mma_wait(0, deps=[scores])",
+        "mbarrier.arrive(k_empty.index(0), count=1)",
+        *mask,
+        "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
+        "mbarrier.wait(k_full.index(1 % STAGES), 1 // STAGES & 1, pred=count > 1)",
+        "weights = tl.convert_layout(p.to(v_tiles.dtype), p_layout)",
+    ]
+    for kind in ("partial", "full"):
+        if kind in pieces.calls:
+            begin, number = _rest(kind)
+            start = [f"start = {pieces.calls[kind]} * BLOCK_N"] if kind == "partial" and mask else []
+            lines += [f"for i in range({begin}, {kind}_count):", *("    " + x for x in _step(number, start, mask if kind == "partial" else []))]
+    lines += [
+        "before = (count - 1) % STAGES",
+        "mbarrier.wait(v_full.index(before), (count - 1) // STAGES & 1)",
+        "values = warpgroup_mma(weights, v_tiles.index(before).reshape([BLOCK_N, BLOCK_DV]), acc, is_async=True)",
+        "acc = warpgroup_mma_wait(0, deps=[values])",
+        "divisor = tl.convert_layout(tl.where(total > 0, total, 1.0), o_rows)",
+        "# The rows leave through the memory of their queries, which nobody reads any more.",
+        "out = q_tiles.index(own)",
+        "out.reshape([64, BLOCK_DV]).store((acc / divisor[:, None]).to(q_tiles.dtype))",
+        "fence_async_shared()",
+        "_store(o_desc, [b, h, first + own * 64, 0], out)",
+        'lse = tl.where(total > 0, (peak + tl.log2(total)) * 0.6931471805599453, float("-inf"))',
+        "rows = first + own * 64 + tl.arange(0, 64, s_rows)",
+        "tl.store(lse_ptr + tl.cast(b * HEADS + h, tl.int64) * n_q + rows, lse, mask=rows < n_q)",
+        "tma.store_wait(0)",
+    ]
+    doc = '    """Computes 64 rows of a row tile, number `own` of two."""\n'
+    return f"@gluon.jit\ndef _consumer(\n{wrap(['own: tl.constexpr', *typed(consumer_parameters(pieces))])}\n):\n{doc}{indent(lines)}"
+
+
+def _step(number: str, start: list[str], mask: list[str]) -> list[str]:
+    """A tile: its scores beside the weighted values of the tile before, and the softmax beside those."""
+    return [
+        f"g = {number}",
+        "slot = g % STAGES",
+        "before = (g - 1) % STAGES",
+        "scores = _scores(q, k_tiles.index(slot), BLOCK_N, BLOCK_D, s_layout)",
+        "mbarrier.wait(v_full.index(before), (g - 1) // STAGES & 1)",
+        "values = warpgroup_mma(weights, v_tiles.index(before).reshape([BLOCK_N, BLOCK_DV]), acc, is_async=True)",
+        *start,
+        "s = warpgroup_mma_wait(1, deps=[scores])",
+        "mbarrier.arrive(k_empty.index(slot), count=1)",
+        *mask,
+        "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
+        "# The assembler moves nothing across this: without it the exponentials would follow the next wait.",
+        "mbarrier.wait(k_full.index((g + 1) % STAGES), (g + 1) // STAGES & 1, pred=g + 1 < count)",
+        "acc = warpgroup_mma_wait(0, deps=[values])",
+        "mbarrier.arrive(v_empty.index(before), count=1)",
+        "acc = acc * tl.convert_layout(shrink, o_rows)[:, None]",
+        "weights = tl.convert_layout(p.to(v_tiles.dtype), p_layout)",
+    ]
+
+
+def kernel(pieces: Pieces, deal: list[str]) -> list[str]:
+    """Statements of the kernel: shared memory, barriers, and the three that run beside each other."""
+    lines = [
+        *deal,
+        "q_tiles = tl.allocate_shared_memory(q_desc.dtype, [2] + q_desc.block_type.shape, q_desc.layout)",
+        *(f"{x}_tiles = tl.allocate_shared_memory({x}_desc.dtype, [STAGES] + {x}_desc.block_type.shape, {x}_desc.layout)" for x in ("k", "v")),
+        *(f"{x} = tl.allocate_shared_memory(tl.int64, [{'2' if x[0] == 'q' else 'STAGES'}, 1], mbarrier.MBarrierLayout())" for x in BARRIERS),
+        "for own in tl.static_range(2):",
+        "    mbarrier.init(q_full.index(own), count=1)",
+        "for slot in tl.static_range(STAGES):",
+        *(f"    mbarrier.init({x}.index(slot), count={2 if 'empty' in x else 1})" for x in BARRIERS if x[0] != "q"),
+        "fence_async_shared()",
+    ]
+    consume = ", ".join(consumer_parameters(pieces))
+    return [
+        *lines,
+        "tl.warp_specialize([",
+        f"    (_consumer, (0, {consume})),",
+        f"    (_consumer, (1, {consume})),",
+        f"    (_producer, ({', '.join(producer_parameters(pieces))})),",
+        "], [4, 1], [240, 24])",
+    ]
