@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
+from hopper_walk import walk
 
 import patternc as pc
 from patternc.codegen import configs, hopper, hopper_ring, offline
@@ -13,6 +15,7 @@ from patternc.orders.boxes import box_axis
 from patternc.orders.search import orders
 from patternc.passes import lower
 from patternc.plan import Plan, make_plan
+from patternc.reference import dense
 
 PATTERNS = {
     "full": pc.full, "causal": pc.causal, "window": pc.causal & pc.window(512), "streaming": pc.causal & (pc.window(512) | pc.sink(4)),
@@ -109,3 +112,23 @@ def test_exponentials_run_beside_the_product(reports, case):
     columns = {64: 128, 128: 128, 256: 64}[case[1]]
     loops = re.findall(r"1(x*)0", marks)
     assert len(loops) == 4 and all(len(x) == columns // 2 + 2 for x in loops), marks
+
+
+# The tiles that are visited
+
+WALKS = [
+    *PATTERNS.values(), (pc.q >= 300) & (pc.k < 50), pc.k < pc.q, pc.causal & (pc.window(200) | pc.dilate(256)), pc.causal & pc.documents(pc.arg("ids")) & pc.valid(pc.arg("m")),
+    (pc.h < 1) & pc.causal | (pc.h >= 1) & pc.window(90), pc.causal & (pc.dilate(3) | pc.cols([1, 5, 200])), pc.rows([3, 400]) | pc.window(70),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("n_q, n_k", [(1, 1), (128, 128), (300, 300), (65, 450), (513, 200), (1, 300)])
+@pytest.mark.parametrize("p", WALKS, ids=str)
+def test_every_pair_is_visited_once(p, n_q, n_k):
+    if n_q > n_k and any(x in str(p) for x in ("documents", "valid")):
+        n_k = n_q
+    args = {"ids": torch.arange(n_k) // 70, "m": torch.arange(n_k) % 11 > 2}
+    args = {name: x for name, x in args.items() if f'"{name}"' in str(p) or f"({name})" in str(p)}
+    times, seen = walk(p, n_q, n_k, 2, args)
+    want = dense(p, n_q, n_k, heads=2, q_start=max(0, n_k - n_q), **args)[0].numpy()
+    assert times.max(initial=0) <= 1 and (seen == want).all()

@@ -1,0 +1,84 @@
+"""The tiles that the text of a Hopper forward visits, and the pairs that its mask leaves: its own functions, run on numbers."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from patternc.args import bind
+from patternc.codegen import configs, hopper, hopper_ring
+from patternc.codegen.backend import call_of
+from patternc.codegen.parameters import runtime_values
+from patternc.runtime import compiled
+
+
+class Pointer:
+    """Into a flat array."""
+
+    def __init__(self, data, offset=0):
+        self.data, self.offset = data, offset
+
+    def __add__(self, more):
+        return Pointer(self.data, self.offset + more)
+
+
+def load(pointer, mask=None, other=0):
+    offset = np.asarray(pointer.offset)
+    if mask is None:
+        assert (offset >= 0).all() and (offset < len(pointer.data)).all(), "a read outside its tensor"
+        return pointer.data[offset]
+    offset, mask = np.broadcast_arrays(offset, mask)
+    assert (offset[mask] >= 0).all() and (offset[mask] < len(pointer.data)).all(), "a read outside its tensor"
+    return np.where(mask, pointer.data[np.where(mask, offset, 0)], other)
+
+
+TL = SimpleNamespace(
+    where=np.where, maximum=np.maximum, minimum=np.minimum, cdiv=lambda a, b: -(-a // b), cast=lambda x, _: x, abs=np.abs, load=load, int32=0, int64=0,
+    arange=lambda a, b, _: np.arange(a, b), SliceLayout=lambda *_: None, constexpr=None,
+)  # fmt: skip
+
+
+def walk(p, n_q: int, n_k: int, heads: int, args: dict, head_dim: int = 128):
+    """`(times, seen)`, [heads, n_q, n_k]: how often each pair is in a visited tile, and whether the kernel takes it there."""
+    q, k = (torch.zeros(1, heads, n, head_dim) for n in (n_q, n_k))
+    own, config = compiled(p), configs.HOPPER["forward", head_dim][0]
+    call = replace(call_of(own, 1.0, bind(p, args, n_q, n_k, heads=heads, q_start=max(0, n_k - n_q)), q, k, k), plan=own.plan)
+    source, frame = hopper.generate(own.plan), hopper.HopperFrame(own.plan)
+    space = hopper_ring.Machine(0, 0, (0, 1, 2), False).modules() | {"tl": TL}
+    tree = hopper_ring._coroutines(ast.parse(source.text))
+    exec(compile(tree, "<walk>", "exec"), space)
+    found = next(ast.unparse(n.body[-1].value) for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "_find_tiles").strip("()").split(", ")
+    values = runtime_values(call, source.kernels["forward"], config, torch.device("cpu")) | {"n_q": n_q, "n_k": n_k, "s_layout": None}
+    values = {name: Pointer(x.numpy().reshape(-1)) if isinstance(x, torch.Tensor) else x for name, x in values.items()}
+    values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "b": 0}
+    space["_scalar"] = lambda value, offset: value
+
+    def run(name: str, **own):
+        function = space[name]
+        return function(*((values | own)[parameter] for parameter in inspect.signature(function).parameters))
+
+    times, seen = np.zeros((heads, n_q, n_k), int), np.zeros((heads, n_q, n_k), bool)
+    for h in range(heads):
+        for tile in range(-(-n_q // config.block_m)):
+            values |= {"h": h, "tile": tile}
+            values |= dict(zip(found, run("_find_tiles")))
+            values["q_row"] = (values["r0"] + np.arange(config.block_m))[:, None]
+            for line in frame.row_lines:
+                exec(line, space | values, values)
+            rows = slice(tile * config.block_m, min(n_q, (tile + 1) * config.block_m))
+            for kind in ("partial", "full"):
+                for i in range(values[f"{kind}_count"]):
+                    start = int(run(f"_{kind}_tile", i=i)) * config.block_n
+                    columns = slice(start, min(n_k, start + config.block_n))
+                    s = np.zeros((config.block_m, config.block_n))
+                    s = run("_masked", s=s, start=start) if kind == "partial" and frame.mask else s
+                    times[h, rows, columns] += 1
+                    seen[h, rows, columns] = (s == 0)[: rows.stop - rows.start, : columns.stop - columns.start]
+                    if kind == "full":
+                        assert columns.stop - columns.start == config.block_n, "a full tile ends within the columns"
+    return times, seen
