@@ -105,6 +105,7 @@ def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: States | None
     matrices = {"q": q, "k": k, "v": v, "do": do}
     states = run.key_states(k, v) if states is None else states
     run.launch("backward_q", {**matrices, "dq": dq}, {"dsums_ptr": dsums, "states_ptr": states[0], "vectors_ptr": states[1]})
+    del states  # of the keys: those of the rows take as much memory
     states = run.row_states(q, do, dsums)
     run.launch("backward_k", {**matrices, "dk": dk}, {"dsums_ptr": dsums, "states_ptr": states[0], "vectors_ptr": states[1]})
     run.launch("backward_v", {"q": q, "k": k, "do": do, "dv": dv}, {"states_ptr": states[0]})

@@ -18,7 +18,7 @@ from patternc.runtime import backend_module
 from patternc.tail import result_of
 from patternc.tail_runtime import KERNEL_FEATURES, WIDEST
 
-LEAST_ENTRIES = 1 << 24  # of the queries of a group: fewer would not keep a device busy
+LEAST_ENTRIES = 1 << 25  # of the queries of a group: the kernels of fewer would take no longer than their launches
 
 
 def takes(spec: Attention, q, k, v, tail_q, tail_k) -> bool:
