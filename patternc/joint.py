@@ -18,7 +18,10 @@ from patternc.runtime import backend_module
 from patternc.tail import result_of
 from patternc.tail_runtime import KERNEL_FEATURES, WIDEST
 
-LEAST_ENTRIES = 1 << 25  # of the queries of a group: the kernels of fewer would take no longer than their launches
+SMALL = 1 << 27  # entries of q: calls below it are not divided, since more launches would take longer than they run
+LEAST_ENTRIES = 1 << 24  # of the queries of a group
+MOST_WORKSPACE = 0.75  # of q, k, v and the output together
+PASSING = 4.25  # tensors like q that a backward needs for a while: gradients of both outputs, states of keys or rows
 
 
 def takes(spec: Attention, q, k, v, tail_q, tail_k) -> bool:
@@ -29,13 +32,16 @@ def takes(spec: Attention, q, k, v, tail_q, tail_k) -> bool:
 
 
 def groups_of(spec: Attention, q, k) -> int:
-    """Groups of heads that a call goes through one after the other."""
-    if "h" in variables(lower(spec.exact)) | variables(lower(spec.domain)):
+    """Groups of heads that a call goes through one after the other: as few as leave the workspace at `MOST_WORKSPACE`.
+
+    Where few key heads serve many query heads, the outputs that are kept are more than that: then nothing is divided.
+    """
+    if q.numel() < SMALL or "h" in variables(lower(spec.exact)) | variables(lower(spec.domain)):
         return 1
-    b, heads, n, d = q.shape
-    kv_heads = k.shape[1]
-    fits = [g for g in range(1, kv_heads + 1) if kv_heads % g == 0 and b * heads // g * n * d >= LEAST_ENTRIES]
-    return max(fits, default=1)
+    spare = MOST_WORKSPACE * 2 * (q.numel() + k.numel()) - 2 * q.numel()
+    fits = [g for g in range(1, k.shape[1] + 1) if k.shape[1] % g == 0 and q.numel() // g >= LEAST_ENTRIES]
+    enough = [g for g in fits if PASSING * q.numel() / g <= spare]
+    return min(enough, default=max(fits)) if spare > 0 else 1
 
 
 class Joint(Function):
@@ -71,7 +77,7 @@ def _backward(dout, dlse, q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, l
         do, dt, *more = kernels.backward_norms(dout[:, qs], o[:, qs], t[:, qs], exact_scale[qs], tail_scale[qs])
         scales.append(more)
         exact = dq[:, qs], dk[:, ks], dv[:, ks]
-        kernels.backward(made, do, dlse[:, qs], q[:, qs], k[:, ks], v[:, ks], o[:, qs], lse[:, qs], scale, part, exact)
+        kernels.backward(made, do, dlse[:, qs], q[:, qs], k[:, ks], v[:, ks], o[:, qs], lse[:, qs].contiguous(), scale, part, exact)
         own = exact[0] if tail_q is None else d_own_q[:, qs].zero_(), exact[1] if tail_k is None else d_own_k[:, ks].zero_(), exact[2]
         kernels.tail_backward(made, dt, None, own_q[:, qs], own_k[:, ks], v[:, ks], [], feature, part, own)
     return dq, dk, dv, d_own_q, d_own_k, *(torch.cat(x) for x in zip(*scales))

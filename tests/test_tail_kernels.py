@@ -262,7 +262,7 @@ def terms(draw):
     """An attention whose pairs outside its exact part are one or two scans."""
     w, n = draw(st.integers(0, 30)), draw(st.integers(1, 30))
     exact = draw(st.sampled_from([pc.empty, pc.window(left=w, right=0), pc.window(w + 1) | pc.sink(n % 4), pc.block(n), pc.window(n) | pc.rows(range(n, n + 5))]))
-    domain = draw(st.sampled_from([causal, causal, causal & pc.documents(arg("ids")), pc.k <= pc.q + n]))
+    domain = draw(st.sampled_from([causal, causal & pc.documents(arg("ids"))] + [pc.k <= pc.q + n] * (exact is pc.empty)))
     if draw(st.booleans()):
         exact, domain = draw(st.sampled_from([pc.window(left=w, right=n), pc.window(left=w, right=n) | pc.global_(n % 3)])), pc.full
     norm = draw(st.sampled_from(["rms", "none", "denominator"]))
