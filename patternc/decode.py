@@ -82,6 +82,7 @@ class DecodeState:
     """What is left of the tokens so far; `step` updates it in place.
 
     Attributes:
+        batch: rows.
         position: how many there were.
         folded: live keys before it are in `total`.
         ring, kept: of the last keys, at their position modulo the size of the ring, and of the plan's `kept` ones: keys, values, and
@@ -90,26 +91,30 @@ class DecodeState:
     """
 
     plan: DecodePlan
-    position: int
-    folded: int
+    batch: int
+    position: int = 0
+    folded: int = 0
     ring: list[torch.Tensor] = field(default_factory=list)
     kept: list[torch.Tensor] = field(default_factory=list)
     total: torch.Tensor | None = None
 
 
-def init_state(spec, length: int) -> DecodeState:
-    """The state before the first token, for up to `length` tokens."""
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise ParameterError(f"`length` is a positive integer, got {length!r}", fix="give the most tokens that there will be")
-    return DecodeState(DecodePlan.of(spec, length), 0, 0)
+def init_state(spec, batch: int, length: int) -> DecodeState:
+    """The state before the first token, of `batch` rows of up to `length` tokens."""
+    for name, value, fix in (("batch", batch, "give the number of rows"), ("length", length, "give the most tokens that there will be")):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ParameterError(f"`{name}` is a positive integer, got {value!r}", fix=fix)
+    return DecodeState(DecodePlan.of(spec, length), batch)
 
 
 def check_state(spec, state, q, k) -> None:
     """Whether a state belongs to an attention and to the tokens of a step.  Raises OperandError, ShapeError."""
     if not isinstance(state, DecodeState):
-        raise OperandError(f"`state` must be one of `init_state`, got {type(state).__name__}", fix="start with `state = attn.init_state(length)`")
+        raise OperandError(f"`state` must be one of `init_state`, got {type(state).__name__}", fix="start with `state = attn.init_state(batch, length)`")
     if state.plan.spec is not spec:
         raise OperandError("the state belongs to another attention", typed=str(state.plan.spec), fix=f"make one by `init_state` of `{spec}`")
+    if q.shape[0] != state.batch:
+        raise ShapeError(f"the state is of {state.batch} rows, and the tokens are of {q.shape[0]}", fix=f"start with `init_state({q.shape[0]}, ..)`")
     if q.shape[2] != k.shape[2]:
         message = f"a step takes as many queries as keys, got {q.shape[2]} and {k.shape[2]}"
         raise ShapeError(message, fix="give the query, key and value of each new token")

@@ -105,16 +105,16 @@ class AttentionModule(nn.Module):
         out, lse = functional.attention(self.spec, q, k, v, args, backend=self.backend, scale=scale, q_start=q_start, check=check, **own)
         return (out, lse) if return_lse else out
 
-    def init_state(self, length: int):
-        """The state before the first token, for sequences of up to `length` tokens: see `step`.
+    def init_state(self, batch: int, length: int):
+        """The state before the first token, of `batch` sequences of up to `length` tokens each: see `step`.
 
         Raises:
             BackendError: there is no state of constant size, and why.
-            ParameterError: `length` is no positive integer.
+            ParameterError: `batch` or `length` is no positive integer.
         """
         from patternc.decode import init_state
 
-        return init_state(self.spec, length)
+        return init_state(self.spec, batch, length)
 
     @torch.no_grad()
     def step(self, q, k, v, state, scale: float | None = None, tail_q=None, tail_k=None):

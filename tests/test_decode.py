@@ -22,7 +22,7 @@ def tokens(n, batch=2, heads=4, kv_heads=2, d=8, dv=8, seed=0, dtype=torch.float
 
 
 def stepped(module, x, sizes, length=None, **own):
-    state, at, out = module.init_state(length or x[0].shape[2]), 0, []
+    state, at, out = module.init_state(x[0].shape[0], length or x[0].shape[2]), 0, []
     for t in sizes:
         y, state = module.step(*(a[:, :, at : at + t] for a in x), state, **{name: a[:, :, at : at + t] for name, a in own.items()})
         out.append(y)
@@ -47,7 +47,7 @@ def test_own_keys_and_values():
 
 def test_the_state_does_not_grow():
     """Thousands of steps: a state of constant size, in float32, as exact as the parallel form."""
-    module, n = pc.compile(SPECS["rattention"], "cpu", num_heads=1, head_dim=8), 3000
+    module, n = pc.compile(SPECS["rattention"], "cpu", num_heads=1, head_dim=8), 10_000
     x = tokens(n, 1, 1, 1)
     out, state = stepped(module, x, [1] * n, length=1 << 20)
     assert [r.shape[2] for r in state.ring] == [21 + 32] * 2 and state.total.dtype == torch.float32 and state.folded > n - 40
@@ -60,31 +60,35 @@ def test_the_state_does_not_grow():
 ])  # fmt: skip
 def test_what_has_no_state(text, why):
     with pytest.raises(BackendError, match=why):
-        pc.compile(text, num_heads=1, head_dim=8).init_state(200)
+        pc.compile(text, num_heads=1, head_dim=8).init_state(1, 200)
 
 
 def test_mistakes():
     module, x = pc.compile(SPECS["sinks"], "cpu"), tokens(5)
     with pytest.raises(ParameterError, match="`length` is a positive integer"):
-        module.init_state(0)
+        module.init_state(2, 0)
     with pytest.raises(ShapeError, match="the state is for 4 tokens"):
-        module.step(*x, module.init_state(4))
-    state = module.step(*x, module.init_state(20))[1]
+        module.step(*x, module.init_state(2, 4))
+    state = module.step(*x, module.init_state(2, 20))[1]
     with pytest.raises(ShapeError, match="other shapes than those before"):
+        module.step(*tokens(5, d=6), state)
+    with pytest.raises(ShapeError, match="the state is of 2 rows, and the tokens are of 1"):
         module.step(*tokens(5, batch=1), state)
+    with pytest.raises(ParameterError, match="`batch` is a positive integer, got 0"):
+        module.init_state(0, 5)
 
 
 def test_steps_that_do_not_fit():
     module, other = (pc.compile(pc.causal & (pc.window(left=w, right=0) + pc.linear_tail(norm="none")), "cpu") for w in (15, 3))
     q, k = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 1, 8)
     for bad, state, error, words in (
-        ((q.expand(1, 4, 2, 8), k, k), module.init_state(9), ShapeError, "as many queries as keys, got 2 and 1"),
-        ((q, k, k), other.init_state(9), OperandError, "the state belongs to another attention"),
+        ((q.expand(1, 4, 2, 8), k, k), module.init_state(1, 9), ShapeError, "as many queries as keys, got 2 and 1"),
+        ((q, k, k), other.init_state(1, 9), OperandError, "the state belongs to another attention"),
         ((q, k, k), None, OperandError, "`state` must be one of `init_state`, got NoneType"),
     ):
         with pytest.raises(error, match=words):
             module.step(*bad, state)
-    _, state = module.step(q, k, k, module.init_state(9))
+    _, state = module.step(q, k, k, module.init_state(1, 9))
     with pytest.raises(DtypeError, match="the tokens are torch.float16, those before them torch.float32"):
         module.step(q.half(), k.half(), k.half(), state)
     out, after = module.step(q[:, :, :0], k[:, :, :0], k[:, :, :0], state)
