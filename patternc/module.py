@@ -10,6 +10,7 @@ from patternc.args import bind, signature
 from patternc.cost import Cost, cost
 from patternc.errors import ArgError, BackendError, OperandError, ParameterError, ShapeError
 from patternc.expr.attention import Attention, Term
+from patternc.expr.calls import fitting
 from patternc.expr.pattern import Pattern
 from patternc.forms import count
 from patternc.layout import Layout, layout
@@ -88,14 +89,11 @@ class AttentionModule(nn.Module):
             ShapeError, DtypeError, DeviceError, ArgError, OperandError: an input does not fit.
             BackendError: the backend cannot do this.
         """
-        if isinstance(q, torch.Tensor) and q.device.type != "meta" and torch.is_autocast_enabled(q.device.type):
-            dtype = torch.get_autocast_dtype(q.device.type)
-            q, k, v, tail_q, tail_k = (
-                x.to(dtype) if isinstance(x, torch.Tensor) and x.dtype == torch.float32 else x for x in (q, k, v, tail_q, tail_k)
-            )
+        if _in_autocast(q):
+            q, k, v, tail_q, tail_k = _as_autocast(q, k, v, tail_q, tail_k)
             with torch.autocast(q.device.type, enabled=False):  # what is computed in float32 from here on, has to stay so
                 return self.forward(q, k, v, scale, return_lse, q_start, check, tail_q, tail_k, **args)
-        own = {name: x for name, x in (*self._parameters.items(), *self._buffers.items()) if x is not None}
+        own = self._owned()
         if own:
             self._check_own(own, q, v, q if tail_q is None else tail_q)
         if isinstance(self.spec, Attention):
@@ -105,40 +103,59 @@ class AttentionModule(nn.Module):
         out, lse = functional.attention(self.spec, q, k, v, args, backend=self.backend, scale=scale, q_start=q_start, check=check, **own)
         return (out, lse) if return_lse else out
 
-    def init_state(self, batch: int, length: int):
-        """The state before the first token, of `batch` sequences of up to `length` tokens each: see `step`.
+    @fitting("init_state")
+    def init_state(self, batch: int, length: int, **args):
+        """The state before the first token, for `step`.
 
+        Args:
+            batch: sequences that go on together.
+            length: the most tokens that each will have. The state's size does not depend on it where it is constant; what says which keys
+                are forgotten takes a few bytes a token.
+            args: the pattern's runtime args by name, for the whole length (a document's id for each token that may come).
         Raises:
             BackendError: there is no state of constant size, and why.
-            ParameterError: `batch` or `length` is no positive integer.
+            ParameterError: a number is not a positive integer.
+            ArgError, ShapeError, DtypeError: args do not fit.
         """
         from patternc.decode import init_state
 
-        return init_state(self.spec, batch, length)
+        return init_state(self.spec, batch, length, args)
 
     @torch.no_grad()
     def step(self, q, k, v, state, scale: float | None = None, tail_q=None, tail_k=None):
         """The outputs of the next tokens, without gradients: what `forward` gives them after those that `state` has seen.
 
         Args:
-            q: [B, H, t, D].  k: [B, H_kv, t, D].  v: [B, H_kv, t, D_v], of the next t tokens.
-            state: of `init_state`; it is updated.
+            q: [B, H, t, D].  k: [B, H_kv, t, D].  v: [B, H_kv, t, D_v], of the next t tokens: a prompt, then one or several at a time.
+            state: of `init_state`; it is updated in place (`state.clone()` keeps it).
             scale, tail_q, tail_k: as in `forward`.
         Returns:
             out [B, H, t, D_v] in the dtype of q, and the state.
         Raises:
             ShapeError, DtypeError, DeviceError, OperandError: an input does not fit.
         """
-        from patternc.decode import check_state, step
+        from patternc.decode import check_step, step
 
+        if _in_autocast(q):
+            q, k, v, tail_q, tail_k = _as_autocast(q, k, v, tail_q, tail_k)
+            with torch.autocast(q.device.type, enabled=False):
+                return self.step(q, k, v, state, scale, tail_q, tail_k)
         runtime.check_tensors(q, k, v)
-        check_state(self.spec, state, q, k)
-        tail_q, tail_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
-        functional.check_tail(q, k, tail_q, tail_k)
-        learned = {name: x for name, x in (*self._parameters.items(), *self._buffers.items()) if x is not None}
+        own = [k, v] if tail_k is None or tail_k is k else [k, v, tail_k]
+        functional.check_tail(q, k, q if tail_q is None else tail_q, k if tail_k is None else tail_k)
+        check_step(self.spec, state, q, own)
+        learned = self._owned()
         if learned:
-            self._check_own(learned, q, v, tail_q)
-        return step(state, q, k, v, runtime.scale_of(scale, q.shape[-1]), tail_q, tail_k, learned), state
+            self._check_own(learned, q, v, q if tail_q is None else tail_q)
+
+        def parallel(**args):
+            return self.forward(q, k, v, scale, tail_q=tail_q, tail_k=tail_k, **args)
+
+        return step(state, q, own, q if tail_q is None else tail_q, runtime.scale_of(scale, q.shape[-1]), learned, parallel), state
+
+    def _owned(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers of the term by name."""
+        return {name: x for name, x in (*self._parameters.items(), *self._buffers.items()) if x is not None}
 
     def _check_own(self, own: dict, q, v, tail_q) -> None:
         """Whether the term's parameters fit the call.  Raises ShapeError."""
@@ -187,3 +204,13 @@ class AttentionModule(nn.Module):
 
     def extra_repr(self) -> str:
         return f'"{self.spec}", backend="{self.backend}"'
+
+
+def _in_autocast(q) -> bool:
+    return isinstance(q, torch.Tensor) and q.device.type != "meta" and torch.is_autocast_enabled(q.device.type)
+
+
+def _as_autocast(q, *others):
+    """Tensors in float32 as autocast wants them."""
+    dtype = torch.get_autocast_dtype(q.device.type)
+    return [x.to(dtype) if isinstance(x, torch.Tensor) and x.dtype == torch.float32 else x for x in (q, *others)]

@@ -60,7 +60,21 @@ class PatternAttention(nn.Module):
         """
         if "return_lse" in call:
             raise ArgError("a layer returns its output alone", fix="project yourself, and call its `.attention` with `return_lse=True`")
-        context = x if context is None else context
+        q, k, v = self._projected(x, x if context is None else context)
+        return self.out_proj(self.attention(q, k, v, **call).transpose(1, 2).flatten(2))
+
+    def init_state(self, batch: int, length: int, **args):
+        """The state of `step` before the first token, for sequences of at most `length`; see `AttentionModule.init_state`."""
+        return self.attention.init_state(batch, length, **args)
+
+    @torch.no_grad()
+    def step(self, x: torch.Tensor, state, scale: float | None = None):
+        """The outputs of the next tokens `x` [B, t, embed_dim], and the state: see `AttentionModule.step`."""
+        out, state = self.attention.step(*self._projected(x, x), state, scale)
+        return self.out_proj(out.transpose(1, 2).flatten(2)), state
+
+    def _projected(self, x: torch.Tensor, context: torch.Tensor):
+        """Query, key and value."""
         for name, tensor in (("x", x), ("context", context)):
             if not isinstance(tensor, torch.Tensor):
                 raise OperandError(f"`{name}` must be a torch tensor, got {type(tensor).__name__}", fix="pass [batch, length, embed_dim]")
@@ -69,8 +83,7 @@ class PatternAttention(nn.Module):
                     f"`{name}` must have shape [batch, length, {self.embed_dim}], got {tuple(tensor.shape)}", fix="project it to embed_dim"
                 )
         q = self.q_proj(x).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
-        k, v = (p(context).unflatten(2, (self.num_kv_heads, self.head_dim)).transpose(1, 2) for p in (self.k_proj, self.v_proj))
-        return self.out_proj(self.attention(q, k, v, **call).transpose(1, 2).flatten(2))
+        return q, *(p(context).unflatten(2, (self.num_kv_heads, self.head_dim)).transpose(1, 2) for p in (self.k_proj, self.v_proj))
 
     def extra_repr(self) -> str:
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, head_dim={self.head_dim}"

@@ -164,7 +164,7 @@ def _two_sided(parts: list[Ranges], rows: np.ndarray) -> tuple[Prefix | None, Pr
 Found = tuple[str, str, Prefix | None, Prefix | None]  # class, why, prefixes of the forward and of the mirrored scan
 
 
-def _class_of(p: Pattern, rows: np.ndarray, n_k: int) -> Found:
+def class_of(p: Pattern, rows: np.ndarray, n_k: int) -> Found:
     """What is found for one specialised pattern."""
     try:
         conjuncts = disjuncts(p)
@@ -223,7 +223,7 @@ def tail_plan(rest: Pattern, bound: Bound) -> TailPlan:
         if len(heads) < bound.heads:
             return TailPlan("X", "it differs from head to head")
         if (start, pattern) not in kept:
-            kept[start, pattern] = _class_of(pattern, start + np.arange(bound.n_q), bound.n_k)
+            kept[start, pattern] = class_of(pattern, start + np.arange(bound.n_q), bound.n_k)
         for b in batch:
             of_row[b] = kept[start, pattern]
     kinds = {kind: why for kind, why, *_ in reversed(of_row)}

@@ -185,6 +185,30 @@ def test_terms_compile_and_repeat():
     torch.testing.assert_close(torch.compile(module, fullgraph=True)(q, k, v), first[0])
 
 
+STEPPED = [
+    (pc.zoo.rattention(100), None), (pc.zoo.rattention(100, documents="reset"), "document"), (pc.zoo.rattention(100, documents="released"), "document"),
+    (pc.causal & ((pc.window(90) & pc.dilate(3)) | pc.sink(4) + pc.linear_tail(initial_state=True)), None),
+    (pc.causal & (pc.empty + pc.linear_tail(feature="favor+", norm="denominator", num_features=100)), None),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.linear_tail. on pairs")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("spec, name", STEPPED, ids=str)
+def test_terms_step(spec, name, dtype):
+    """A prompt by kernels, then tokens one by one and several at a time, as the parallel form has them."""
+    module = pc.compile(spec, num_heads=4, head_dim=64).cuda()
+    q, k, v = (torch.randn(2, h, 900, 64, device="cuda", dtype=dtype) for h in (4, 2, 2))
+    args = {} if name is None else {name: (torch.arange(900, device="cuda") // 250).clamp(max=2)}
+    state, found = module.init_state(2, 900, **args), []
+    for n in (700, *[1] * 50, 150):
+        at = slice(state.position, state.position + n)
+        out, state = module.step(q[:, :, at], k[:, :, at], v[:, :, at], state)
+        found.append(out)
+    error = 3e-2 if dtype == torch.bfloat16 else 5e-3
+    torch.testing.assert_close(torch.cat(found, 2), module(q, k, v, **args), atol=error, rtol=error)
+
+
 @pytest.mark.parametrize("group, length", [(4, 777), (1, 2048)])
 def test_terms_in_groups_of_heads_are_the_same(monkeypatch, group, length):
     """Whether heads run at once or in groups: sums may be taken in other orders, where few heads leave a device idle."""

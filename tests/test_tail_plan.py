@@ -31,6 +31,7 @@ PREFIXES = {
     "documents and chunks": (rest(pc.block(4), causal & pc.documents(arg("ids"))), None), "blocks": (rest(pc.window(3), causal & pc.block(10)), 3),
     "padding": (rest(pc.window(3), causal & pc.valid(arg("m"))), 3), "width": (rest(pc.window(arg("w"))), 4), "steps of a table": (rest(pc.empty, pc.table([0, 0, 5, 9] * 10)[pc.q // 10] >= pc.k), None),
     "late rows": (rest(pc.window(3) | pc.rows(range(20, 40))), 3), "all causal": (rest(causal), "0"), "crossing": (rest(pc.documents(arg("ids")) & pc.window(4)), "any"),
+    "crossing beyond the window": (rest(pc.window(4), causal & (pc.documents(arg("ids")) | ~pc.window(4))), 4),
 }  # fmt: skip
 OTHERS = {
     "strided": (rest(pc.window(8) | pc.dilate(8)), "N"), "residues": (rest(pc.same(pc.i % 8), pc.full), "N"),

@@ -166,3 +166,17 @@ def test_autocast():
     assert found.dtype == torch.bfloat16 and all(p.grad is not None and p.grad.isfinite().all() for p in attention.parameters())
     wanted = attention(x)
     assert (found - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_steps(dtype):
+    """A prompt, then token by token; under autocast with the rounding of its dtype."""
+    attention, x = layer(pc.zoo.rattention(8, initial_state=True)), torch.randn(2, 90, 32)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        state, outs = attention.init_state(2, 100), []
+        for at in (slice(0, 70), *(slice(t, t + 1) for t in range(70, 90))):
+            out, state = attention.step(x[:, at], state)
+            outs.append(out)
+        wanted = attention(x)
+    found, error = torch.cat(outs, 1), 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(found, wanted, atol=error, rtol=error)

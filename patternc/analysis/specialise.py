@@ -9,7 +9,7 @@ import numpy as np
 from patternc.analysis.data import Data
 from patternc.expr.index import Index, const
 from patternc.expr.node import Node, postorder
-from patternc.expr.pattern import Pattern, between
+from patternc.expr.pattern import Pattern, any_of, between
 from patternc.expr.table import Table
 from patternc.expr.transform import rewrite, substitute
 
@@ -75,21 +75,38 @@ def _slice_constants(x: Index) -> Index:
 
 
 def relabel(p: Pattern) -> Pattern:
-    """`ids[x] == ids[y]` on unsorted ids compares ranks of first occurrence instead: contiguous documents become sorted."""
+    """`ids[x] == ids[y]` on unsorted ids compares ranks of first occurrence instead: contiguous documents become sorted.
+
+    So does `ids[x] != ids[y]`, a union of two sides, which must contradict it.
+    """
 
     def change(x: Node) -> Node | None:
-        if x.op != "in" or x.args[1:] != (0, 0) or x.args[0].op != "sum":
-            return None
-        constant, *parts = x.args[0].args
-        if constant != 0 or len(parts) != 4 or {parts[1], parts[3]} != {1, -1}:
-            return None
-        a, b = parts[0], parts[2]
-        if not (a.op == b.op == "read" and a.args[0] is b.args[0] and len(a.args) == 2):
-            return None
-        data = a.args[0].args[0]
-        if data.rising or data.falling:
-            return None
-        source = Index("data", data.first_seen)
-        return between(Index("read", source, a.args[1]) - Index("read", source, b.args[1]), 0, 0)
+        if x.op == "or":
+            sides: dict[Index, list[Pattern]] = {}
+            for side in x.args:
+                if side.op == "in" and side.args[1:] in ((None, -1), (1, None)) and _ranks(side.args[0]) is not None:
+                    sides.setdefault(side.args[0], []).append(side)
+            new = {side: between(_ranks(core), *side.args[1:]) for core, both in sides.items() if len(both) == 2 for side in both}
+            return any_of(*(new.get(part, part) for part in x.args)) if new else None
+        core = _ranks(x.args[0]) if x.op == "in" and x.args[1:] == (0, 0) else None
+        return None if core is None else between(core, 0, 0)
 
     return rewrite(p, change)
+
+
+def _ranks(core: Index) -> Index | None:
+    """`ids[x] - ids[y]` on unsorted ids as a difference of ranks of first occurrence; None for anything else."""
+    if core.op != "sum":
+        return None
+    constant, *parts = core.args
+    if constant != 0 or len(parts) != 4 or {parts[1], parts[3]} != {1, -1}:
+        return None
+    a, b = parts[0], parts[2]
+    if not (a.op == b.op == "read" and a.args[0] is b.args[0] and len(a.args) == 2):
+        return None
+    data = a.args[0].args[0]
+    if data.rising or data.falling:
+        return None
+    source = Index("data", data.first_seen)
+    sign = parts[1]
+    return sign * (Index("read", source, a.args[1]) - Index("read", source, b.args[1]))
