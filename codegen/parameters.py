@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from patternc.args import Bound
 from patternc.balance import Tiles
 from patternc.choices import Listed
 from patternc.codegen.bounds import FLAG_PARAMETERS, LIST_PARAMETERS, SHARED_PARAMETERS, TABLE_PARAMETERS
@@ -66,6 +67,14 @@ def argument_values(call, scalars, arrays, device: torch.device) -> dict:
     for array in arrays:
         values |= _array(array, call, device)
     return values
+
+
+_prepared: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def prepared_args(bound: Bound, device: torch.device) -> Bound:
+    """The normal form of a call's args on its device: a forward and its backward get the same `Bound`."""
+    return _prepared.get(bound) or _prepared.setdefault(bound, bound.torch(device))
 
 
 def _value(parameter: str, stride: str, value) -> dict:

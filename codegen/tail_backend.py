@@ -5,16 +5,26 @@ from __future__ import annotations
 import torch
 
 from patternc.args import Bound
+from patternc.codegen.parameters import prepared_args
+from patternc.codegen.tail_blocks_launch import BlockCall, BlockTables, block_backward, block_forward
 from patternc.codegen.tail_launch import SlotTables, TailCall, tail_backward as _backward, tail_forward as _forward
+from patternc.codegen.widths import check_width
 from patternc.errors import BackendError
-from patternc.expr.pattern import all_of, negate
+from patternc.expr.pattern import Pattern, all_of, negate
 from patternc.kept import unchanged
+from patternc.plan import mask_of
 from patternc.tail import result_of
+from patternc.tail_blocks import best_blocks
 from patternc.tail_plan import Scan, TailPlan, tail_plan
 from patternc.tail_slots import slots_of
 
 MOST_PLANS = 64
 MOST_TABLES = 16  # slots on a device that are kept
+
+
+def rest_of(compiled) -> Pattern:
+    """R = D - E."""
+    return all_of(compiled.spec.domain, negate(compiled.exact))
 
 
 def plan_of(compiled, bound: Bound) -> TailPlan:
@@ -27,7 +37,7 @@ def plan_of(compiled, bound: Bound) -> TailPlan:
         if not all(isinstance(x, int) for x in (bound.q_start, *bound.values.values())):
             what = "the values of args decide how this term is summed, and a capture cannot look at them"
             raise BackendError(what, typed=str(compiled.spec), fix="capture the pattern without its term")
-    plan = tail_plan(all_of(compiled.spec.domain, negate(compiled.exact)), bound)
+    plan = tail_plan(rest_of(compiled), bound)
     if key is not None:
         if len(kept) >= MOST_PLANS:
             kept.pop(next(iter(kept)))
@@ -35,15 +45,11 @@ def plan_of(compiled, bound: Bound) -> TailPlan:
     return plan
 
 
-def tail_refusal(compiled, bound: Bound) -> str | None:
-    """Why a term has no kernels; None where it has."""
-    plan = plan_of(compiled, bound)
-    return None if plan.kind == "0" or plan.scans else f"pairs of class {plan.kind}: {plan.why}"
-
-
 def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool, onto: tuple | None = None):
     """`onto`: `(y, weights)` that the results are written to."""
     plan, (y, weights), kept = plan_of(compiled, bound), onto or (None, None), []
+    if plan.kind in ("X", "N") and q.numel() and v.numel():
+        return *block_forward(block_call_of(compiled, bound, feature, q, k, v), q, k, v, sums, onto), []
     scans = plan.scans if q.numel() and v.numel() else ()
     for i, scan in enumerate(scans):
         given = None if y is None else (y, weights)
@@ -60,6 +66,8 @@ def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep
 def tail_backward(compiled, dy, dweights, q, k, v, kept, feature: str, bound: Bound, onto: tuple | None = None):
     """Gradients of q, k and v; in place of `onto`, gradients that they are added to, where it is given."""
     plan, total = plan_of(compiled, bound), onto
+    if plan.kind in ("X", "N") and q.numel() and v.numel():
+        return block_backward(block_call_of(compiled, bound, feature, q, k, v), q, k, v, dy, dweights, onto)
     for i, scan in enumerate(plan.scans if q.numel() and v.numel() else ()):
         states = tuple(kept[2 * i : 2 * i + 2]) if kept else None
         total = _backward(call_of(compiled, scan, bound, feature, q.device), q, k, v, dy, dweights, states, total)
@@ -79,3 +87,21 @@ def call_of(compiled, scan: Scan, bound: Bound, feature: str, device: torch.devi
         return kept[key]
 
     return TailCall(feature, tables)
+
+
+def block_call_of(compiled, bound: Bound, feature: str, q, k, v) -> BlockCall:
+    """The call of block sums; tables are kept as long as nothing writes to the args."""
+    rest, device = rest_of(compiled), q.device
+    mask, kept = mask_of(rest), compiled.state.setdefault("blocks", {})
+    check_width(compiled, bound, (mask,))
+    sizes = k.shape[1], (2 if feature == "softmax" else 1) * q.shape[3], v.shape[3]
+    key = unchanged(bound)
+    tables = kept.get((key, device, sizes))
+    if key is None or tables is None:
+        tables = BlockTables.of(best_blocks(rest, bound, *sizes), device), bound
+        if key is not None:
+            if len(kept) >= MOST_TABLES:
+                kept.pop(next(iter(kept)))
+            kept[key, device, sizes] = tables
+    on_device = prepared_args(bound, device)
+    return BlockCall(feature, mask, tables[0], on_device.q_start, on_device.values)

@@ -101,8 +101,8 @@ def _row_states(t: BlockText) -> TailKernel:
         dot("s", "tl.trans(phi.to(do_tile.dtype))", "do_tile"),
     ]  # fmt: skip
     body = [
-        *_parts(t), "block = program // parts % blocks",
-        *(["g = program // parts // blocks % GROUP", *t.pair("program // parts // blocks // GROUP")] if apart else t.pair("program // parts // blocks")),
+        *_parts(t), "block = program // parts % blocks", *["g = program // parts // blocks % GROUP"] * apart,
+        *t.pair(f"program // parts // blocks{' // GROUP' if apart else ''}"),
         *t.state_of_rows(),
         "s = tl.zeros([BLOCK_D, SLICE], tl.float32)", *["z = tl.zeros([BLOCK_D], tl.float32)"] * sums,
         f"for i in tl.range(0, SLOT // BLOCK_N{'' if apart else ' * GROUP'}, num_stages=STAGES):", *indented(step),
@@ -124,7 +124,8 @@ def _block_sums(t: BlockText) -> TailKernel:
         "total = tl.dot(a.to(x.dtype), x, total, input_precision=PRECISION)",
     ]
     body = [
-        "program = tl.program_id(0)", "slabs = tl.cdiv(width, SLAB)", "entry = program % slabs * SLAB + tl.arange(0, SLAB)", "entry_ok = entry < width",
+        "program = tl.program_id(0)", "slabs = tl.cdiv(width, SLAB)",
+        "entry = program % slabs * SLAB + tl.arange(0, SLAB)", "entry_ok = entry < width",
         "groups = tl.cdiv(targets, TARGETS)", "group = program // slabs % groups",
         "head = program // slabs // groups  # of targets, counted over the pairs of the pass", "own = head // each",
         "list = tl.load(sum_list_ptr + first_pair * each + head)",

@@ -215,12 +215,12 @@ class _Run:
     def launch(self, name: str, part: Part, matrices: dict[str, torch.Tensor], values: dict) -> None:
         layout = tuple((m, x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
         values = {**self.values, **self._tables(name), **values, "first_pair": part[0]}
-        precision = values.pop("PRECISION", self.precision)
-        source = values.get("source_ptr")
+        precision, source = values.pop("PRECISION", self.precision), values.get("source_ptr")
+        kinds = precision, None if source is None else source.dtype, self.dtype, self.device
         while True:
             config = self._config(name)
             sizes = self.batch, self.heads, self.kv_heads, self.d, self.dv
-            key = name, self.add, self.source.text, self.configs.slot, config, sizes, self.dtype, precision, source is not None and source.dtype, self.device, layout
+            key = name, self.add, self.source.text, self.configs.slot, config, sizes, *kinds, layout
             launch = _launches.get(key)
             if launch is None:
                 launch = self._prepare(name, config, matrices, precision)

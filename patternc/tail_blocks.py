@@ -12,10 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patternc.layout import Layout
+from patternc.args import Bound
+from patternc.expr.pattern import Pattern
+from patternc.layout import Layout, layout
 from patternc.tail_tiles import TailPlan
 
 TARGETS, CHUNK, SUPER = 64, 32, 16
+TILES = 64, 128
+TRAFFIC = 100  # products that take as long as reading or writing an entry of a state
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,19 +97,33 @@ class Blocks:
     live_rows: np.ndarray | None
     live_keys: np.ndarray | None
 
+    def work(self, features: int, value_dim: int) -> float:
+        """What depends on the tiles' size, in products of two numbers, for the heads of a call."""
+        state, pairs, lists = features * value_dim, self.key_list.size, np.bincount(self.row_list.ravel(), minlength=len(self.partial.begin))
+        partial = np.dot(lists, self.partial.begin[:, -1] - self.partial.begin[:, 0]) * self.block**2 * (features + value_dim)
+        blocks = np.dot(np.bincount(self.sum_list.ravel(), minlength=len(self.reads.begin)), self.reads.begin[:, -1] - self.reads.begin[:, 0])
+        return partial + blocks * TARGETS * CHUNK * state + TRAFFIC * state * (2 * pairs * self.keys + 2 * self.sum_list.size * self.rows)
 
-def blocks_of(layout: Layout, kv_heads: int) -> Blocks:
+
+def best_blocks(rest: Pattern, bound: Bound, kv_heads: int, features: int, value_dim: int) -> Blocks:
+    """The sums of R, in tiles of the size that is least work."""
+    bound = bound.numpy()
+    found = [blocks_of(layout(rest, bound, (tile, tile)), kv_heads) for tile in TILES if tile == TILES[0] or tile < max(bound.n_q, bound.n_k)]
+    return min(found, key=lambda blocks: blocks.work(features, value_dim))
+
+
+def blocks_of(tiles: Layout, kv_heads: int) -> Blocks:
     """The sums for an exact layout of R, whose tiles are square."""
-    group_of = np.zeros((layout.batch, layout.heads), np.int32)
-    for i, group in enumerate(layout.groups):
+    group_of = np.zeros((tiles.batch, tiles.heads), np.int32)
+    for i, group in enumerate(tiles.groups):
         group_of[np.ix_(group.batch, group.heads)] = i
     apart = bool((group_of != group_of[:, :1]).any())
     # States of keys are shared by heads, so that all of these must leave out the same keys.
-    plans = [TailPlan.of_group(group, factors=not apart) for group in layout.groups]
-    grid, share = plans[0].grid, layout.heads // kv_heads
+    plans = [TailPlan.of_group(group, factors=not apart) for group in tiles.groups]
+    grid, share = plans[0].grid, tiles.heads // kv_heads
     # Key heads are alike where all of their query heads are.
     combined, key_list = np.unique(group_of.reshape(-1, share), axis=0, return_inverse=True)
-    key_list = key_list.reshape(layout.batch, kv_heads).astype(np.int32)
+    key_list = key_list.reshape(tiles.batch, kv_heads).astype(np.int32)
     by_key = [[plans[i] for i in row] for row in combined]
     sources = [row if apart else row[:1] for row in by_key]
     live_rows = live_keys = None
@@ -113,7 +131,7 @@ def blocks_of(layout: Layout, kv_heads: int) -> Blocks:
         live_rows = np.stack([_live(p.live_rows, grid.row) for p in plans])
         live_keys = np.stack([_live(row[0].live_keys, grid.column) for row in by_key])
     return Blocks(
-        layout.tile[0], grid.row.tiles, grid.column.tiles, apart, group_of, key_list,
+        tiles.tile[0], grid.row.tiles, grid.column.tiles, apart, group_of, key_list,
         partial=_lists([(p.partial // grid.width, p.partial % grid.width) for p in plans], grid.row.tiles),
         partial_keys=_lists([_transposed(row) for row in by_key], grid.column.tiles),
         sum_list=group_of if apart else group_of[:, ::share],
@@ -200,4 +218,4 @@ def _columns(runs, first: int, stop: int, rows: int) -> np.ndarray:
     return np.cumsum(edges, 1, dtype=np.int8)[:, :-1].view(np.uint8).T
 
 
-__all__ = ["CHUNK", "SUPER", "TARGETS", "Blocks", "Lists", "Sums", "blocks_of"]
+__all__ = ["CHUNK", "SUPER", "TARGETS", "Blocks", "Lists", "Sums", "best_blocks", "blocks_of"]
