@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -18,13 +16,11 @@ from patternc.codegen.device import processors
 from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, attention_backward, attention_forward
 from patternc.codegen.norms import backward_norms, norms
-from patternc.codegen.parameters import ChoiceTables, TileLists
+from patternc.codegen.parameters import ChoiceTables, TileLists, prepared_args
 from patternc.codegen.schedule import Dealt
-from patternc.codegen.tail_backend import tail_backward, tail_refusal
+from patternc.codegen.tail_backend import tail_backward
+from patternc.codegen.widths import check_width
 from patternc.errors import BackendError, DeviceError, DtypeError, InternalError, PatterncError
-from patternc.expr.bounds import INF, bounds
-from patternc.expr.index import MAX_INT
-from patternc.expr.node import postorder
 from patternc.expr.pattern import Pattern
 from patternc.kept import unchanged
 from patternc.layout import layout
@@ -62,13 +58,14 @@ def check(q: torch.Tensor, v: torch.Tensor) -> None:
 
 
 __all__ = [
-    "backward", "backward_norms", "call_of", "check", "check_width", "forward", "norms", "source", "tail_backward", "tail_forward", "tail_refusal"
+    "backward", "backward_norms", "call_of", "check", "check_width", "forward", "norms", "source", "tail_backward", "tail_forward"
 ]  # fmt: skip
 
 
 def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
     check(q, v)
-    check_width(compiled, bound)
+    runs = (*compiled.plan.forward.all_runs, *compiled.plan.transposed.all_runs)
+    check_width(compiled, bound, (compiled.plan.mask, *(x for run in runs for x in (run.lo, run.hi, run.inner_lo, run.inner_hi))))
     if wide:
         raise InternalError("the triton backend returns outputs in the inputs' dtype")
     parts, found = compiled.parts_at(bound, shape_of(q, v)), None
@@ -93,35 +90,6 @@ def shape_of(q: torch.Tensor, v: torch.Tensor) -> Shape:
     return Shape.of(q.shape[3], v.shape[3], q.element_size())
 
 
-def check_width(compiled, bound: Bound) -> None:
-    """Kernels compute positions in 32 bits.  Raises BackendError where an expression of the pattern may not fit at this length."""
-    kept = compiled.state.setdefault("fits", set())
-    start = bound.q_start if isinstance(bound.q_start, int) else 0
-    scalars = {name: value for name, value in bound.values.items() if isinstance(value, int)}
-    key = bound.n_q, bound.n_k, start, *scalars.items()
-    if key in kept:
-        return
-    env = {"q": (start, start + bound.n_q - 1), "k": (0, bound.n_k - 1), "h": (0, bound.heads - 1), "b": (0, bound.batch - 1)}
-    env |= {"n_q": (bound.n_q,) * 2, "n_k": (bound.n_k,) * 2, "q_start": (start,) * 2, **{name: (value, value) for name, value in scalars.items()}}
-    env |= dict.fromkeys(("r0", "r1"), (0, max(env["q"][1], env["k"][1])))
-    runs = (*compiled.plan.forward.all_runs, *compiled.plan.transposed.all_runs)
-    formulas = [x for run in runs for x in (run.lo, run.hi, run.inner_lo, run.inner_hi)]
-    for x in dict.fromkeys(node for root in (compiled.plan.mask, *formulas) for node in postorder(root)):
-        if x.op not in ("sum", "mul"):
-            continue
-        parts = [max(map(abs, bounds(c, env))) for c in x.children]
-        most = math.prod(parts) if x.op == "mul" else abs(x.args[0]) + sum(abs(w) * p for w, p in zip(x.args[2::2], parts))
-        if MAX_INT < most < INF:
-            raise BackendError(
-                f"`{x}` may reach {int(most)} at this length, and kernels compute in 32 bits",
-                typed=str(compiled.spec),
-                fix='divide before multiplying, or use backend="cpu"',
-            )
-    if len(kept) >= MOST_LENGTHS:
-        kept.clear()
-    kept.add(key)
-
-
 def source(compiled, bound: Bound | None = None) -> str:
     """The generated module of a compiled pattern; with lengths, the modules of its parts in the orders that these ask for."""
     if bound is None:
@@ -130,14 +98,10 @@ def source(compiled, bound: Bound | None = None) -> str:
     return "\n\n".join(generate(part.plan_at(bound), later=part is not parts[0]).text for part in parts)
 
 
-# The normal form of a call's args on the device: a forward and its backward get the same `Bound`.
-_prepared: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
 def call_of(compiled, scale: float, bound: Bound, *matrices: torch.Tensor) -> Call:
     """The call of a bound pattern on matrices [B, heads, n, width]."""
     device = matrices[0].device
-    on_device = _prepared.get(bound) or _prepared.setdefault(bound, bound.torch(device))
+    on_device = prepared_args(bound, device)
     # Within a box, offsets are 32 bits wide, and a box may span the sequence.
     reach = max(x.stride(2) for x in matrices) * max(bound.n_q, bound.n_k)
     shape = shape_of(matrices[0], matrices[2])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from patternc.args import Bound
 from patternc.balance import Tiles
 from patternc.choices import Listed
 from patternc.codegen.bounds import FLAG_PARAMETERS, LIST_PARAMETERS, SHARED_PARAMETERS, TABLE_PARAMETERS
@@ -55,13 +56,25 @@ def runtime_values(call, kernel: Kernel, config: Config, device: torch.device) -
     if kernel.groups:
         parts = zip(kernel.groups, call.groups)
         return {name: x for i, (part, own) in enumerate(parts) for name, x in renamed(i, part, runtime_values(own, part, config, device)).items()}
+    return argument_values(call, kernel.scalars, kernel.arrays, device) | _bounds(call, kernel, config)
+
+
+def argument_values(call, scalars, arrays, device: torch.device) -> dict:
+    """Parameters by name for what a mask reads; `call` has `q_start` and `args` as `launch.Call` has them."""
     values = _value("q_start_value", "q_start_stride", call.q_start)
-    values |= _bounds(call, kernel, config)
-    for name in kernel.scalars:
+    for name in scalars:
         values |= _value(f"value_of_{name}", f"stride_of_{name}", call.args[name])
-    for array in kernel.arrays:
+    for array in arrays:
         values |= _array(array, call, device)
     return values
+
+
+_prepared: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def prepared_args(bound: Bound, device: torch.device) -> Bound:
+    """The normal form of a call's args on its device: a forward and its backward get the same `Bound`."""
+    return _prepared.get(bound) or _prepared.setdefault(bound, bound.torch(device))
 
 
 def _value(parameter: str, stride: str, value) -> dict:

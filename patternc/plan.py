@@ -95,9 +95,13 @@ MOST_RUNS = 8  # a kernel that would unroll more runs than this takes lists or o
 def make_plan(p: Pattern) -> Plan:
     """The plan of a pattern: formulas where they say all there is to say, else tables (runtime data) or lists (static)."""
     lowered = lower(p)
-    # Lowering may copy subexpressions (`^`, `where`); the mask is then better evaluated as it was written.
-    mask = lowered if lowered.size <= 2 * p.size else p
-    return Plan(mask, axis_plan(lowered, "k"), axis_plan(lowered, "q"))
+    return Plan(mask_of(p), axis_plan(lowered, "k"), axis_plan(lowered, "q"))
+
+
+def mask_of(p: Pattern) -> Pattern:
+    """What partial tiles evaluate: lowering may copy subexpressions (`^`, `where`), and then `p` is better evaluated as it was written."""
+    lowered = lower(p)
+    return lowered if lowered.size <= 2 * p.size else p
 
 
 def axis_plan(lowered: Pattern, column: str) -> AxisPlan:

@@ -5,8 +5,8 @@ conjunct bounds the keys of each row, and the class is read off those bounds:
 
     P   R(q) = low(q) .. last(q), `last` never falls, `low` is constant between resets: one forward scan
     PS  the union of a P and of the mirror image of one: two scans
-    N   `f(q) != g(k)`: a disjoint union of equalities of bits, each of class P in an order of its own
-    X   anything else: states of tiles, summed by a 0/1 matrix
+    N   `f(q) != g(k)`: a disjoint union of equalities of bits, each of class P or PS in orders of its own (`tail_levels`)
+    X   anything else: states of tiles, summed by a 0/1 matrix (`tail_blocks`)
 
 `0` stands for an R without pairs.
 """
@@ -20,12 +20,10 @@ import numpy as np
 from patternc.analysis.ranges import Ranges, ranges_of
 from patternc.args import Bound
 from patternc.cells import specialisations
-from patternc.expr.arithmetic import terms
-from patternc.expr.bounds import INF
-from patternc.expr.index import Index
 from patternc.expr.node import postorder, roomy
 from patternc.expr.pattern import Pattern
-from patternc.passes import TooManyConjuncts, disjuncts, lower, variables
+from patternc.passes import TooManyConjuncts, disjuncts, lower
+from patternc.tail_levels import ordered
 
 NOTHING = 2**30  # the lowest key of a row without keys: beyond all positions
 
@@ -66,6 +64,15 @@ class Scan:
 
 
 @dataclass(frozen=True, eq=False)
+class Level:
+    """Scans in an order of rows and one of keys, from which positions count: `rows` and `keys` say which is at each place (int64)."""
+
+    rows: np.ndarray
+    keys: np.ndarray
+    scans: tuple[Scan, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class TailPlan:
     """The class of R at one length.
 
@@ -73,11 +80,13 @@ class TailPlan:
         kind: "P", "PS", "N", "X", or "0" where there is no pair.
         why: what decided that, in words.
         scans: of the classes P and PS; together they pass every pair once.
+        levels: of class N; together they pass every pair once.
     """
 
     kind: str
     why: str
     scans: tuple[Scan, ...] = ()
+    levels: tuple[Level, ...] = ()
 
     def __str__(self):
         return f"class {self.kind}: {self.why}"
@@ -139,13 +148,6 @@ def _mirrored(parts: list[Ranges]) -> list[Ranges]:
     ]
 
 
-def _differs(core: Index, low: float, high: float) -> bool:
-    """Whether a comparison leaves out one residue of a sum of a part in q and a part in k, or one side of one value of such a sum."""
-    if core.op == "mod" and core.args[1].op == "const":
-        return low == 1 or high == core.args[1].args[0] - 2
-    return all(len(variables(t)) == 1 for t in terms(core)[1]) and (low == -INF or high == INF)
-
-
 def _two_sided(parts: list[Ranges], rows: np.ndarray) -> tuple[Prefix | None, Prefix] | None:
     """The prefixes of a forward and of a mirrored scan that share no pair; None where the parts are not of class PS."""
     forward = [part for part in parts if isinstance(_prefix([part], rows), Prefix)]
@@ -161,7 +163,24 @@ def _two_sided(parts: list[Ranges], rows: np.ndarray) -> tuple[Prefix | None, Pr
     return None if isinstance(before, str) or isinstance(after, str) else (before, after)
 
 
-Found = tuple[str, str, Prefix | None, Prefix | None]  # class, why, prefixes of the forward and of the mirrored scan
+def _levels(parts: list[Ranges], rows: np.ndarray, n_k: int) -> TailPlan | None:
+    """The levels of parts that are `f(q) != g(k)`, each of class P or PS; None where they are not."""
+    found = ordered(parts, rows)
+    if found is None:
+        return None
+    levels, numbers = [], np.arange(len(rows))
+    for level in found:
+        some = [part for part in level.parts if part.pairs]
+        prefix = _prefix(some, numbers) if some else None
+        both = (prefix, None) if prefix is None or isinstance(prefix, Prefix) else _two_sided(some, numbers)
+        if both is None:
+            return None
+        scans = (Scan(mirrored, (side,), (0,)) for mirrored, side in zip((False, True), both) if side is not None)
+        levels += [Level(level.rows, level.keys, tuple(scans))] if some else []
+    return TailPlan("N", "", (), tuple(levels))
+
+
+Found = tuple[str, str, Prefix | None, object]  # class, why, prefixes of the forward and of the mirrored scan; of class N None and the levels
 
 
 def class_of(p: Pattern, rows: np.ndarray, n_k: int) -> Found:
@@ -175,10 +194,10 @@ def class_of(p: Pattern, rows: np.ndarray, n_k: int) -> Found:
         return "0", "no pair at this length", None, None
     unsolved = [core for part in parts for core in part.unsolved]
     if unsolved:
-        by_value = all(part.unsolved and all(_differs(core, *part.conjunct[core]) for core in part.unsolved) for part in parts)
+        levels = _levels(parts, rows, n_k)
         data = any(x.op == "data" for x in postorder(unsolved[0]))
         why = "equal values do not lie together" if data else f"`{unsolved[0]}` bounds no range of keys"
-        return "N" if by_value else "X", why, None, None
+        return ("X" if levels is None else "N"), why, None, levels
     found = _prefix(parts, rows)
     if isinstance(found, Prefix):
         return "P", _words(found), found, None
@@ -228,7 +247,9 @@ def tail_plan(rest: Pattern, bound: Bound) -> TailPlan:
             of_row[b] = kept[start, pattern]
     kinds = {kind: why for kind, why, *_ in reversed(of_row)}
     kind = next(k for k in ("X", "N", "PS", "P", "0") if k in kinds)
+    if kind == "N" and len(set(map(id, of_row))) == 1:
+        return replace(of_row[0][3], why=kinds[kind])
     if kind not in ("P", "PS"):
-        return TailPlan(kind, kinds[kind])
+        return TailPlan("X" if kind == "N" else kind, kinds[kind])
     scans = [_scan(mirrored, [found[2 + mirrored] for found in of_row], bound.n_q) for mirrored in (False, True)]
     return TailPlan(kind, kinds[kind], tuple(scan for scan in scans if scan is not None))

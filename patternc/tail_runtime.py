@@ -1,8 +1,7 @@
-"""Running a term: kernels where the class of its pairs has them, torch operations elsewhere; for eager and for traced calls.
+"""Running a term: by kernels on the triton backend, by torch operations on others; for eager and for traced calls.
 
-A backend that has kernels for terms has three more functions:
+A backend that has kernels for terms has more functions:
 
-    tail_refusal(compiled, bound) -> why there are none, or None
     tail_forward(compiled, q, k, v, feature, sums, bound, keep) -> (y, weights, kept)
     tail_backward(compiled, dy, dweights, q, k, v, kept, feature, bound) -> (dq, dk, dv)
 
@@ -15,36 +14,14 @@ with y [B, H, N_q, Dv] as `patternc.tail.result_of` says, the sums of weights [B
 
 from __future__ import annotations
 
-import functools
-import warnings
-
 import torch
 
 from patternc.derivatives import Function, Gradients
-from patternc.errors import BackendError
 from patternc.runtime import backend_module, rest_of
 from patternc.tail import at_least_float32, by_features, feature_gradient, feature_map, linear_backward, linear_forward, result_of
 
 KERNEL_FEATURES = ("softmax", "elu+1", "relu", "identity")
 WIDEST = 128  # head dimensions that kernels take at a time
-
-
-def has_kernels(made, bound, backend: str) -> bool:
-    """Whether a call's term runs by kernels.  Raises BackendError where a backend that was asked for by name has none."""
-    if backend not in ("triton", "auto"):
-        return False
-    why = backend_module("triton").tail_refusal(made, bound)
-    if why is None:
-        return True
-    if backend == "triton":
-        raise BackendError(f"the triton backend has no kernels for a term on {why}", typed=str(made.spec), fix='use backend="auto" or "cpu"')
-    _warn_no_kernels(why.split(":")[0])
-    return False
-
-
-@functools.cache
-def _warn_no_kernels(what: str) -> None:
-    warnings.warn(f"`linear_tail` on {what} has no Triton kernels: it runs as torch operations on the GPU", stacklevel=5)
 
 
 def by_kernels(apply):
@@ -110,7 +87,7 @@ class Norms(Function):
 
 def traced_forward(made, bound, backend: str, q, k, v, feature: str, sums: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """`(y, weights)` for a registered operator, which runs below autograd; weights are [0] where they are not asked for."""
-    if has_kernels(made, bound, backend):
+    if backend == "triton":
         y, weights, _ = backend_module("triton").tail_forward(made, q, k, v, feature, sums, bound, False)
     else:
         y, weights = by_features(lambda *x: linear_forward(*x, rest_of(made, bound)))(feature, feature_map(feature), q, k, v, sums)
@@ -120,7 +97,7 @@ def traced_forward(made, bound, backend: str, q, k, v, feature: str, sums: bool)
 
 def traced_backward(made, bound, backend: str, dy, dweights, q, k, v, feature: str, sums: bool):
     dweights = dweights if sums else None
-    if has_kernels(made, bound, backend):
+    if backend == "triton":
         return backend_module("triton").tail_backward(made, dy, dweights, q, k, v, [], feature, bound)
     phi, values = feature_map(feature), at_least_float32(v)
     if sums:

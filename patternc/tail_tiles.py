@@ -13,6 +13,8 @@ from patternc.masks import TileMasks
 
 CHUNK = 1 << 21  # elements of products and of states of rows that are in use at a time
 
+MOST_MASKS = 4096  # classes of partial tiles whose masks are looked at for dead rows and keys
+
 _of_group: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -21,18 +23,22 @@ class TailPlan:
 
     Attributes:
         live_rows, live_keys: bool [tiles, tile], the rows and keys that R uses; None if all.
+        runs: `(row, start, stop)` of the runs of full tiles, sorted.
         prefix: int64 [row tiles], the row reads the sum of tiles below it.  suffix: the row reads tiles from it on.
         middle: `(row, start, stop)` of the other runs of full tiles, sorted by row.
         partial: tile keys of partial tiles, sorted.
+
+    Args:
+        factors: a tile that is full but for rows and keys that R never uses counts as full.
     """
 
-    def __init__(self, group: Group):
+    def __init__(self, group: Group, factors: bool = True):
         tiles, self.masks = group.tiles, TileMasks.of_group(group)
         grid = self.grid = tiles.grid
         full, keys = tiles.full, self.masks.keys
         width, self.columns = grid.width, grid.column.tiles
         row, column = keys // width, keys % width
-        outer, row_any, key_any = self._class_facts()
+        outer, row_any, key_any = self._class_facts(factors and len(self.masks.examples) <= MOST_MASKS)
         of = self.masks.of
         live_rows = np.zeros((grid.row.tiles, grid.row.tile), bool)
         live_keys = np.zeros((grid.column.tiles, grid.column.tile), bool)
@@ -50,6 +56,7 @@ class TailPlan:
         start, stop = union([full, from_members(keys[whole])])
         row = start // width
         start, stop = start - row * width, stop - row * width
+        self.runs = row, start, stop
         first, last = start == 0, (stop == self.columns) & (start > 0)
         self.prefix = np.zeros(grid.row.tiles, np.int64)
         self.prefix[row[first]] = stop[first]
@@ -61,16 +68,17 @@ class TailPlan:
         self.live_keys = live_keys if whole.any() else None
 
     @staticmethod
-    def of_group(group: Group) -> TailPlan:
-        if group not in _of_group:
-            _of_group[group] = TailPlan(group)
-        return _of_group[group]
+    def of_group(group: Group, factors: bool = True) -> TailPlan:
+        made = _of_group.setdefault(group, {})
+        if factors not in made:
+            made[factors] = TailPlan(group, factors)
+        return made[factors]
 
-    def _class_facts(self, chunk: int = 256):
-        """For every class: is its mask rows times keys, and the rows and keys that it uses."""
+    def _class_facts(self, look: bool, chunk: int = 256):
+        """For every class: is its mask rows times keys, and the rows and keys that it uses; no to all where nobody looks."""
         count, grid = len(self.masks.examples), self.grid
         outer, rows, keys = np.zeros(count, bool), np.zeros((count, grid.row.tile), bool), np.zeros((count, grid.column.tile), bool)
-        for a in range(0, count, chunk):
+        for a in range(0, count if look else 0, chunk):
             mask = self.masks.evaluate(self.masks.examples[a : a + chunk])
             s = slice(a, a + chunk)
             rows[s], keys[s] = mask.any(2), mask.any(1)

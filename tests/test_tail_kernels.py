@@ -1,7 +1,5 @@
 """The kernels of a linear tail beside dense sums in float64: values and all gradients, in the interpreter or on a GPU."""
 
-import contextlib
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -14,7 +12,6 @@ from patternc.codegen import tail_configs, tail_kernels, tail_launch, tail_state
 from patternc.codegen.tail_configs import TailConfig, TailConfigs
 from patternc.codegen.tail_launch import SlotTables, TailCall, tail_backward, tail_forward
 from patternc.codegen.tail_text import KERNELS, Form
-from patternc.errors import BackendError
 from patternc.expr.pattern import all_of, negate
 from patternc.tail import feature_map
 from patternc.tail_plan import tail_plan
@@ -302,31 +299,6 @@ def test_traced_and_eager_agree():
     runs = [module(*x), torch.compile(module, fullgraph=True, backend="aot_eager")(*x)]
     torch.testing.assert_close(*runs)
     torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), leaves) for y in runs))
-
-def test_other_classes_are_refused_by_name():
-    (q, k, v), _ = inputs(40, 40, 1, 1, 16, 16)
-    for p, kind in ((causal & (pc.window(4) | pc.dilate(4) + pc.linear_tail(norm="none")), "N"), (causal & ((pc.window(9) & pc.dilate(3)) + pc.linear_tail(norm="none")), "X")):
-        with pytest.raises(BackendError, match=f"no kernels for a term on pairs of class {kind}: "):
-            pc.compile(p, "triton")(*(x.to(DEVICE) for x in (q, k, v)))
-
-
-def test_auto_falls_back_with_one_warning(monkeypatch):
-    """Where a class has no kernels, the exact part has, and torch operations compute the term."""
-    monkeypatch.setattr(functional.runtime, "choose_backend", lambda name, device: "triton")
-    tail_runtime._warn_no_kernels.cache_clear()
-    (q, k, v), _ = inputs(20, 20, 2, 1, 16, 16)
-    for feature in ("softmax", "elu+1"):
-        spec = causal & (pc.window(4) | pc.dilate(4) + pc.linear_tail(feature, "denominator"))
-        x = [t.to(DEVICE).requires_grad_() for t in (q, k, v)]
-        with pytest.warns(UserWarning, match="on pairs of class N has no Triton kernels") if feature == "softmax" else contextlib.nullcontext():
-            got = functional.attention(spec, *x, backend="auto")[0]
-        want = reference.attention(spec, *x)[0].to(q.dtype)
-        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
-        functional.prepare(spec)
-        traced = torch.compile(lambda *x, spec=spec: functional.attention(spec, *x, backend="auto")[0], fullgraph=True, backend="aot_eager")(*x)
-        torch.testing.assert_close(traced, got)
-        torch.testing.assert_close(*(torch.autograd.grad((y * y.detach().cos()).sum(), x) for y in (traced, want)), atol=1e-3, rtol=1e-3)
-    torch._dynamo.reset()
 
 
 def test_text():

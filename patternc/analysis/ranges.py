@@ -107,8 +107,11 @@ def _factor(conjunct: Conjunct, *names: str) -> Pattern:
 
 def _ranges(alike: list[Conjunct], rows: np.ndarray, n_k: int) -> Ranges:
     """The ranges of conjuncts that differ in what they say of the key alone."""
-    keys, conjunct = np.arange(n_k), alike[0]
-    live = np.broadcast_to(evaluate(any_of(*(_factor(c, "k") for c in alike)), {"k": keys}), keys.shape)
+    keys = np.arange(n_k)
+    return _bounded(alike[0], np.broadcast_to(evaluate(any_of(*(_factor(c, "k") for c in alike)), {"k": keys}), keys.shape), rows)
+
+
+def _bounded(conjunct: Conjunct, live: np.ndarray, rows: np.ndarray) -> Ranges:
     used = np.broadcast_to(evaluate(_factor(conjunct, "q"), {"q": rows}), rows.shape)
     mixed = {core: bound for core, bound in conjunct.items() if variables(core) == {"q", "k"}}
     projector, found, unsolved = _RowProjector(rows, live, used), Interval(), []
@@ -117,9 +120,14 @@ def _ranges(alike: list[Conjunct], rows: np.ndarray, n_k: int) -> Ranges:
         if not one.tight:
             unsolved.append(core)
         found = projector._meet(found, one.outer)
-    low, high = (default if x is None else x for x, default in ((found.low, 0), (found.high, n_k - 1)))
+    low, high = (default if x is None else x for x, default in ((found.low, 0), (found.high, len(live) - 1)))
     low, high = (np.broadcast_to(np.asarray(x, np.int64), rows.shape) for x in (low, high))
     return Ranges(conjunct, low, np.where(used & (not found.empty), high, -1), live, tuple(unsolved))
+
+
+def without(part: Ranges, core: Index, rows: np.ndarray) -> Ranges:
+    """The ranges that are left without the condition on one core."""
+    return _bounded({x: bound for x, bound in part.conjunct.items() if x is not core}, part.live, rows)
 
 
 def ranges_of(conjuncts: list[Conjunct], rows: np.ndarray, n_k: int) -> list[Ranges]:
