@@ -49,6 +49,10 @@ def plan_of(compiled, bound: Bound) -> TailPlan:
     return plan
 
 
+def tail_class(compiled, bound: Bound) -> str:
+    return plan_of(compiled, bound).kind
+
+
 def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool, onto: tuple | None = None):
     """`onto`: `(y, weights)` that the results are written to."""
     plan, (y, weights), kept = plan_of(compiled, bound), onto or (None, None), []

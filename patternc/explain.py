@@ -18,6 +18,7 @@ from patternc.plan import make_plan
 from patternc.prediction import Prediction, predict
 from patternc.rates import Shape, card
 from patternc.tail_plan import TailPlan, tail_plan
+from patternc.tail_runtime import PROVEN
 
 
 @dataclass(frozen=True)
@@ -174,16 +175,23 @@ def kernels_of(backend: str, tail: TailPlan | None) -> dict[str, str]:
     cpu = "torch operations over the tiles of the layout (backend cpu)"
     triton = "Triton kernels generated from the plan (backend triton): forward, dq, dk/dv"
     dense = "the dense reference (backend reference), n x n memory"
-    if tail is not None and tail.scans:
-        triton += f"; the term by kernels that carry states in {len(tail.scans)} scan{'s' * (len(tail.scans) > 1)}"
-    elif tail is not None and tail.kind != "0":
-        none = f"the term's class {tail.kind} has no kernels"
-        triton = f"{none}, and backend triton refuses it" if backend == "triton" else f"{triton}; {none} yet: torch operations"
+    if tail is not None and tail.kind != "0":
+        proven = backend == "triton" or tail.kind in PROVEN
+        triton += f"; the term by kernels that {_how(tail)}" if proven else f"; the term by torch operations, since no card has run class {tail.kind}"
     if backend == "reference":
         return {"any device": dense}
     if backend == "cpu":
         return {"any device": cpu}
     return {"cuda": triton} if backend == "triton" else {"cuda": triton, "cpu": cpu}
+
+
+def _how(tail: TailPlan) -> str:
+    """What a term's kernels do, by the class of its pairs."""
+    if tail.scans:
+        return f"carry states in {len(tail.scans)} scan{'s' * (len(tail.scans) > 1)}"
+    sums = "sum states of tiles and mask the partial ones"
+    scans = sum(len(level.scans) for level in tail.levels)
+    return f"carry states in {scans} scans in orders of their own, or {sums}, whichever is less work" if tail.kind == "N" else sums
 
 
 def tiles_line(found: Layout) -> str:
