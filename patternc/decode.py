@@ -110,7 +110,8 @@ def init_state(spec, batch: int, length: int) -> DecodeState:
 def check_state(spec, state, q, k) -> None:
     """Whether a state belongs to an attention and to the tokens of a step.  Raises OperandError, ShapeError."""
     if not isinstance(state, DecodeState):
-        raise OperandError(f"`state` must be one of `init_state`, got {type(state).__name__}", fix="start with `state = attn.init_state(batch, length)`")
+        message = f"`state` must be one of `init_state`, got {type(state).__name__}"
+        raise OperandError(message, fix="start with `state = attn.init_state(batch, length)`")
     if state.plan.spec is not spec:
         raise OperandError("the state belongs to another attention", typed=str(state.plan.spec), fix=f"make one by `init_state` of `{spec}`")
     if q.shape[0] != state.batch:
