@@ -18,7 +18,7 @@ from patternc.codegen.launch import Call, attention_backward, attention_forward
 from patternc.codegen.norms import backward_norms, norms
 from patternc.codegen.parameters import ChoiceTables, TileLists, prepared_args
 from patternc.codegen.schedule import Dealt
-from patternc.codegen.tail_backend import tail_backward, tail_class
+from patternc.codegen.tail_backend import tail_backward
 from patternc.codegen.widths import check_width
 from patternc.errors import BackendError, DeviceError, DtypeError, InternalError, PatterncError
 from patternc.expr.pattern import Pattern
@@ -58,7 +58,7 @@ def check(q: torch.Tensor, v: torch.Tensor) -> None:
 
 
 __all__ = [
-    "backward", "backward_norms", "call_of", "check", "check_width", "forward", "norms", "source", "tail_backward", "tail_class", "tail_forward"
+    "backward", "backward_norms", "call_of", "check", "check_width", "forward", "norms", "source", "tail_backward", "tail_forward"
 ]  # fmt: skip
 
 

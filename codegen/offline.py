@@ -21,11 +21,13 @@ from patternc.codegen.dispatch import renamed
 from patternc.codegen.frame import is_wide
 from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.parameters import box_constants
+from patternc.codegen.tail_blocks import BlockSource
 from patternc.codegen.tail_configs import TailConfig
 from patternc.codegen.tail_kernels import TailSource
 from patternc.codegen.uses import is_pointer
 from patternc.errors import BackendError
 from patternc.orders.count import Boxes
+from patternc.tail_blocks import CHUNK, TARGETS
 
 SHARED_LIMIT = 227 * 1024  # bytes a program may have on sm_90
 
@@ -65,7 +67,7 @@ class TailJob:
         precision: of products of float32.
     """
 
-    source: TailSource
+    source: TailSource | BlockSource
     kernel: str
     dtype: str
     head_dim: int
@@ -145,13 +147,15 @@ def _type(parameter: str, job: Job, kernel: Kernel) -> str:
 def _tail_signature(job: TailJob) -> tuple[dict[str, str], dict[str, object]]:
     kernel = job.source.kernels[job.kernel]
     constants = tail_configs.constants(job.config, job.slot, job.head_dim, job.value_dim, job.heads, job.group)
-    constants |= {"ALIGN": 16, "PRECISION": job.precision, "ADD": False}
-    kinds = dict.fromkeys(("sums_ptr", "dsums_ptr", "vectors_ptr", "gains_ptr", "totals_ptr"), "*fp32") | {"live_ptr": "*u8"}
-    kinds |= dict.fromkeys(("first_ptr", "last_ptr", "low_ptr", "base_ptr"), "*i32")
+    constants |= {"ALIGN": 16, "PRECISION": job.precision, "ADD": False, "TARGETS": TARGETS, "CHUNK": CHUNK}
+    constants |= {"SLAB": job.config.slice, "WIDTH": job.head_dim * job.value_dim}
+    kinds = dict.fromkeys(("sums_ptr", "dsums_ptr", "vectors_ptr", "gains_ptr", "totals_ptr", "centre_ptr"), "*fp32")
+    kinds |= dict.fromkeys(("live_ptr", "live_rows_ptr", "live_keys_ptr", "weight_ptr"), "*u8")
+    kinds |= dict.fromkeys(("first_ptr", "last_ptr", "low_ptr", "base_ptr", "begin_ptr", "entries_ptr", "column_ptr"), "*i32")
 
     def kind(parameter: str) -> str:
         if parameter.endswith("_ptr"):
-            return kinds.get(parameter, f"*{job.dtype}")
+            return kinds.get(parameter, "*i32" if parameter.endswith(("_list_ptr", "_order_ptr")) else f"*{job.dtype}")
         if parameter.endswith("_desc"):
             rows, columns = tail_configs.tile_of(job.kernel, parameter.removesuffix("_desc"))
             return f"tensordesc<{job.dtype}{[1, 1, constants[rows], constants[columns]]}>"

@@ -10,7 +10,7 @@ import torch
 from patternc.args import Bound
 from patternc.codegen.parameters import prepared_args
 from patternc.codegen.tail_blocks_launch import BlockCall, BlockTables, block_backward, block_forward
-from patternc.codegen.tail_launch import SlotTables, TailCall, tail_backward as _backward, tail_forward as _forward
+from patternc.codegen.tail_launch import SlotTables, TailCall, at_once, tail_backward as _backward, tail_forward as _forward
 from patternc.codegen.tail_levels import Orders, level_backward, level_forward, orders_of, scans_pay
 from patternc.codegen.widths import check_width
 from patternc.errors import BackendError
@@ -49,22 +49,18 @@ def plan_of(compiled, bound: Bound) -> TailPlan:
     return plan
 
 
-def tail_class(compiled, bound: Bound) -> str:
-    return plan_of(compiled, bound).kind
-
-
-def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool, onto: tuple | None = None):
-    """`onto`: `(y, weights)` that the results are written to."""
+def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool, onto: tuple | None = None, watch=None):
+    """`onto`: `(y, weights)` that the results are written to.  `watch`: as in `TailCall`."""
     plan, (y, weights), kept = plan_of(compiled, bound), onto or (None, None), []
     if plan.kind in ("X", "N") and q.numel() and v.numel():
         levels = levels_of(compiled, plan, bound, feature, q, k, v)
         if levels is None:
-            return *block_forward(block_call_of(compiled, bound, feature, q, k, v), q, k, v, sums, onto), []
-        return *level_forward(levels, in_order(compiled, bound, feature, q.device), q, k, v, sums, onto), []
+            return *block_forward(block_call_of(compiled, bound, feature, q, k, v, watch), q, k, v, sums, onto), []
+        return *level_forward(levels, in_order(compiled, bound, feature, q.device, watch), q, k, v, sums, onto), []
     scans = plan.scans if q.numel() and v.numel() else ()
     for i, scan in enumerate(scans):
         given = None if y is None else (y, weights)
-        y, weights, states = _forward(call_of(compiled, scan, bound, feature, q.device), q, k, v, sums, keep, given, i > 0)
+        y, weights, states = _forward(call_of(compiled, scan, bound, feature, q.device, watch), q, k, v, sums, keep, given, i > 0)
         kept += states if keep else []
     if onto is not None and not scans:
         y.zero_()
@@ -74,21 +70,21 @@ def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep
     return y, weights, kept
 
 
-def tail_backward(compiled, dy, dweights, q, k, v, kept, feature: str, bound: Bound, onto: tuple | None = None):
+def tail_backward(compiled, dy, dweights, q, k, v, kept, feature: str, bound: Bound, onto: tuple | None = None, watch=None):
     """Gradients of q, k and v; in place of `onto`, gradients that they are added to, where it is given."""
     plan, total = plan_of(compiled, bound), onto
     if plan.kind in ("X", "N") and q.numel() and v.numel():
         levels = levels_of(compiled, plan, bound, feature, q, k, v)
         if levels is None:
-            return block_backward(block_call_of(compiled, bound, feature, q, k, v), q, k, v, dy, dweights, onto)
-        return level_backward(levels, in_order(compiled, bound, feature, q.device), q, k, v, dy, dweights, onto)
+            return block_backward(block_call_of(compiled, bound, feature, q, k, v, watch), q, k, v, dy, dweights, onto)
+        return level_backward(levels, in_order(compiled, bound, feature, q.device, watch), q, k, v, dy, dweights, onto)
     for i, scan in enumerate(plan.scans if q.numel() and v.numel() else ()):
         states = tuple(kept[2 * i : 2 * i + 2]) if kept else None
-        total = _backward(call_of(compiled, scan, bound, feature, q.device), q, k, v, dy, dweights, states, total)
+        total = _backward(call_of(compiled, scan, bound, feature, q.device, watch), q, k, v, dy, dweights, states, total)
     return (torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)) if total is None else total
 
 
-def call_of(compiled, scan: Scan, bound: Bound, feature: str, device: torch.device) -> TailCall:
+def call_of(compiled, scan: Scan, bound: Bound, feature: str, device: torch.device, watch=None) -> TailCall:
     kept = compiled.state.setdefault("slots", {})
 
     def tables(block: int) -> SlotTables:
@@ -100,20 +96,21 @@ def call_of(compiled, scan: Scan, bound: Bound, feature: str, device: torch.devi
             kept[key] = SlotTables.of(slots_of(scan, start, bound.n_q, bound.n_k, block), device)
         return kept[key]
 
-    return TailCall(feature, tables)
+    return TailCall(feature, tables, watch=watch or at_once)
 
 
-def in_order(compiled, bound: Bound, feature: str, device: torch.device):
+def in_order(compiled, bound: Bound, feature: str, device: torch.device, watch):
     """`call_of` by scan, for scans whose positions are places in an order."""
     places = replace(bound, q_start=0)
-    return lambda scan: call_of(compiled, scan, places, feature, device)
+    return lambda scan: call_of(compiled, scan, places, feature, device, watch)
 
 
-def block_call_of(compiled, bound: Bound, feature: str, q, k, v) -> BlockCall:
+def block_call_of(compiled, bound: Bound, feature: str, q, k, v, watch=None) -> BlockCall:
     """The call of block sums."""
     mask, on_device = mask_of(rest_of(compiled)), prepared_args(bound, q.device)
     check_width(compiled, bound, (mask,))
-    return BlockCall(feature, mask, _tables(compiled, bound, q.device, *sizes_of(feature, q, k, v)), on_device.q_start, on_device.values)
+    tables = _tables(compiled, bound, q.device, *sizes_of(feature, q, k, v))
+    return BlockCall(feature, mask, tables, on_device.q_start, on_device.values, watch=watch or at_once)
 
 
 def sizes_of(feature: str, q, k, v) -> tuple[int, int, int]:

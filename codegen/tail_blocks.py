@@ -115,31 +115,29 @@ def _row_states(t: BlockText) -> TailKernel:
 
 
 def _block_sums(t: BlockText) -> TailKernel:
-    """`target = A source` for a 0/1 matrix A in blocks of TARGETS x CHUNK, on states or vectors of `width` entries."""
+    """`target = A source` for a 0/1 matrix A, on states or vectors."""
     step = [
-        "column = tl.load(column_ptr + i)",
+        "column = ahead", "ahead = tl.load(column_ptr + i + 1)",
         "a = tl.load(weight_ptr + tl.cast(i, tl.int64) * TARGETS * CHUNK + target[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :])",
-        "at = tl.cast(own * sources + column + tl.arange(0, CHUNK), tl.int64)[:, None] * width + entry[None, :]",
-        "x = tl.load(source_ptr + at, mask=entry_ok[None, :], other=0.0)",
-        "total = tl.dot(a.to(x.dtype), x, total, input_precision=PRECISION)",
-    ]
+        "x = tl.load(source_ptr + tl.cast(own * sources + column + tl.arange(0, CHUNK), tl.int64)[:, None] * WIDTH + entry[None, :])",
+        dot("total", "a.to(x.dtype)", "x"),
+    ]  # fmt: skip
     body = [
-        "program = tl.program_id(0)", "slabs = tl.cdiv(width, SLAB)",
-        "entry = program % slabs * SLAB + tl.arange(0, SLAB)", "entry_ok = entry < width",
+        "program = tl.program_id(0)", "slabs: tl.constexpr = WIDTH // SLAB", "entry = program % slabs * SLAB + tl.arange(0, SLAB)",
         "groups = tl.cdiv(targets, TARGETS)", "group = program // slabs % groups",
         "head = program // slabs // groups  # of targets, counted over the pairs of the pass", "own = head // each",
         "list = tl.load(sum_list_ptr + first_pair * each + head)",
         "begin = tl.load(begin_ptr + list * (groups + 1) + group)", "end = tl.load(begin_ptr + list * (groups + 1) + group + 1)",
-        "target = tl.arange(0, TARGETS)", "total = tl.zeros([TARGETS, SLAB], tl.float32)",
+        "target = tl.arange(0, TARGETS)", "total = tl.zeros([TARGETS, SLAB], tl.float32)", "ahead = tl.load(column_ptr + begin)",
         "for i in tl.range(begin, end, num_stages=STAGES):", *indented(step),
         "target = group * TARGETS + target",
-        "at = tl.cast(head * targets + target, tl.int64)[:, None] * width + entry[None, :]",
-        "tl.store(target_ptr + at, total.to(target_ptr.dtype.element_ty), mask=(target < targets)[:, None] & entry_ok[None, :])",
+        "at = tl.cast(head * targets + target, tl.int64)[:, None] * WIDTH + entry[None, :]",
+        "tl.store(target_ptr + at, total.to(target_ptr.dtype.element_ty), mask=(target < targets)[:, None])",
     ]  # fmt: skip
-    doc = "Sums of states: the product of a 0/1 matrix, in blocks of TARGETS x CHUNK, with states of `width` entries."
+    doc = "Sums of states: the product of a 0/1 matrix, in blocks of TARGETS x CHUNK, with states of WIDTH entries."
     tables = ["sum_list_ptr", "begin_ptr", "column_ptr", "weight_ptr"]
-    parameters = ["source_ptr", "target_ptr", *tables, "sources", "targets", "each", "width", *LAUNCH]
-    return finish("block_sums", doc, parameters, body, ("TARGETS", "CHUNK", "SLAB", "STAGES", "PRECISION"))
+    parameters = ["source_ptr", "target_ptr", *tables, "sources", "targets", "each", *LAUNCH]
+    return finish("block_sums", doc, parameters, body, ("TARGETS", "CHUNK", "WIDTH", "SLAB", "STAGES", "PRECISION"))
 
 
 # Kernels whose programs take a tile of rows

@@ -24,7 +24,7 @@ from patternc.codegen.prepared import Launch, _strides
 from patternc.codegen.tail_blocks import BlockSource, generate
 from patternc.codegen.tail_blocks_text import BlockForm
 from patternc.codegen.tail_configs import TailConfig, TailConfigs
-from patternc.codegen.tail_launch import operand_of
+from patternc.codegen.tail_launch import at_once, operand_of
 from patternc.errors import BackendError
 from patternc.expr.pattern import Pattern
 from patternc.tail import result_of
@@ -33,6 +33,8 @@ from patternc.tail_blocks import CHUNK, SUPER, TARGETS, Blocks, Lists, Sums
 WORKSPACE = 64 << 20  # bytes of states that are there at a time, or an eighth of the inputs and the output if that is more
 SLAB = 128  # entries of states that a program of `block_sums` takes
 SUMS = TailConfig(TARGETS, CHUNK, SLAB, 4, 3)
+STATES = TailConfig(64, 64, 128, 8, 3)
+WIDE = dict.fromkeys(("backward_q", "backward_k"), TailConfig(64, 64, 128, 8, 2))  # these spill with four warps
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +87,7 @@ class BlockCall:
     args: dict = field(default_factory=dict)
     configs: TailConfigs | None = None
     workspace: int | None = None
-    watch: Callable[[str, Callable], None] = lambda name, launch: launch()
+    watch: Callable[[str, Callable], None] = at_once
 
 
 def block_forward(call: BlockCall, q, k, v, sums: bool, onto: tuple | None = None) -> tuple:
@@ -126,9 +128,11 @@ def block_backward(call: BlockCall, q, k, v, do, dsums=None, onto: tuple | None 
 
 
 def choose(itemsize: int, precision: str, features: int, block: int) -> TailConfigs:
-    """The configurations to try first, for tiles of `block` rows and keys."""
-    found = tail_configs.choose(itemsize, precision, features, 1)
-    return TailConfigs(block, {name: replace(c, block_m=min(c.block_m, block), block_n=min(c.block_n, block)) for name, c in found.of.items()})
+    """The configurations to try first, for tiles of `block` rows and keys: pointers need more registers than the descriptors of scans."""
+    found = dict(tail_configs.choose(itemsize, precision, features, 1).of)
+    if itemsize == 2:
+        found |= {"key_states": STATES} | (WIDE if features > 128 else {})
+    return TailConfigs(block, {name: replace(c, block_m=min(c.block_m, block), block_n=min(c.block_n, block)) for name, c in found.items()})
 
 
 _chosen: dict[tuple, TailConfig] = {}  # configurations in use; one that does not fit is replaced by a smaller one
@@ -205,29 +209,28 @@ class _Run:
                 count = sums.padded // SUPER
                 torch.sum(of_head[:, :, : sums.padded].unflatten(2, (count, SUPER)), 3, out=of_head[:, :, sums.padded : sums.padded + count])
                 of_head[:, :, sums.padded + count :].zero_()
-            width = source[0, 0].numel()
-            given = {"source_ptr": source, "target_ptr": target, "sources": sums.heads * sums.width, "targets": targets, "each": each, "width": width}
-            self.launch("block_sums", part, {}, {**given, **tables, "PRECISION": precision})
+            given = {"source_ptr": source, "target_ptr": target, "sources": sums.heads * sums.width, "targets": targets, "each": each}
+            self.launch("block_sums", part, {}, {**given, **tables}, precision, source[0, 0].numel())
         return {**found, "states": targets}
 
     # Launching one kernel
 
-    def launch(self, name: str, part: Part, matrices: dict[str, torch.Tensor], values: dict) -> None:
+    def launch(self, name: str, part: Part, matrices: dict[str, torch.Tensor], values: dict, precision: str | None = None, width: int = 0) -> None:
+        """Run a kernel for a pass; `precision` of products and entries of a state are those of sums."""
         layout = tuple((m, x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
         values = {**self.values, **self._tables(name), **values, "first_pair": part[0]}
-        precision, source = values.pop("PRECISION", self.precision), values.get("source_ptr")
-        kinds = precision, None if source is None else source.dtype, self.dtype, self.device
+        kinds = precision or self.precision, width, self.dtype, self.device
         while True:
             config = self._config(name)
             sizes = self.batch, self.heads, self.kv_heads, self.d, self.dv
             key = name, self.add, self.source.text, self.configs.slot, config, sizes, *kinds, layout
             launch = _launches.get(key)
             if launch is None:
-                launch = self._prepare(name, config, matrices, precision)
+                launch = self._prepare(name, config, matrices, *kinds[:2])
                 if len(_launches) >= MOST_LAUNCHES:
                     _launches.clear()
                 _launches[key] = launch
-            programs = self._programs(name, part, config, values)
+            programs = self._programs(name, part, config, values, width)
             given = {p: values[p] for p in launch.kernel.parameters if p in values}
             try:
                 with on(self.device):
@@ -250,22 +253,23 @@ class _Run:
         first = SUMS if name == "block_sums" else self.configs.of[name]
         return _chosen.get((name, first, self.form, self.dtype, self.d, self.dv), first)
 
-    def _prepare(self, name: str, config: TailConfig, matrices: dict[str, torch.Tensor], precision: str) -> Launch:
+    def _prepare(self, name: str, config: TailConfig, matrices: dict[str, torch.Tensor], precision: str, width: int) -> Launch:
         kernel = self.source.kernels[name]
         align = math.gcd(16, *(s for x in matrices.values() for s in _strides(x)))
         constants = tail_configs.constants(config, self.configs.slot, self.d, self.dv, self.heads, self.group)
-        constants |= {"ALIGN": align, "PRECISION": precision, "ADD": self.add, "TARGETS": TARGETS, "CHUNK": CHUNK, "SLAB": config.slice}
+        constants |= {"ALIGN": align, "PRECISION": precision, "ADD": self.add}
+        constants |= {"TARGETS": TARGETS, "CHUNK": CHUNK, "WIDTH": width, "SLAB": min(config.slice, width)}
         fixed = {c: constants[c] for c in kernel.constants}
         for matrix, x in matrices.items():
             fixed |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in _strides(x))))
         return Launch(kernel, getattr(cache.load(self.source.text), name), config, 0, 0, fixed, list(matrices), {})
 
-    def _programs(self, name: str, part: Part, config: TailConfig, values: dict) -> int:
+    def _programs(self, name: str, part: Part, config: TailConfig, values: dict, width: int) -> int:
         slices = -(-padded(self.dv) // min(config.slice, padded(self.dv)))
         each = {
             "key_states": lambda: self.blocks.keys * self.form.halves * slices,
             "row_states": lambda: self.each * self.blocks.rows * self.form.halves * slices,
-            "block_sums": lambda: values["each"] * -(-values["targets"] // TARGETS) * -(-values["width"] // config.slice),
+            "block_sums": lambda: values["each"] * -(-values["targets"] // TARGETS) * max(width // config.slice, 1),
             **dict.fromkeys(("forward", "backward_q"), lambda: self.group * -(-self.n_q // config.block_m)),
             **dict.fromkeys(("backward_k", "backward_v"), lambda: -(-self.n_k // config.block_n)),
         }[name]

@@ -52,6 +52,10 @@ class SlotTables:
         return SlotTables(slots, tensors, int(any(len(x) > 1 for x in tensors.values())))
 
 
+def at_once(name: str, launch: Callable) -> None:
+    launch()
+
+
 @dataclass
 class TailCall:
     """What is the same for all kernels of one call.
@@ -66,7 +70,7 @@ class TailCall:
     feature: str
     tables: Callable[[int], SlotTables]
     configs: TailConfigs | None = None
-    watch: Callable[[str, Callable], None] = lambda name, launch: launch()
+    watch: Callable[[str, Callable], None] = at_once
 
 
 States = tuple[torch.Tensor, torch.Tensor]  # matrices, and vectors

@@ -18,7 +18,6 @@ from patternc.plan import make_plan
 from patternc.prediction import Prediction, predict
 from patternc.rates import Shape, card
 from patternc.tail_plan import TailPlan, tail_plan
-from patternc.tail_runtime import PROVEN
 
 
 @dataclass(frozen=True)
@@ -176,8 +175,7 @@ def kernels_of(backend: str, tail: TailPlan | None) -> dict[str, str]:
     triton = "Triton kernels generated from the plan (backend triton): forward, dq, dk/dv"
     dense = "the dense reference (backend reference), n x n memory"
     if tail is not None and tail.kind != "0":
-        proven = backend == "triton" or tail.kind in PROVEN
-        triton += f"; the term by kernels that {_how(tail)}" if proven else f"; the term by torch operations, since no card has run class {tail.kind}"
+        triton += f"; the term by kernels that {_how(tail)}"
     if backend == "reference":
         return {"any device": dense}
     if backend == "cpu":

@@ -11,7 +11,7 @@ from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
 from patternc.signature import signature
 from patternc.tail import LinearAttention, by_features, rms_norm, tail
-from patternc.tail_runtime import Norms, TailAttention, by_kernels, has_kernels
+from patternc.tail_runtime import Norms, TailAttention, by_kernels
 
 
 def attention(
@@ -35,14 +35,13 @@ def attention(
     if tracing:
         call = *operators.pack(spec.facts["arg_names"], args, q_start), made.key
         out, lse = nothing(q) if alone else operators.attention(q, k, v, *call, name, scale, check, wide)
-        by_name = backend if name == "triton" else name
 
         def apply(*tensors):
             return operators.linear_attention(*tensors, *call)
 
         def kernels(*tensors_and_feature):
             *tensors, feature, sums = tensors_and_feature
-            y, weights = operators.tail_attention(*tensors, *call, by_name, feature, sums)
+            y, weights = operators.tail_attention(*tensors, *call, name, feature, sums)
             return y, weights if sums else None
 
         linear = by_kernels(kernels) if name == "triton" else by_features(apply)
@@ -52,7 +51,7 @@ def attention(
             learned = dict(exact_scale=exact_scale, tail_scale=tail_scale, initial_state=initial_state, projection=projection)
             out, lse = reference.attention(spec, q, k, v, args, scale=scale, q_start=q_start, tail_q=tail_q, tail_k=tail_k, **learned)
             return out.to(q.dtype), lse if q.dtype == torch.float64 else lse.float()
-        fused = term is not None and name == "triton" and has_kernels(made, bound, backend)
+        fused = term is not None and name == "triton"
         if fused and joint.takes(spec, q, k, v, tail_q, tail_k):
             if tail_q is not None or tail_k is not None:
                 check_tail(q, k, q if tail_q is None else tail_q, k if tail_k is None else tail_k)

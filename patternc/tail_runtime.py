@@ -2,7 +2,6 @@
 
 A backend that has kernels for terms has more functions:
 
-    tail_class(compiled, bound) -> a kind of `patternc.tail_plan.TailPlan`
     tail_forward(compiled, q, k, v, feature, sums, bound, keep) -> (y, weights, kept)
     tail_backward(compiled, dy, dweights, q, k, v, kept, feature, bound) -> (dq, dk, dv)
 
@@ -23,12 +22,6 @@ from patternc.tail import at_least_float32, by_features, feature_gradient, featu
 
 KERNEL_FEATURES = ("softmax", "elu+1", "relu", "identity")
 WIDEST = 128  # head dimensions that kernels take at a time
-PROVEN = ("P", "PS", "0")  # classes whose kernels were tested on cards: `backend="auto"` leaves the others to torch operations
-
-
-def has_kernels(made, bound, backend: str) -> bool:
-    """Whether kernels sum a call's term: on the backend that was asked for, or, where it was chosen, of the classes that cards have run."""
-    return backend == "triton" or backend == "auto" and backend_module("triton").tail_class(made, bound) in PROVEN
 
 
 def by_kernels(apply):
@@ -94,7 +87,7 @@ class Norms(Function):
 
 def traced_forward(made, bound, backend: str, q, k, v, feature: str, sums: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """`(y, weights)` for a registered operator, which runs below autograd; weights are [0] where they are not asked for."""
-    if has_kernels(made, bound, backend):
+    if backend == "triton":
         y, weights, _ = backend_module("triton").tail_forward(made, q, k, v, feature, sums, bound, False)
     else:
         y, weights = by_features(lambda *x: linear_forward(*x, rest_of(made, bound)))(feature, feature_map(feature), q, k, v, sums)
@@ -104,7 +97,7 @@ def traced_forward(made, bound, backend: str, q, k, v, feature: str, sums: bool)
 
 def traced_backward(made, bound, backend: str, dy, dweights, q, k, v, feature: str, sums: bool):
     dweights = dweights if sums else None
-    if has_kernels(made, bound, backend):
+    if backend == "triton":
         return backend_module("triton").tail_backward(made, dy, dweights, q, k, v, [], feature, bound)
     phi, values = feature_map(feature), at_least_float32(v)
     if sums:

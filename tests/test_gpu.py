@@ -142,18 +142,6 @@ def test_offsets_beyond_32_bits():
     torch.testing.assert_close(out, want)
 
 
-def test_auto_runs_a_term_with_torch_operations_on_the_card():
-    spec = pc.window(20) | pc.global_(pc.arg("tokens")) | pc.dilate(2) + pc.linear_tail
-    module = pc.compile(spec, num_heads=4, head_dim=32).cuda()
-    q, k, v = (torch.randn(2, h, 150, 32, device="cuda").requires_grad_() for h in (4, 2, 2))
-    tokens = torch.tensor([3, 70], device="cuda")
-    out = module(q, k, v, tokens=tokens)
-    want = pc.compile(spec, "reference", num_heads=4, head_dim=32).cuda()(q, k, v, tokens=tokens)
-    torch.testing.assert_close(out, want, atol=1e-4, rtol=1e-4)
-    grads = [torch.autograd.grad(o.square().sum(), (q, k, v)) for o in (out, want)]
-    torch.testing.assert_close(*grads, atol=1e-3, rtol=1e-3)
-
-
 TERMS = [
     pc.causal & (pc.window(left=100, right=0) + pc.linear_tail), pc.causal & (pc.empty + pc.linear_tail(norm="none")), pc.causal & (pc.block(192) + pc.linear_tail(norm="denominator")),
     pc.documents(pc.arg("ids")) & pc.causal & (pc.window(60) | pc.sink(4) + pc.linear_tail(initial_state=True)),
@@ -175,9 +163,42 @@ def test_term(spec, how):
         pc.verify(spec, sizes=[(n_q, n_k)], args=args, **options)
 
 
+BLOCK_TERMS = {
+    "bigbird": pc.block(64, 1, 1) | pc.random_blocks(3, 64, 0) | pc.global_(128) + pc.linear_tail,
+    "dilated": pc.causal & ((pc.window(200) & pc.dilate(3)) + pc.linear_tail("elu+1", "denominator")),
+    "neighborhood": pc.neighborhood((30, 50), (7, 7)) + pc.linear_tail,
+    "heads": pc.causal & (pc.per_head(pc.window(100), pc.dilate(4)) + pc.linear_tail(norm="denominator")),
+    "strided": pc.causal & (pc.window(60) | pc.dilate(60) + pc.linear_tail),
+    "given": pc.window(20) | pc.global_(pc.arg("tokens")) | pc.dilate(2) + pc.linear_tail,
+    "documents": pc.causal & (pc.documents(pc.arg("ids")) + pc.linear_tail(norm="none")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("levels", [False, True], ids=["blocks", "levels"])
+@pytest.mark.parametrize("dtype, head_dim", [(torch.bfloat16, 128), (torch.bfloat16, 64), (torch.float32, 64), (torch.float16, 64)], ids=str)
+@pytest.mark.parametrize("name", BLOCK_TERMS)
+def test_term_of_any_class(monkeypatch, name, dtype, head_dim, levels):
+    """Terms by block sums, and by scans in orders of their own."""
+    from patternc.codegen import tail_backend
+
+    if levels and name not in ("strided", "documents"):
+        pytest.skip("not of class N")
+    monkeypatch.setattr(tail_backend, "scans_pay", lambda *_: levels)
+    spec, n, heads = BLOCK_TERMS[name], 1500, 2 if name == "heads" else 4
+    tokens, ids = torch.tensor([3, 70, 900], device="cuda"), torch.arange(n, device="cuda") * 7919 % 13
+    args = {"given": {"tokens": tokens}, "documents": {"ids": ids}}.get(name, {})
+    options = dict(backend="triton", device="cuda", dtype=dtype, heads=heads, head_dim=head_dim, batch=2, quiet=True, raise_error=True)
+    for kv_heads in (2, 1):
+        pc.verify(spec, sizes=[(n, n)], kv_heads=kv_heads, args=args, **options)
+
+
 def test_terms_compile_and_repeat():
     """One graph, and equal bytes in every run."""
-    module = pc.compile(pc.causal & (pc.window(left=100, right=0) + pc.linear_tail), num_heads=4, head_dim=64).cuda()
+    for p in (pc.window(left=100, right=0), pc.random_blocks(2, 64, 0)):
+        _compiles_and_repeats(pc.compile(pc.causal & (p + pc.linear_tail), num_heads=4, head_dim=64).cuda())
+
+
+def _compiles_and_repeats(module):
     q, k, v = (torch.randn(2, h, 1000, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for h in (4, 2, 2))
     leaves = [q, k, v, *module.parameters()]
     first, second = ((out, *torch.autograd.grad(out.float().square().sum(), leaves)) for out in (module(q, k, v), module(q, k, v)))

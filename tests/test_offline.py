@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 import patternc as pc
-from patternc.codegen import configs, offline, tail_configs, tail_kernels
+from patternc.codegen import configs, offline, tail_blocks, tail_blocks_launch, tail_configs, tail_kernels
 from patternc.codegen.kernels import generate
 from patternc.codegen.pieces import MERGES, merges
+from patternc.codegen.tail_blocks_text import BlockForm
 from patternc.codegen.tail_text import Form
 from patternc.orders.boxes import box_axis
 from patternc.orders.count import Sizes, choose_boxes
 from patternc.orders.search import orders
 from patternc.passes import lower
-from patternc.plan import R0, R1, AxisPlan, Plan, Run, make_plan
+from patternc.plan import R0, R1, AxisPlan, Plan, Run, make_plan, mask_of
 
 WIDTH = 512
 plan = Plan(
@@ -142,6 +143,16 @@ def test_tails_keep_their_sums_in_registers(feature, d, group):
     source = tail_kernels.generate(Form(feature, False, False, False, False, described=True))
     chosen = tail_configs.choose(2, "ieee", (2 if feature == "softmax" else 1) * d, group)
     jobs = [offline.TailJob(source, name, "bf16", d, d, config, chosen.slot, group=group) for name, config in chosen.of.items()]
+    for job, report in zip(jobs, offline.compile_all(jobs)):
+        assert report.loop_spills == 0, f"{job.kernel}: {report.loop_spills} spills, {report.stack} bytes of stack"
+        assert report.shared < offline.SHARED_LIMIT and "HMMA" not in report.instructions
+
+
+@pytest.mark.parametrize("feature, d, block", [("softmax", 128, 64), ("elu+1", 128, 128)])
+def test_block_sums_keep_their_sums_in_registers(feature, d, block):
+    source = tail_blocks.generate(BlockForm.of(feature, False, False, False, False), mask_of(pc.causal - (pc.window(1024) & pc.dilate(2))))
+    chosen = tail_blocks_launch.choose(2, "ieee", (2 if feature == "softmax" else 1) * d, block).of | {"block_sums": tail_blocks_launch.SUMS}
+    jobs = [offline.TailJob(source, name, "bf16", d, d, chosen[name], block) for name in source.kernels]
     for job, report in zip(jobs, offline.compile_all(jobs)):
         assert report.loop_spills == 0, f"{job.kernel}: {report.loop_spills} spills, {report.stack} bytes of stack"
         assert report.shared < offline.SHARED_LIMIT and "HMMA" not in report.instructions

@@ -46,6 +46,12 @@ CASES = (
     Case("sinks", "window(1024) | sink(4)", RMS, 4, 16, 4, 16384, 128),
     Case("chunks", "block(4096)", RMS, 4, 16, 4, 16384, 128),
     Case("longformer", "window(left=256, right=256) | global(64)", RMS, 4, 16, 16, 16384, 64, "full"),
+    Case("bigbird", "block(64, 1, 1) | random_blocks(3, 64, 0) | global(128)", RMS, 4, 16, 16, 16384, 128, "full"),
+    Case("bigbird-64k", "block(64, 1, 1) | random_blocks(3, 64, 0) | global(128)", RMS, 1, 16, 16, 65536, 128, "full"),
+    Case("dilated", "window(1024) & dilate(2)", RMS, 4, 16, 4, 16384, 128),
+    Case("neighborhood", "neighborhood((128, 128), (13, 13))", RMS, 4, 16, 16, 16384, 64, "full"),
+    Case("strided", "window(128) | dilate(128)", RMS, 4, 16, 16, 16384, 64),
+    Case("strided-64k", "window(128) | dilate(128)", RMS, 1, 16, 16, 65536, 64),
     Case("all", "empty", 'linear_tail(feature="elu+1", norm="denominator")', 4, 16, 16, 16384, 128, "full"),
 )
 
@@ -144,7 +150,7 @@ def _kernels(spec, q, k, v) -> dict[str, float]:
     import torch
 
     from patternc import runtime
-    from patternc.codegen import tail_backend, tail_launch, timing
+    from patternc.codegen import tail_backend, timing
 
     found: dict[str, float] = {}
 
@@ -156,11 +162,9 @@ def _kernels(spec, q, k, v) -> dict[str, float]:
     made = runtime.compiled(spec)
     bound, sums = runtime.bind_call(spec, q, k, {}, None, False), spec.term.norm == "denominator"
     with torch.no_grad():
-        for scan in tail_backend.plan_of(made, bound).scans:
-            call = tail_backend.call_of(made, scan, bound, spec.term.feature, q.device)
-            call.watch = watch
-            y, weights, states = tail_launch.tail_forward(call, q, k, v, sums)
-            tail_launch.tail_backward(call, q, k, v, torch.randn_like(y), None if weights is None else torch.randn_like(weights), states)
+        y, weights, kept = tail_backend.tail_forward(made, q, k, v, spec.term.feature, sums, bound, True, watch=watch)
+        more = None if weights is None else torch.randn_like(weights)
+        tail_backend.tail_backward(made, torch.randn_like(y), more, q, k, v, kept, spec.term.feature, bound, watch=watch)
     return found
 
 
