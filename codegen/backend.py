@@ -17,6 +17,7 @@ from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, attention_backward, attention_forward
 from patternc.codegen.norms import backward_norms, norms
 from patternc.codegen.parameters import ChoiceTables, TileLists, prepared_args
+from patternc.codegen.quotients import backward_quotient, quotient
 from patternc.codegen.schedule import Dealt
 from patternc.codegen.tail_backend import tail_backward
 from patternc.codegen.widths import check_width
@@ -58,7 +59,8 @@ def check(q: torch.Tensor, v: torch.Tensor) -> None:
 
 
 __all__ = [
-    "backward", "backward_norms", "call_of", "check", "check_width", "forward", "norms", "source", "tail_backward", "tail_forward"
+    "backward", "backward_norms", "backward_quotient", "call_of", "check", "check_width", "forward", "norms", "quotient", "source", "tail_backward",
+    "tail_forward",
 ]  # fmt: skip
 
 

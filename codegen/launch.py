@@ -7,7 +7,6 @@ Everything here is checked by the caller: dtypes (float16, bfloat16, float32), d
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -17,6 +16,7 @@ from triton.runtime.errors import OutOfResources
 from patternc.codegen.call import Call
 from patternc.codegen.device import on, precision
 from patternc.codegen.dispatch import renamed
+from patternc.codegen.matrices import empty, in_rows
 from patternc.codegen.parameters import runtime_values
 from patternc.codegen.pieces import RESULTS, put_together, workspace
 from patternc.codegen.prepared import Launch, kept, step_down
@@ -25,7 +25,6 @@ from patternc.orders.boxes import BoxAxis
 from patternc.orders.vectors import gathered, whole
 
 LOG2E = 1.4426950408889634
-WIDEST_ROW_STRIDE = 2**22  # in elements: offsets within a tile are 32 bits wide
 
 
 Partial = tuple[torch.Tensor, torch.Tensor]  # o in float32 and lse of earlier parts of a pattern
@@ -33,10 +32,10 @@ Partial = tuple[torch.Tensor, torch.Tensor]  # o in float32 and lse of earlier p
 
 def attention_forward(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, before: Partial | None = None, partial: bool = False) -> Partial:
     """`(o, lse)`; of a pattern in parts, one call each: `before` is what the parts before it found, `partial` that more follow."""
-    o = _empty(q, q.shape[2], v.shape[3], torch.float32 if partial else q.dtype)
+    o = empty(q, q.shape[2], v.shape[3], torch.float32 if partial else q.dtype)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     q, scale, _ = _positive(q, call.scale)
-    matrices = {"q": _rows(q), "k": _rows(k), "v": _rows(v), "o": o}
+    matrices = {"q": in_rows(q), "k": in_rows(k), "v": in_rows(v), "o": o}
     extra = {"lse_ptr": lse, "score_scale": scale * LOG2E}
     if before is not None:
         matrices["o0"], extra["lse0_ptr"] = before
@@ -55,14 +54,14 @@ def attention_backward(
         onto: tensors, of the dtypes of q, k and v, that the results are written to.
     """
     calls = calls if isinstance(calls, list) else [calls]
-    do = _rows(do.to(o.dtype), warn=False)
+    do = in_rows(do.to(o.dtype), warn=False)
     dlse = torch.zeros_like(lse) if dlse is None else dlse.float().contiguous()
     vectors = torch.empty(2, *lse.shape[:2], whole(lse.shape[2]), dtype=torch.float32, device=lse.device)
     delta, lse2 = vectors
-    o = _rows(o)
+    o = in_rows(o)
     _launch(calls[0], "backward_rows", {"o": o, "do": do}, {"lse_ptr": lse, "dlse_ptr": dlse, "delta_ptr": delta, "lse2_ptr": lse2})
     flipped, scale, sign = _positive(q, calls[0].scale)
-    matrices = {"q": _rows(flipped), "k": _rows(k), "v": _rows(v), "do": do}
+    matrices = {"q": in_rows(flipped), "k": in_rows(k), "v": in_rows(v), "do": do}
     shared = {"scale": scale, "score_scale": scale * LOG2E}
     by_keys = [part for call in by_keys or calls for part in call.by_key_heads(q.shape[1] // k.shape[1])]
     found: dict[str, torch.Tensor] = {}
@@ -71,7 +70,7 @@ def attention_backward(
             before = {f"{name}0": found[name] for name in own} if number else {}
             dtype = q.dtype if call is chain[-1] else torch.float32
             given = dict(zip(("dq", "dk", "dv"), onto)) if onto is not None and call is chain[-1] else {}
-            found |= {name: given[name] if given else _empty(x, x.shape[2], x.shape[3], dtype) for name, x in own.items()}
+            found |= {name: given[name] if given else empty(x, x.shape[2], x.shape[3], dtype) for name, x in own.items()}
             mine = {name: found[name] for name in own} | before
             _launch(call, kernel, {**matrices, **mine}, shared, bool(before), _in_order(call, kernel, vectors, q.shape[2]))
     dq = found["dq"]
@@ -124,28 +123,6 @@ def _positive(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float, int]:
     if scale > 0 or math.isnan(scale):
         return q, scale, 1
     return (-q, -scale, -1) if scale else (torch.zeros_like(q), 1.0, 0)
-
-
-@lru_cache(maxsize=1)
-def _warn_copy() -> None:
-    warnings.warn("an input whose last stride is not 1 is copied at each call; make it contiguous once", stacklevel=4)
-
-
-def _rows(x: torch.Tensor, warn: bool = True) -> torch.Tensor:
-    """`x` with unit last stride and a row stride that tiles can hold, copied if need be."""
-    if x.shape[-1] > 1 and x.stride(-1) != 1:
-        if warn:
-            _warn_copy()
-        return x.contiguous()
-    return x.contiguous() if x.stride(2) > WIDEST_ROW_STRIDE else x
-
-
-def _empty(like: torch.Tensor, count: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Uninitialised [B, heads, count, width] in the order of axes that `like` has in memory."""
-    b, heads = like.shape[:2]
-    if not like.is_contiguous() and like.transpose(1, 2).is_contiguous():
-        return torch.empty(b, count, heads, width, dtype=dtype, device=like.device).transpose(1, 2)
-    return torch.empty(b, heads, count, width, dtype=dtype, device=like.device)
 
 
 # Launching one kernel

@@ -16,6 +16,7 @@ from patternc.codegen.device import has_tma, precision, shared_memory
 from patternc.codegen.dispatch import named, ranges, renamed
 from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.kernels import generate
+from patternc.codegen.matrices import strides
 from patternc.codegen.parameters import box_constants
 from patternc.errors import BackendError
 from patternc.orders.vectors import whole
@@ -99,7 +100,7 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
     config = call.configs.get(name) or _config(call, source, name, d, dv, dtype, any_v.device)
     count = whole(rows.shape[2]) if name == "backward_rows" else rows.shape[2]
     block = config.block_n if name == "backward_dkdv" else config.block_m
-    align = math.gcd(16, d, dv, *(s for m in matrices.values() for s in _strides(m)))
+    align = math.gcd(16, d, dv, *(s for m in matrices.values() for s in strides(m)))
     constants = {
         "HEADS": heads, "GROUP": heads // kv_heads, "D": d, "DV": dv, "BLOCK_D": configs.padded(d), "BLOCK_DV": configs.padded(dv),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": precision(dtype), "ALIGN": align,
@@ -121,7 +122,7 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
                 tall = config.block_n if matrix.rstrip("0") in ("k", "v", "dk", "dv") else rows_each
                 descriptors[named(number, part, f"{matrix}_desc")] = matrix, _description(x, part, tall)
             else:
-                mine |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in _strides(x))))
+                mine |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in strides(x))))
         pointers += [] if described else [matrix for matrix in matrices if matrix not in pointers]
         values |= renamed(number, part, {x: mine[x] for x in (*part.parameters, *part.constants) if x in mine})
         counts.append(programs * rows.shape[0] * _heads_of(kernel, number, rows.shape[1], heads))
@@ -194,6 +195,3 @@ def _variant(matrices) -> str:
     return "descriptors" if not exact and has_tma(matrices[0].device) and all(map(reachable, matrices)) else "pointers"
 
 
-def _strides(x: torch.Tensor) -> list[int]:
-    """Strides of the three outer axes; axes of one entry count as 0."""
-    return [0 if x.shape[axis] == 1 else x.stride(axis) for axis in range(3)]

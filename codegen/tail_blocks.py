@@ -60,7 +60,7 @@ def _parts(t: BlockText) -> list[str]:
     return [
         f"halves: tl.constexpr = {t.form.halves}", "parts = halves * tl.cdiv(BLOCK_DV, SLICE)",
         "program = tl.program_id(0)", "half = program % halves", "sign = 1.0 - 2.0 * half",
-        "d = tl.arange(0, BLOCK_D)", "e = program // halves % tl.cdiv(BLOCK_DV, SLICE) * SLICE + tl.arange(0, SLICE)",
+        "column = program // halves % tl.cdiv(BLOCK_DV, SLICE) * SLICE", "d = tl.arange(0, BLOCK_D)", "e = column + tl.arange(0, SLICE)",
     ]  # fmt: skip
 
 
@@ -71,7 +71,7 @@ VECTOR = "tl.store(vectors_ptr + (cell + half) * BLOCK_D + d, z)"
 def _key_states(t: BlockText) -> TailKernel:
     step = [
         "first_key = block * SLOT + i * BLOCK_N", *t.places_of_keys("BLOCK_N"), *t.live("key"),
-        t.load("k", "BLOCK_N"), t.load("v", "BLOCK_N"),
+        t.load("k", "BLOCK_N"), t.load("v", "BLOCK_N", "column"),
         f"phi = tl.where({'key_live' if t.form.dead else 'key_ok'}[:, None], _{t.name}_features(k_tile, sign, d, D), 0.0)",
         "z += tl.sum(phi, 0)",
         dot("s", "tl.trans(phi.to(k_tile.dtype))", "(v_tile - c[None, :]).to(k_tile.dtype)"),
@@ -84,8 +84,8 @@ def _key_states(t: BlockText) -> TailKernel:
         STATE, VECTOR,
     ]  # fmt: skip
     doc = "phi(k)^T (v - c) and the sums of phi(k) over each tile of keys; one program a tile, half of the features and slice of v."
-    tables = [*t.orders("key"), *t.live_tables("key"), *["key_list_ptr"] * t.form.dead]
-    parameters = [*t.stored("k", "v"), "centre_ptr", "states_ptr", "vectors_ptr", *tables, "states", "blocks", "n_k", *LAUNCH]
+    tables = [*t.live_tables("key"), *["key_list_ptr"] * t.form.dead]
+    parameters = [*t.loaded("k", "v"), "centre_ptr", "states_ptr", "vectors_ptr", *tables, "states", "blocks", "n_k", *LAUNCH]
     return finish("key_states", doc, parameters, body, STATES)
 
 
@@ -95,7 +95,7 @@ def _row_states(t: BlockText) -> TailKernel:
         "h = kv_h * GROUP + g" if apart else "h = kv_h * GROUP + i // (SLOT // BLOCK_N)",
         f"first_row = block * SLOT + i{'' if apart else ' % (SLOT // BLOCK_N)'} * BLOCK_N", *t.places_of_rows("BLOCK_N"),
         *(t.list_of("row") if t.form.dead else []), *t.live("row"),
-        *t.base("q"), *t.base("do"), t.load("q", "BLOCK_N"), t.load("do", "BLOCK_N"),
+        *t.base("q"), *t.base("do"), t.load("q", "BLOCK_N"), t.load("do", "BLOCK_N", "column"),
         f"phi = tl.where({'row_live' if t.form.dead else 'row_ok'}[:, None], _{t.name}_features(q_tile, sign, d, D), 0.0)",
         *[f"z += tl.sum(phi * tl.load(dsums_ptr + {t.row_vector}, mask=row_ok, other=0.0)[:, None], 0)"] * sums,
         dot("s", "tl.trans(phi.to(do_tile.dtype))", "do_tile"),
@@ -109,9 +109,9 @@ def _row_states(t: BlockText) -> TailKernel:
         STATE, *[VECTOR] * sums,
     ]  # fmt: skip
     doc = f"phi(q)^T do over each tile of rows{'' if apart else ' of all heads that share keys'}: the gradient of the state that it reads."
-    tables = [*t.orders("row"), *t.live_tables("row"), *["row_list_ptr"] * t.form.dead]
+    tables = [*t.live_tables("row"), *["row_list_ptr"] * t.form.dead]
     vectors = [*["dsums_ptr"] * sums, "states_ptr", *["vectors_ptr"] * sums]
-    return finish("row_states", doc, [*t.stored("q", "do"), *vectors, *tables, "states", "blocks", "n_q", *LAUNCH], body, STATES)
+    return finish("row_states", doc, [*t.loaded("q", "do"), *vectors, *tables, "states", "blocks", "n_q", *LAUNCH], body, STATES)
 
 
 def _block_sums(t: BlockText) -> TailKernel:
@@ -149,7 +149,7 @@ def _of_rows(t: BlockText, m: BlockMask, loads: tuple[str, ...], result: str) ->
         "tiles = tl.cdiv(n_q, BLOCK_M)", "tile = program // GROUP % tiles", "g = program % GROUP  # heads that share keys run side by side",
         *t.pair("program // GROUP // tiles"), "h = kv_h * GROUP + g", *t.list_of("row"), *m.prologue(), *COLUMNS,
         "first_row = tile * BLOCK_M", "block = first_row // SLOT", *t.places_of_rows("BLOCK_M"), *t.live("row"),
-        "q_row = (q_start + row_at)[:, None]", *m.of(0, ROW),
+        "q_row = (q_start + rows)[:, None]", *m.of(0, ROW),
         *(line for name in loads for line in t.base(name)), *t.base(result, written=True), *t.state_of_rows(), CENTRE,
     ]  # fmt: skip
 
@@ -157,7 +157,7 @@ def _of_rows(t: BlockText, m: BlockMask, loads: tuple[str, ...], result: str) ->
 def _over_keys(t: BlockText, m: BlockMask, step: list[str]) -> list[str]:
     step = [
         "first_key = ahead * SLOT + i % (SLOT // BLOCK_N) * BLOCK_N", "ahead = tl.load(listed + (i + 1) // (SLOT // BLOCK_N))",
-        *t.places_of_keys("BLOCK_N"), "k_col = key_at[None, :]", *m.of(COL), t.load("k", "BLOCK_N"), t.load("v", "BLOCK_N"),
+        *t.places_of_keys("BLOCK_N"), "k_col = keys[None, :]", *m.of(COL), t.load("k", "BLOCK_N"), t.load("v", "BLOCK_N"),
         *m.of(ROW | COL), f"allowed = {'allowed & ' if m.statements else ''}key_ok[None, :]", *step,
     ]  # fmt: skip
     return [
@@ -195,8 +195,8 @@ def _forward(t: BlockText, m: BlockMask) -> TailKernel:
 def _of_mask(name: str, doc: str, t: BlockText, m: BlockMask, loads, result: str, vectors: list[str], side: str, body: list[str]) -> TailKernel:
     row = side == "row"
     given = ["states_ptr", *(["vectors_ptr"] if row or (t.form.sums and result == "dk") else []), *["centre_ptr"] * row]
-    tables = [f"{side}_list_ptr", *t.live_tables(side), *t.orders("row", "key"), *LISTED]
-    parameters = [*t.stored(*loads, result), *vectors, *given, *tables, *m.parameters(), "n_q", "n_k", *LAUNCH]
+    tables = [f"{side}_list_ptr", *t.live_tables(side), *LISTED]
+    parameters = [*t.loaded(*loads), *t.stored(result), *vectors, *given, *tables, *m.parameters(), "n_q", "n_k", *LAUNCH]
     return finish(name, doc, parameters, body, CONSTANTS)
 
 
@@ -229,7 +229,7 @@ def _of_keys(t: BlockText, m: BlockMask, loads: tuple[str, ...], result: str) ->
         "program = tl.program_id(0)", "tiles = tl.cdiv(n_k, BLOCK_N)", "tile = program % tiles",
         *t.pair("program // tiles"), *t.list_of("key"), *m.prologue(), *COLUMNS,
         "first_key = tile * BLOCK_N", "block = first_key // SLOT", *t.places_of_keys("BLOCK_N"), *t.live("key"),
-        "k_row = key_at[:, None]", *m.of(0, ROW),
+        "k_row = keys[:, None]", *m.of(0, ROW),
         *(line for name in loads for line in t.base(name)), *t.base(result, written=True), *t.state_of_keys(),
     ]  # fmt: skip
 
@@ -238,7 +238,7 @@ def _over_rows(t: BlockText, m: BlockMask, step: list[str]) -> list[str]:
     step = [
         "h = kv_h * GROUP + ahead // row_blocks", "first_row = ahead % row_blocks * SLOT + i % (SLOT // BLOCK_M) * BLOCK_M",
         "ahead = tl.load(listed + (i + 1) // (SLOT // BLOCK_M))",
-        *m.of(HEAD, HEAD | ROW), *t.places_of_rows("BLOCK_M"), "q_col = (q_start + row_at)[None, :]", *m.of(COL, HEAD | COL),
+        *m.of(HEAD, HEAD | ROW), *t.places_of_rows("BLOCK_M"), "q_col = (q_start + rows)[None, :]", *m.of(COL, HEAD | COL),
         *t.base("q"), *t.base("do"), t.load("q", "BLOCK_M"), t.load("do", "BLOCK_M"),
         *m.of(ROW | COL, HEAD | ROW | COL), f"allowed = {'allowed & ' if m.statements else ''}row_ok[None, :]", *step,
     ]  # fmt: skip

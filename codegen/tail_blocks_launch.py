@@ -7,7 +7,6 @@ does not grow with the number of heads.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -15,16 +14,16 @@ import numpy as np
 import torch
 from triton.runtime.errors import OutOfResources
 
-from patternc.codegen import cache, tail_configs
+from patternc.codegen import tail_configs
 from patternc.codegen.configs import padded
 from patternc.codegen.device import on
-from patternc.codegen.launch import _empty, _rows
+from patternc.codegen.matrices import empty, in_rows
 from patternc.codegen.parameters import argument_values
-from patternc.codegen.prepared import Launch, _strides
+from patternc.codegen.prepared import Launch
 from patternc.codegen.tail_blocks import BlockSource, generate
 from patternc.codegen.tail_blocks_text import BlockForm
 from patternc.codegen.tail_configs import TailConfig, TailConfigs
-from patternc.codegen.tail_launch import at_once, operand_of
+from patternc.codegen.tail_launch import at_once, described_by, operand_of, prepare
 from patternc.errors import BackendError
 from patternc.expr.pattern import Pattern
 from patternc.tail import result_of
@@ -46,7 +45,6 @@ class BlockTables:
     keys: dict[str, torch.Tensor]
     reads: dict[str, torch.Tensor]
     feeds: dict[str, torch.Tensor]
-    orders: dict[str, torch.Tensor]
 
     @staticmethod
     def of(blocks: Blocks, device: torch.device) -> BlockTables:
@@ -63,7 +61,7 @@ class BlockTables:
         keys = lists(blocks.partial_keys) | {"key_list_ptr": move(blocks.key_list)}
         if blocks.live_rows is not None:
             rows["live_rows_ptr"], keys["live_keys_ptr"] = move(blocks.live_rows), move(blocks.live_keys)
-        return BlockTables(blocks, rows, keys, sums(blocks.reads, blocks.sum_list), sums(blocks.feeds, blocks.key_list), {})
+        return BlockTables(blocks, rows, keys, sums(blocks.reads, blocks.sum_list), sums(blocks.feeds, blocks.key_list))
 
 
 @dataclass
@@ -98,7 +96,7 @@ def block_forward(call: BlockCall, q, k, v, sums: bool, onto: tuple | None = Non
     """
     run = _Run(call, q, k, v, sums, False)
     o, weights = onto or (
-        _empty(q, q.shape[2], v.shape[3], result_of(v.dtype)),
+        empty(q, q.shape[2], v.shape[3], result_of(v.dtype)),
         torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if sums else None,
     )
     q, k, v = run.operands(q, k, v)
@@ -114,9 +112,9 @@ def block_backward(call: BlockCall, q, k, v, do, dsums=None, onto: tuple | None 
         onto: gradients of q, k and v that the results are added to in place.
     """
     run = _Run(call, q, k, v, dsums is not None, onto is not None)
-    dq, dk, dv = onto or (_empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
+    dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
     q, k, v = run.operands(q, k, v)
-    do = _rows(do.to(v.dtype), warn=False)
+    do = in_rows(do.to(v.dtype), warn=False)
     extra = {"dsums_ptr": None if dsums is None else dsums.contiguous()}
     matrices = {"q": q, "k": k, "v": v, "do": do}
     for part in run.passes():
@@ -151,19 +149,19 @@ class _Run:
         self.batch, self.kv_heads = k.shape[:2]
         self.heads, self.group = q.shape[1], q.shape[1] // k.shape[1]
         self.n_q, self.n_k, self.d, self.dv = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
-        self.blocks, tables = call.tables.blocks, call.tables
+        self.blocks = call.tables.blocks
         self.each = self.group if self.blocks.apart else 1  # states of rows for each key head
-        self.form = BlockForm.of(call.feature, sums, self.blocks.apart, self.blocks.live_rows is not None, bool(tables.orders))
+        self.form = BlockForm.of(call.feature, sums, self.blocks.apart, self.blocks.live_rows is not None)
         self.configs = call.configs or choose(self.dtype.itemsize, self.precision, self.form.halves * self.d, self.blocks.block)
         self.source: BlockSource = generate(self.form, call.mask)
         self.size = self.form.halves * padded(self.d), padded(self.dv)
         self.centre = v.mean(2, dtype=torch.float32)
-        self.values = {"n_q": self.n_q, "n_k": self.n_k, "centre_ptr": self.centre, **tables.orders}
+        self.values = {"n_q": self.n_q, "n_k": self.n_k, "centre_ptr": self.centre}
         entries = q.numel() + k.numel() + v.numel() + q.numel() // max(self.d, 1) * self.dv
         self.workspace = call.workspace or max(WORKSPACE, entries * q.element_size() // 8)
 
     def operands(self, *tensors):
-        return [_rows(x.to(self.dtype)) for x in tensors]
+        return [in_rows(x.to(self.dtype)) for x in tensors]
 
     def passes(self) -> list[Part]:
         """Some pairs at a time."""
@@ -254,15 +252,10 @@ class _Run:
         return _chosen.get((name, first, self.form, self.dtype, self.d, self.dv), first)
 
     def _prepare(self, name: str, config: TailConfig, matrices: dict[str, torch.Tensor], precision: str, width: int) -> Launch:
-        kernel = self.source.kernels[name]
-        align = math.gcd(16, *(s for x in matrices.values() for s in _strides(x)))
+        described = described_by(matrices, self.dtype)
         constants = tail_configs.constants(config, self.configs.slot, self.d, self.dv, self.heads, self.group)
-        constants |= {"ALIGN": align, "PRECISION": precision, "ADD": self.add}
-        constants |= {"TARGETS": TARGETS, "CHUNK": CHUNK, "WIDTH": width, "SLAB": min(config.slice, width)}
-        fixed = {c: constants[c] for c in kernel.constants}
-        for matrix, x in matrices.items():
-            fixed |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in _strides(x))))
-        return Launch(kernel, getattr(cache.load(self.source.text), name), config, 0, 0, fixed, list(matrices), {})
+        constants |= {"PRECISION": precision, "ADD": self.add, "TARGETS": TARGETS, "CHUNK": CHUNK, "WIDTH": width, "SLAB": min(config.slice, width)}
+        return prepare(generate(replace(self.form, described=described), self.call.mask), name, config, matrices, constants, described)
 
     def _programs(self, name: str, part: Part, config: TailConfig, values: dict, width: int) -> int:
         slices = -(-padded(self.dv) // min(config.slice, padded(self.dv)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from patternc.codegen.code import COL, HEAD, ROW, Statement
 from patternc.codegen.frame import TAKEN
 from patternc.codegen.printer import Printer
-from patternc.codegen.tail_text import OF_KEYS, WIDTHS, Form, Text
+from patternc.codegen.tail_text import Form, Text
 from patternc.codegen.uses import Uses
 from patternc.expr.pattern import Pattern
 
@@ -26,15 +26,13 @@ class BlockForm(Form):
     Attributes:
         apart: query heads have states of rows of their own.
         dead: tables say which rows read states, and which keys are in them.
-        ordered: tables say which row, or key, is at each place of the order that tiles are cut in.
     """
 
     apart: bool = False
-    ordered: bool = False
 
     @staticmethod
-    def of(feature: str, sums: bool, apart: bool, dead: bool, ordered: bool) -> BlockForm:
-        return BlockForm(feature, sums, steps=False, gated=False, dead=dead, apart=apart, ordered=ordered)
+    def of(feature: str, sums: bool, apart: bool, dead: bool) -> BlockForm:
+        return BlockForm(feature, sums, steps=False, gated=False, dead=dead, apart=apart)
 
 
 @dataclass(frozen=True)
@@ -71,41 +69,14 @@ class BlockText(Text):
 
     form: BlockForm
 
-    # Where rows and keys are
-
-    def orders(self, *sides: str) -> list[str]:
-        return [f"{side}_order_ptr" for side in sides] if self.form.ordered else []
-
-    def _places(self, side: str, block: str, count: str) -> list[str]:
-        places = f"{side}s = first_{side} + tl.arange(0, {block})"
-        if not self.form.ordered:
-            return [places, f"{side}_ok = {side}s < {count}", f"{side}_at = {side}s"]
-        at = f"{side}_at = tl.load({side}_order_ptr + {side}s, mask={side}_ok, other=0)"
-        return [places, f"{side}_ok = {side}s < {count}", at]
+    # Rows and keys
 
     def places_of_rows(self, block: str) -> list[str]:
-        """The rows of the tile at `first_row`, which of them there are, and where they are in memory."""
-        return self._places("row", block, "n_q")
+        """The rows of the tile at `first_row`, and which of them there are."""
+        return [f"rows = first_row + tl.arange(0, {block})", "row_ok = rows < n_q"]
 
     def places_of_keys(self, block: str) -> list[str]:
-        return self._places("key", block, "n_k")
-
-    def load(self, name: str, block: str, column: str = "0") -> str:
-        side = "key" if name in OF_KEYS else "row"
-        return f"{name}_tile = _load_at({name}_base, {side}_at, {side}_ok, {name}_stride_n * ALIGN, {self._columns(name)}, {WIDTHS[name]})"
-
-    def store(self, name: str, block: str, ok: str | None = None) -> list[str]:
-        side = "key" if name in OF_KEYS else "row"
-        at = f"{name}_base, {side}_at, {side}_ok, {name}_stride_n * ALIGN, {self._columns(name)}"
-        return ["if ADD:", f"    {name} += _load_at({at}, {WIDTHS[name]}).to(tl.float32)", f"_store_at({at}, {name}, {WIDTHS[name]})"]
-
-    @staticmethod
-    def _columns(name: str) -> str:
-        return "d" if WIDTHS[name] == "D" else "e"
-
-    @property
-    def row_vector(self) -> str:
-        return "tl.cast(b * HEADS + h, tl.int64) * n_q + row_at"
+        return [f"keys = first_key + tl.arange(0, {block})", "key_ok = keys < n_k"]
 
     # Programs
 
@@ -153,8 +124,6 @@ class BlockText(Text):
 
 CENTRE = "c = tl.load(centre_ptr + pair * DV + e, mask=e < DV, other=0.0)"
 COLUMNS = ["d = tl.arange(0, BLOCK_D)", "e = tl.arange(0, BLOCK_DV)"]
-
-
 
 
 __all__ = ["CENTRE", "COLUMNS", "LAUNCH", "BlockForm", "BlockMask", "BlockText", "print_mask"]

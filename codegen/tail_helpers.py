@@ -19,20 +19,6 @@ def _store_slot(base, first, ok, stride, columns, values, WIDTH: tl.constexpr, B
 ''',
     '''
 @triton.jit
-def _load_at(base, at, ok, stride, columns, WIDTH: tl.constexpr):
-    """The rows `at` of a matrix of WIDTH columns; 0 for rows that are not `ok`."""
-    where = base + tl.cast(at, tl.int64)[:, None] * stride + columns[None, :]
-    return tl.load(where, mask=ok[:, None] & (columns < WIDTH)[None, :], other=0.0)
-''',
-    '''
-@triton.jit
-def _store_at(base, at, ok, stride, columns, values, WIDTH: tl.constexpr):
-    """The inverse of `_load_at`."""
-    where = base + tl.cast(at, tl.int64)[:, None] * stride + columns[None, :]
-    tl.store(where, values.to(base.dtype.element_ty), mask=ok[:, None] & (columns < WIDTH)[None, :])
-''',
-    '''
-@triton.jit
 def _softmax_features(x, sign, columns, D: tl.constexpr):
     """softmax(sign * x) of each row, in float32."""
     x = x.to(tl.float32) * (sign * 1.4426950408889634)

@@ -18,8 +18,8 @@ from patternc.codegen import cache, tail_configs
 from patternc.codegen.configs import padded
 from patternc.codegen.descriptors import describe, reachable
 from patternc.codegen.device import has_tma, on, precision, processors
-from patternc.codegen.launch import _empty, _rows
-from patternc.codegen.prepared import Launch, _strides
+from patternc.codegen.matrices import empty, in_rows, strides
+from patternc.codegen.prepared import Launch
 from patternc.codegen.tail_configs import SCANS, STATES, TailConfig, TailConfigs
 from patternc.codegen.tail_kernels import TailSource, generate
 from patternc.codegen.tail_text import Form
@@ -84,7 +84,7 @@ def tail_forward(call: TailCall, q, k, v, sums: bool, keep: bool = True, onto: t
     """
     run = _Run(call, q, k, v, sums, add)
     o, weights = onto or (
-        _empty(q, q.shape[2], v.shape[3], result_of(v.dtype)),
+        empty(q, q.shape[2], v.shape[3], result_of(v.dtype)),
         torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if sums else None,
     )
     q, k, v = run.operands(q, k, v)
@@ -101,10 +101,10 @@ def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: States | None
         onto: gradients of q, k and v that the results are added to in place.
     """
     run = _Run(call, q, k, v, dsums is not None, onto is not None)
-    dq, dk, dv = onto or (_empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
+    dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
     run.clear(dq)
     q, k, v = run.operands(q, k, v)
-    do = _rows(do.to(v.dtype), warn=False)
+    do = in_rows(do.to(v.dtype), warn=False)
     dsums = None if dsums is None else dsums.contiguous()
     matrices = {"q": q, "k": k, "v": v, "do": do}
     states = run.key_states(k, v) if states is None else states
@@ -114,6 +114,30 @@ def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: States | None
     run.launch("backward_k", {**matrices, "dk": dk}, {"dsums_ptr": dsums, "states_ptr": states[0], "vectors_ptr": states[1]})
     run.launch("backward_v", {"q": q, "k": k, "do": do, "dv": dv}, {"states_ptr": states[0]})
     return dq, dk, dv
+
+
+def described_by(matrices: dict[str, torch.Tensor], dtype: torch.dtype) -> bool:
+    """Whether a kernel loads its inputs by descriptors."""
+    loaded = [x for m, x in matrices.items() if m in LOADED]
+    return bool(loaded) and has_tma(loaded[0].device) and dtype.itemsize == 2 and all(map(reachable, loaded))
+
+
+def prepare(source, name: str, config: TailConfig, matrices: dict[str, torch.Tensor], constants: dict, described: bool) -> Launch:
+    """The launch of a source's kernel on matrices of one layout; `constants` are those that do not follow from it."""
+    kernel = source.kernels[name]
+    align = math.gcd(16, *(s for x in matrices.values() for s in strides(x)))
+    constants = {**constants, "ALIGN": align}
+    fixed, pointers, descriptors = {c: constants[c] for c in kernel.constants}, [], {}
+    for matrix, x in matrices.items():
+        if described and matrix in LOADED:
+            rows, columns = tail_configs.tile_of(name, matrix)
+            pattern = describe(x, constants[rows], constants[columns], "descriptors")
+            pattern.base = None
+            descriptors[f"{matrix}_desc"] = matrix, pattern
+        else:
+            pointers.append(matrix)
+            fixed |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in strides(x))))
+    return Launch(kernel, getattr(cache.load(source.text), name), config, 0, 0, fixed, pointers, descriptors)
 
 
 def operand_of(dtype: torch.dtype) -> tuple[torch.dtype, str]:
@@ -150,7 +174,7 @@ class _Run:
         self.shape = self.batch * self.kv_heads * slots.count * halves, padded(self.d), padded(self.dv)
 
     def operands(self, *tensors):
-        return [_rows(x.to(self.dtype)) for x in tensors]
+        return [in_rows(x.to(self.dtype)) for x in tensors]
 
     def clear(self, *results) -> None:
         """Rows before the first slot read nothing."""
@@ -213,25 +237,10 @@ class _Run:
                 self._step_down(name, config, error)
 
     def _prepare(self, name: str, config: TailConfig, matrices: dict[str, torch.Tensor]) -> Launch:
-        loaded = [x for m, x in matrices.items() if m in LOADED]
-        described = bool(loaded) and has_tma(self.device) and self.dtype.itemsize == 2 and all(map(reachable, loaded))
+        described = described_by(matrices, self.dtype)
         source: TailSource = generate(replace(self.form, described=described))
-        kernel = source.kernels[name]
-        align = math.gcd(16, *(s for x in matrices.values() for s in _strides(x)))
         constants = tail_configs.constants(config, self.configs.slot, self.d, self.dv, self.heads, self.heads // self.kv_heads)
-        constants |= {"ALIGN": align, "PRECISION": self.precision, "ADD": self.add}
-        fixed = {c: constants[c] for c in kernel.constants}
-        pointers, descriptors = [], {}
-        for matrix, x in matrices.items():
-            if described and matrix in LOADED:
-                rows, columns = tail_configs.tile_of(name, matrix)
-                pattern = describe(x, constants[rows], constants[columns], "descriptors")
-                pattern.base = None
-                descriptors[f"{matrix}_desc"] = matrix, pattern
-            else:
-                pointers.append(matrix)
-                fixed |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in _strides(x))))
-        return Launch(kernel, getattr(cache.load(source.text), name), config, 0, 0, fixed, pointers, descriptors)
+        return prepare(source, name, config, matrices, constants | {"PRECISION": self.precision, "ADD": self.add}, described)
 
     def _tiles(self, name: str, config: TailConfig) -> dict[str, int]:
         """Tiles of rows, or keys, that programs take, and the first one of rows; the slots that programs of a scan take."""

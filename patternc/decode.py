@@ -15,7 +15,7 @@ import torch
 from patternc.decode_plan import DecodePlan, decode_plan
 from patternc.errors import DeviceError, DtypeError, OperandError, ShapeError
 from patternc.forms import count
-from patternc.tail import at_least_float32, feature_map, rms_norm, tail
+from patternc.tail import at_least_float32, feature_map, quotient, rms_norm, tail
 from patternc.tail_plan import NOTHING
 
 FOLD = 16
@@ -130,7 +130,8 @@ def _advance(state: DecodeState, q, own, tail_q, scale: float, learned: dict, ph
         y = y.flatten(1, 2)
         return (y[..., :-1], y[..., -1]) if sums else (y[..., :-1], None)
 
-    y = tail(term, tail_q, tail_k, v, linear, learned.get("initial_state"), learned.get("projection"))
+    y, total = tail(term, tail_q, tail_k, v, linear, learned.get("initial_state"), learned.get("projection"))
+    y = y if total is None else quotient(y, total)
     if term.norm == "rms":
         out, y = rms_norm(out, learned.get("exact_scale")), rms_norm(y, learned.get("tail_scale"))
     _take(state, keys[len(kept) :], [x[:, :, len(kept) :] for x in own], phi)

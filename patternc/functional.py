@@ -10,8 +10,8 @@ from patternc.errors import DeviceError, DtypeError, OperandError, ShapeError
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
 from patternc.signature import signature
-from patternc.tail import LinearAttention, by_features, rms_norm, tail
-from patternc.tail_runtime import Norms, TailAttention, by_kernels
+from patternc.tail import LinearAttention, by_features, quotient, rms_norm, tail
+from patternc.tail_runtime import Norms, Quotient, TailAttention, by_kernels
 
 
 def attention(
@@ -67,7 +67,10 @@ def attention(
         return out, lse
     tail_q, tail_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
     check_tail(q, k, tail_q, tail_k)
-    y = tail(term, tail_q, tail_k, v, linear, initial_state, projection)
+    y, total = tail(term, tail_q, tail_k, v, linear, initial_state, projection)
+    if total is not None and name == "triton":
+        return (operators.quotient if tracing else Quotient.apply)(None if alone else out, y, total, q.dtype), lse
+    y = y if total is None else quotient(y, total)
     if term.norm == "rms" and name == "triton":
         scales = (x if x is not None else torch.ones(q.shape[1], v.shape[3], device=q.device) for x in (exact_scale, tail_scale))
         return (operators.norms if tracing else Norms.apply)(out, y, *scales), lse

@@ -229,3 +229,36 @@ def _norms_setup(ctx, inputs, output):
 
 norms.register_autograd(lambda ctx, dy: norms_backward(dy, *ctx.saved_tensors), setup_context=_norms_setup)
 norms_backward.register_autograd(refuse_second)
+
+
+@torch.library.custom_op("patternc::quotient", mutates_args=())
+def quotient(o: Tensor | None, t: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
+    """A term's sums over those of their weights, added to the exact part, by the triton backend."""
+    return backend_module("triton").quotient(o, t, w, dtype)
+
+
+@quotient.register_fake
+def _(o, t, w, dtype):
+    return torch.empty_like(t, dtype=dtype)
+
+
+@torch.library.custom_op("patternc::quotient_backward", mutates_args=())
+def quotient_backward(dy: Tensor, t: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    return backend_module("triton").backward_quotient(dy, t, w)
+
+
+@quotient_backward.register_fake
+def _(dy, t, w):
+    return torch.empty_like(t), torch.empty_like(w)
+
+
+def _quotient_setup(ctx, inputs, output):
+    o, t, w, _ = inputs
+    ctx.save_for_backward(t, w)
+    ctx.exact = o is not None
+
+
+quotient.register_autograd(
+    lambda ctx, dy: (dy if ctx.exact else None, *quotient_backward(dy, *ctx.saved_tensors), None), setup_context=_quotient_setup
+)
+quotient_backward.register_autograd(refuse_second)

@@ -91,8 +91,8 @@ def rms_norm(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     return y if scale is None else y * scale.to(y.dtype)[:, None]
 
 
-def tail(term, q, k, v, linear, initial_state=None, projection=None) -> torch.Tensor:
-    """What a term adds, before its RMSNorm: [B, H, Nq, dv] in float32 (float64 for float64, bfloat16 where kernels sum in it).
+def tail(term, q, k, v, linear, initial_state=None, projection=None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A term's sums [B, H, Nq, dv] in float32 (float64 for float64, bfloat16 where kernels sum in it), and what divides them or None.
 
     Args:
         term: the linear tail; see `patternc.reference.attention` for what it means.
@@ -108,8 +108,11 @@ def tail(term, q, k, v, linear, initial_state=None, projection=None) -> torch.Te
         y = at_least_float32(y)
         more = phi(q).to(y.dtype) @ initial_state.to(y.dtype)
         y, total = y + more[..., : y.shape[-1]], total if total is None else total + more[..., -1]
-    if total is None:
-        return y
+    return y, total
+
+
+def quotient(y: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """Sums [.., dv] over the sums of their weights [..], 0 without weights."""
     some = (total != 0)[..., None]
     return torch.where(some, y / torch.where(some, total[..., None], 1.0), 0.0)
 

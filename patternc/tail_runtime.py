@@ -6,10 +6,11 @@ A backend that has kernels for terms has more functions:
     tail_backward(compiled, dy, dweights, q, k, v, kept, feature, bound) -> (dq, dk, dv)
 
     norms(o, t, o_scale, t_scale) -> y;  backward_norms(dy, o, t, o_scale, t_scale) -> (do, dt, do_scale, dt_scale)
+    quotient(o, t, w, dtype) -> y;  backward_quotient(dy, t, w) -> (dt, dw)
 
 with y [B, H, N_q, Dv] as `patternc.tail.result_of` says, the sums of weights [B, H, N_q] (None unless `sums`) in float32,
 `feature` a name in `KERNEL_FEATURES`, and `kept` tensors (none unless `keep`) that the backward may get again, or none of them.
-`norms` are the sum of the RMSNorms of exact part and term, in the dtype of o.
+`norms` are the sum of the RMSNorms of exact part and term, in the dtype of o; `quotient` is o + t / w.
 """
 
 from __future__ import annotations
@@ -83,6 +84,19 @@ class Norms(Function):
     @staticmethod
     def backward(ctx, dy):
         return Gradients.apply(backend_module("triton").backward_norms, dy, *ctx.saved_tensors)
+
+
+class Quotient(Function):
+    """Sums over the sums of their weights, added to the exact part or to nothing, by kernels; for eager calls."""
+
+    @staticmethod
+    def forward(ctx, o, t, w, dtype):
+        ctx.save_for_backward(t, w)
+        return backend_module("triton").quotient(o, t, w, dtype)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy if ctx.needs_input_grad[0] else None, *Gradients.apply(backend_module("triton").backward_quotient, dy, *ctx.saved_tensors), None
 
 
 def traced_forward(made, bound, backend: str, q, k, v, feature: str, sums: bool) -> tuple[torch.Tensor, torch.Tensor]:

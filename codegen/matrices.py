@@ -1,0 +1,37 @@
+"""Matrices [B, heads, n, width] as kernels take them: their strides, their copies where they must be, their results' memory."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+
+import torch
+
+WIDEST_ROW_STRIDE = 2**22  # in elements: offsets within a tile are 32 bits wide
+
+
+@lru_cache(maxsize=1)
+def _warn_copy() -> None:
+    warnings.warn("an input whose last stride is not 1 is copied at each call; make it contiguous once", stacklevel=4)
+
+
+def in_rows(x: torch.Tensor, warn: bool = True) -> torch.Tensor:
+    """`x` with unit last stride and a row stride that tiles can hold, copied if need be."""
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        if warn:
+            _warn_copy()
+        return x.contiguous()
+    return x.contiguous() if x.stride(2) > WIDEST_ROW_STRIDE else x
+
+
+def empty(like: torch.Tensor, count: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """Uninitialised [B, heads, count, width] in the order of axes that `like` has in memory."""
+    b, heads = like.shape[:2]
+    if not like.is_contiguous() and like.transpose(1, 2).is_contiguous():
+        return torch.empty(b, count, heads, width, dtype=dtype, device=like.device).transpose(1, 2)
+    return torch.empty(b, heads, count, width, dtype=dtype, device=like.device)
+
+
+def strides(x: torch.Tensor) -> list[int]:
+    """Strides of the three outer axes; axes of one entry count as 0."""
+    return [0 if x.shape[axis] == 1 else x.stride(axis) for axis in range(3)]
