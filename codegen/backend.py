@@ -66,8 +66,10 @@ __all__ = [
 
 def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
     check(q, v)
-    runs = (*compiled.plan.forward.all_runs, *compiled.plan.transposed.all_runs)
-    check_width(compiled, bound, (compiled.plan.mask, *(x for run in runs for x in (run.lo, run.hi, run.inner_lo, run.inner_hi))))
+    if "fits" not in bound.kept:
+        runs = (*compiled.plan.forward.all_runs, *compiled.plan.transposed.all_runs)
+        check_width(compiled, bound, (compiled.plan.mask, *(x for run in runs for x in (run.lo, run.hi, run.inner_lo, run.inner_hi))))
+        bound.kept["fits"] = True
     if wide:
         raise InternalError("the triton backend returns outputs in the inputs' dtype")
     parts, found = compiled.parts_at(bound, shape_of(q, v)), None
@@ -101,13 +103,20 @@ def source(compiled, bound: Bound | None = None) -> str:
 
 
 def call_of(compiled, scale: float, bound: Bound, *matrices: torch.Tensor) -> Call:
-    """The call of a bound pattern on matrices [B, heads, n, width]."""
-    device = matrices[0].device
-    on_device = prepared_args(bound, device)
+    """The call of a bound pattern on matrices [B, heads, n, width]; kept with it."""
+    device, shape = matrices[0].device, shape_of(matrices[0], matrices[2])
     # Within a box, offsets are 32 bits wide, and a box may span the sequence.
-    reach = max(x.stride(2) for x in matrices) * max(bound.n_q, bound.n_k)
-    shape = shape_of(matrices[0], matrices[2])
-    plan = compiled.plan_at(bound, shape) if reach < 2**31 else compiled.plan
+    near = max([x.stride(2) for x in matrices]) * max(bound.n_q, bound.n_k) < 2**31
+    key = compiled, scale, device, shape, near
+    if key not in bound.kept:
+        made = bound.kept[key] = _make_call(compiled, scale, bound, device, shape, near)
+        made.ready = {} if bound.static else None
+    return bound.kept[key]
+
+
+def _make_call(compiled, scale: float, bound: Bound, device: torch.device, shape: Shape, near: bool) -> Call:
+    on_device = prepared_args(bound, device)
+    plan = compiled.plan_at(bound, shape) if near else compiled.plan
 
     def call(own, plan: Plan, groups: tuple[Call, ...] = ()) -> Call:
         return Call(

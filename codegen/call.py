@@ -30,6 +30,7 @@ class Call:
         variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.
         groups: for plans by groups of heads, a call for the plan of each.
+        ready: what kernels are launched with, for a call that is kept: by kernel and layout.  None where args may change.
     """
 
     plan: Plan
@@ -43,6 +44,7 @@ class Call:
     variant: str | None = None
     configs: dict[str, Config] = field(default_factory=dict)
     groups: tuple[Call, ...] = ()
+    ready: dict | None = field(default=None, init=False)
 
     def axis(self, name: str):
         """How a kernel finds its tiles."""

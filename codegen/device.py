@@ -30,7 +30,8 @@ def processors(device: torch.device) -> int:
 
 
 def on(device: torch.device):
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    """Launch on a device: a context."""
+    return nullcontext() if device.type != "cuda" or device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
 def precision(dtype: torch.dtype) -> str:

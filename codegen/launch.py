@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -25,7 +26,7 @@ from patternc.orders.boxes import BoxAxis
 from patternc.orders.vectors import gathered, whole
 
 LOG2E = 1.4426950408889634
-
+MOST_LAYOUTS = 64  # layouts of matrices for which a call keeps what it launches
 
 Partial = tuple[torch.Tensor, torch.Tensor]  # o in float32 and lse of earlier parts of a pattern
 
@@ -133,32 +134,69 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
     any_v = matrices.get("v", matrices.get("do"))
     device, dtype = any_v.device, any_v.dtype
     layouts = [(x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for x in matrices.values()]
-    # The number of boxes depends on where they begin, the number of tiles does not.
-    start = call.q_start if {"boxes", "heads"} & {call.plan.forward.kind, call.plan.transposed.kind} else None
-    key = (call.plan, name, call.variant, device, dtype, precision(dtype), start, later, *layouts)
+    key = (name, device, dtype, precision(dtype), later, *layouts)
     while True:
-        launch = kept(call, key, name, matrices, later)
-        if launch.grid == 0:
+        ready = call.ready.get(key) if call.ready is not None else None
+        if ready is None:
+            ready = _ready(call, name, matrices, later, device, key)
+        launch, dealt = ready.launch, ready.dealt
+        if not ready.grid:
             return
-        grid, dealt = launch.grid, _dealt(call, name, launch)
-        values = {**extra, **runtime_values(call, launch.kernel, launch.config, device)}
-        if dealt is not None:
-            # The configuration is that of the usual order, for which the schedule was made.
-            launch = kept(call, (*key, launch.config, dealt.form), name, matrices, later, dealt.form)
-            grid = launch.copies * len(dealt.table)
-            values |= dealt.values()
-            if dealt.cuts:
-                values |= workspace(name, launch.values, dealt, launch.copies, device)
+        values = {**extra, **ready.values}
+        if dealt is not None and dealt.cuts:
+            values |= workspace(name, launch.values, dealt, launch.copies, device)
         for number, (part, own) in enumerate(zip(launch.kernel.groups or (launch.kernel,), each)):
             values |= renamed(number, part, own)
         try:
             with on(device):
-                values = launch.run(grid, values, matrices)
+                launch.run(ready.grid, values, matrices)
                 if dealt is not None and dealt.cuts:
-                    put_together(call.plan, name, values, {x: matrices[x] for x in RESULTS[name]}, dealt.cuts * launch.copies)
+                    results = {x: matrices[x] for x in RESULTS[name]}
+                    put_together(call.plan, name, launch.parameters(values, matrices), results, dealt.cuts * launch.copies)
             return
         except OutOfResources as error:
-            step_down(call, name, launch, key, error)
+            if call.ready is not None:
+                call.ready.pop(key, None)
+            step_down(call, name, launch, ready.key, error)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a call's kernel is launched with, on matrices of one layout.
+
+    Attributes:
+        key: of the launch in the usual order (`prepared.kept`).
+        values: parameters that the call decides, whatever the matrices.
+        dealt: how row tiles are dealt, None for the usual order.
+    """
+
+    launch: Launch
+    key: tuple
+    grid: int
+    values: dict
+    dealt: Dealt | None
+
+
+def _ready(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool, device: torch.device, layouts: tuple) -> Ready:
+    # The number of boxes depends on where they begin, the number of tiles does not.
+    start = call.q_start if {"boxes", "heads"} & {call.plan.forward.kind, call.plan.transposed.kind} else None
+    key = (call.plan, call.variant, start, *layouts)
+    launch = kept(call, key, name, matrices, later)
+    if launch.grid == 0:
+        return Ready(launch, key, 0, {}, None)
+    grid, dealt = launch.grid, _dealt(call, name, launch)
+    values = runtime_values(call, launch.kernel, launch.config, device)
+    if dealt is not None:
+        # The configuration is that of the usual order, for which the schedule was made.
+        launch = kept(call, (*key, launch.config, dealt.form), name, matrices, later, dealt.form)
+        grid = launch.copies * len(dealt.table)
+        values |= dealt.values()
+    found = Ready(launch, key, grid, values, dealt)
+    if call.ready is not None and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        if len(call.ready) >= MOST_LAYOUTS:
+            call.ready.clear()
+        call.ready[layouts] = found
+    return found
 
 
 def _dealt(call: Call, name: str, launch: Launch) -> Dealt | None:

@@ -73,8 +73,7 @@ def norms(o: torch.Tensor, t: torch.Tensor, o_scale: torch.Tensor, t_scale: torc
     """The sum of both norms in the dtype of o: o, t [B, H, n, dv], scales [H, dv]."""
     o, t = in_rows(o), in_rows(t)
     y = empty(o, o.shape[2], o.shape[3], o.dtype)
-    values = {"o_scale_ptr": o_scale.contiguous(), "t_scale_ptr": t_scale.contiguous(), "EPS": RMS_EPS}
-    rows.launch(TEXT, "norms", {"o": o, "t": t, "y": y}, values)
+    rows.launch(TEXT, "norms", {"o": o, "t": t, "y": y}, {"o_scale": o_scale.contiguous(), "t_scale": t_scale.contiguous()}, EPS=RMS_EPS)
     return y
 
 
@@ -83,8 +82,8 @@ def backward_norms(dy, o, t, o_scale, t_scale) -> tuple[torch.Tensor, ...]:
     o, t, dy = in_rows(o), in_rows(t), in_rows(dy, warn=False)
     do, dt = (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (o, t))
     b, heads, n, dv = o.shape
-    sums = torch.empty(b, heads, -(-n // (rows.ROWS * STEPS)), 2, dv, dtype=torch.float32, device=o.device)
-    values = {"o_scale_ptr": o_scale.contiguous(), "t_scale_ptr": t_scale.contiguous(), "sums_ptr": sums, "EPS": RMS_EPS}
-    values |= {"STEPS": STEPS, "LARGEST": torch.finfo(o.dtype).max}
-    rows.launch(TEXT, "backward_norms", {"o": o, "t": t, "dy": dy, "do": do, "dt": dt}, values, STEPS)
+    sums = torch.empty(b, heads, -(-n // (rows.rows_of(dv) * STEPS)), 2, dv, dtype=torch.float32, device=o.device)
+    vectors = {"o_scale": o_scale.contiguous(), "t_scale": t_scale.contiguous(), "sums": sums}
+    matrices = {"o": o, "t": t, "dy": dy, "do": do, "dt": dt}
+    rows.launch(TEXT, "backward_norms", matrices, vectors, STEPS, EPS=RMS_EPS, STEPS=STEPS, LARGEST=torch.finfo(o.dtype).max)
     return do, dt, sums[..., 0, :].sum((0, 2)).to(o_scale.dtype), sums[..., 1, :].sum((0, 2)).to(t_scale.dtype)

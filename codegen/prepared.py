@@ -33,7 +33,7 @@ class Launch:
         values: parameters that the layout fixes, constexprs among them.
         pointers: names of matrices that are passed as they are.
         descriptors: by parameter, the matrix that it describes and its descriptor.
-        compiled: by the kinds of what a call decides, Triton's compiled kernel; None where kernels are interpreted.
+        compiled: by the kinds of what a call decides, the compiled kernel; nothing where kernels are interpreted.
     """
 
     kernel: Kernel
@@ -44,25 +44,69 @@ class Launch:
     values: dict
     pointers: list[str]
     descriptors: dict[str, tuple[str, TensorDescriptor]]
-    compiled: dict[tuple, object] = field(default_factory=dict)
+    compiled: dict[tuple, Positional] = field(default_factory=dict)
 
-    def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> dict:
-        """Launch on matrices and the parameters that a call decides; returns all parameters by name.
-
-        Triton looks at each of them at every launch; what it found for parameters of the same kinds serves again.
-        """
-        kinds = tuple([(x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else type(x) for x in values.values()])
+    def parameters(self, values: dict, matrices: dict[str, torch.Tensor]) -> dict:
+        """All parameters by name, `values` being those that a call decides."""
         values = {**values, **self.values}
         for matrix in self.pointers:
             values[f"{matrix}_ptr"] = matrices[matrix]
         for parameter, (matrix, pattern) in self.descriptors.items():
             values[parameter] = moved(pattern, matrices[matrix])
-        compiled = self.compiled.get(kinds)
-        if compiled is None:
-            self.compiled[kinds] = self.function[(grid,)](**values, num_warps=self.config.warps, num_stages=self.config.stages)
-        else:
-            compiled[(grid, 1, 1)](*[values[name] for name in self.function.arg_names])
         return values
+
+    def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> None:
+        """Launch on matrices and the parameters that a call decides.
+
+        Triton looks at each parameter at every launch; what it found for parameters of the same kinds serves again.
+        """
+        kinds = (*values, *[(x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else type(x) for x in values.values()])
+        ready = self.compiled.get(kinds)
+        if ready is not None:
+            ready.run(grid, values, matrices)
+            return
+        given = self.parameters(values, matrices)
+        made = self.function[(grid,)](**given, num_warps=self.config.warps, num_stages=self.config.stages)
+        if made is not None:
+            self.compiled[kinds] = Positional.of(made, self, values)
+
+
+@dataclass
+class Positional:
+    """A compiled kernel with the parameters of a launch by position: what its layout fixes, and where the rest belongs.
+
+    Attributes:
+        fixed: all parameters, None where a launch decides.
+        values, pointers: positions of what a call decides, and of the addresses of matrices, by name.
+        descriptors: positions, matrices and their descriptors.
+    """
+
+    kernel: object
+    fixed: list
+    values: list[tuple[int, str]]
+    pointers: list[tuple[int, str]]
+    descriptors: list[tuple[int, str, TensorDescriptor]]
+
+    @staticmethod
+    def of(kernel, launch: Launch, values: dict) -> Positional:
+        places = {name: i for i, name in enumerate(launch.function.arg_names)}
+        return Positional(
+            kernel,
+            [launch.values.get(name) for name in places],
+            [(places[name], name) for name in values if name not in launch.values],
+            [(places[f"{matrix}_ptr"], matrix) for matrix in launch.pointers],
+            [(places[name], matrix, pattern) for name, (matrix, pattern) in launch.descriptors.items()],
+        )
+
+    def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> None:
+        given = self.fixed.copy()
+        for i, name in self.values:
+            given[i] = values[name]
+        for i, matrix in self.pointers:
+            given[i] = matrices[matrix]
+        for i, matrix, pattern in self.descriptors:
+            given[i] = moved(pattern, matrices[matrix])
+        self.kernel[(grid, 1, 1)](*given)
 
 
 _chosen: dict[tuple, Config] = {}  # configurations in use; one that does not fit is replaced by a smaller one
@@ -166,7 +210,7 @@ def step_down(call: Call, name: str, launch: Launch, key: tuple, error: Exceptio
         raise BackendError(f"no tile of `{name}` fits this device at head_dim {d}, {dv}: {error}", fix="use a smaller head_dim") from error
     if call.configs:
         call.configs[name] = config
-    device, dtype = key[3:5]
+    device, dtype = key[4:6]
     _chosen[launch.kernel.text, d, dv, dtype, precision(dtype), device] = config
     _launches.pop(key, None)
 

@@ -54,7 +54,7 @@ def quotient(o: torch.Tensor | None, t: torch.Tensor, w: torch.Tensor, dtype: to
     """o + t / w in a dtype: o, t [B, H, n, dv], o of that dtype or None for 0, w [B, H, n] in float32."""
     t = in_rows(t, warn=False)
     y = empty(t, t.shape[2], t.shape[3], dtype)
-    rows.launch(TEXT, "quotient", {"t": t, "y": y, "o": y if o is None else in_rows(o)}, {"w_ptr": w.contiguous(), "ADD": o is not None})
+    rows.launch(TEXT, "quotient", {"t": t, "y": y, "o": y if o is None else in_rows(o)}, {"w": w.contiguous()}, ADD=o is not None)
     return y
 
 
@@ -62,5 +62,5 @@ def backward_quotient(dy: torch.Tensor, t: torch.Tensor, w: torch.Tensor) -> tup
     """Gradients of t, in its dtype, and of w."""
     t, dy, w = in_rows(t, warn=False), in_rows(dy, warn=False), w.contiguous()
     dt, dw = empty(t, t.shape[2], t.shape[3], t.dtype), torch.empty_like(w)
-    rows.launch(TEXT, "backward_quotient", {"t": t, "dy": dy, "dt": dt}, {"w_ptr": w, "dw_ptr": dw})
+    rows.launch(TEXT, "backward_quotient", {"t": t, "dy": dy, "dt": dt}, {"w": w, "dw": dw})
     return dt, dw

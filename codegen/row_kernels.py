@@ -10,13 +10,14 @@ import math
 import torch
 
 from patternc.codegen import cache
-from patternc.codegen.configs import padded
+from patternc.codegen.configs import Config, padded
 from patternc.codegen.device import on
 from patternc.codegen.helpers import used_by
 from patternc.codegen.matrices import strides
+from patternc.codegen.prepared import Launch
 from patternc.codegen.tail_helpers import SOURCES
 
-ROWS = 16  # rows at a time
+ENTRIES = 4096  # of a matrix that a program takes at a time
 CONSTANTS = ["HEADS", "DV", "BLOCK_DV", "BLOCK", "ALIGN"]
 VECTOR = "at = (b * HEADS + h) * n_q + first + tl.arange(0, BLOCK)"
 
@@ -54,16 +55,37 @@ def module(about: str, *parts: str) -> str:
     return f'"""{about}, by patternc."""\n\nimport triton\nimport triton.language as tl\n\n{used_by(body, SOURCES)}\n\n{body}'
 
 
-def launch(text: str, name: str, matrices: dict[str, torch.Tensor], values: dict, steps: int = 1) -> None:
-    """Run a kernel of a module; `values` are its other parameters."""
+_launches: dict[tuple, Launch] = {}
+MOST_LAUNCHES = 1024
+
+
+def rows_of(value_dim: int) -> int:
+    """Rows that a program takes at a time."""
+    return min(max(ENTRIES // padded(value_dim), 16), 64)
+
+
+def launch(text: str, name: str, matrices: dict[str, torch.Tensor], vectors: dict[str, torch.Tensor], steps: int = 1, **constants) -> None:
+    """Run a kernel of a module; `vectors` and `constants` are its other parameters, `steps` the times that a program takes rows."""
     like = next(iter(matrices.values()))
-    b, heads, n, dv = like.shape
     if not like.numel():
         return
+    key = text, name, like.device, steps, *constants.values(), *[(x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for x in matrices.values()]
+    made = _launches.get(key)
+    if made is None:
+        if len(_launches) >= MOST_LAUNCHES:
+            _launches.clear()
+        made = _launches[key] = _prepare(text, name, matrices, steps, constants)
+    with on(like.device):
+        made.run(made.grid, {f"{x}_ptr": vector for x, vector in vectors.items()}, matrices)
+
+
+def _prepare(text: str, name: str, matrices: dict[str, torch.Tensor], steps: int, constants: dict) -> Launch:
+    b, heads, n, dv = next(iter(matrices.values())).shape
     align = math.gcd(16, *(s for x in matrices.values() for s in strides(x)))
-    values = {**values, "n_q": n, "HEADS": heads, "DV": dv, "BLOCK_DV": padded(dv), "BLOCK": ROWS, "ALIGN": align}
+    block = rows_of(dv)
+    values = {**constants, "n_q": n, "HEADS": heads, "DV": dv, "BLOCK_DV": padded(dv), "BLOCK": block, "ALIGN": align}
     for matrix, x in matrices.items():
         own = (s // align for s in strides(x))
-        values |= {f"{matrix}_ptr": x, **dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), own))}
-    with on(like.device):
-        getattr(cache.load(text), name)[(b * heads * -(-n // (ROWS * steps)),)](**values, num_warps=4)
+        values |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), own))
+    grid = b * heads * -(-n // (block * steps))
+    return Launch(None, getattr(cache.load(text), name), Config(block, block, 4, 3), grid, 1, values, list(matrices), {})

@@ -29,7 +29,7 @@ from patternc.expr.pattern import Pattern
 from patternc.tail import result_of
 from patternc.tail_blocks import CHUNK, SUPER, TARGETS, Blocks, Lists, Sums
 
-WORKSPACE = 64 << 20  # bytes of states that are there at a time, or an eighth of the inputs and the output if that is more
+WORKSPACE = 64 << 20  # bytes of states that are there at a time, or a quarter of the inputs and the output if that is more
 SLAB = 128  # entries of states that a program of `block_sums` takes
 SUMS = TailConfig(TARGETS, CHUNK, SLAB, 4, 3)
 STATES = TailConfig(64, 64, 128, 8, 3)
@@ -158,7 +158,7 @@ class _Run:
         self.centre = v.mean(2, dtype=torch.float32)
         self.values = {"n_q": self.n_q, "n_k": self.n_k, "centre_ptr": self.centre}
         entries = q.numel() + k.numel() + v.numel() + q.numel() // max(self.d, 1) * self.dv
-        self.workspace = call.workspace or max(WORKSPACE, entries * q.element_size() // 8)
+        self.workspace = call.workspace or max(WORKSPACE, entries * q.element_size() // 4)
 
     def operands(self, *tensors):
         return [in_rows(x.to(self.dtype)) for x in tensors]

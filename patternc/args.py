@@ -7,7 +7,8 @@ the values too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class Bound:
         uses: how each arg is used.
         values: scalar: an int, or an int array [B']; array: int or bool [B', ...]; memberships: bool mask [B', n_k]
             (`[B', heads]` over heads).  B' is 1 or `batch`.  Arrays are numpy arrays or torch tensors.
+        kept: what backends keep with this call, or, where `static`, with all of its sizes.
     """
 
     n_q: int
@@ -55,6 +57,12 @@ class Bound:
     default_start: bool
     uses: dict[str, ArgUse]
     values: dict[str, object]
+    kept: dict = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def static(self) -> bool:
+        """Whether all args are numbers."""
+        return isinstance(self.q_start, int) and all(isinstance(x, int) for x in self.values.values())
 
     @property
     def key(self) -> tuple:

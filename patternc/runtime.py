@@ -140,17 +140,18 @@ def check_tensors(q, k, v) -> None:
         raise DeviceError(f"query, key and value are on different devices: {q.device}, {k.device}, {v.device}", fix="move them to one device")
     if q.device.type == "meta":
         raise DeviceError("query, key and value are on the meta device and hold no data", fix='move them to "cpu" or "cuda"')
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-    if k.shape[:3] != v.shape[:3]:
-        raise ShapeError("key and value differ in batch, heads or length", typed=shapes, fix="give one value for each key")
-    if q.shape[0] != k.shape[0]:
-        raise ShapeError(f"query has batch {q.shape[0]}, key has batch {k.shape[0]}", typed=shapes, fix="expand one of them")
-    if q.shape[3] != k.shape[3]:
-        raise ShapeError(f"query has head_dim {q.shape[3]}, key has head_dim {k.shape[3]}", typed=shapes, fix="project both to one head_dim")
-    if not q.shape[1] or not k.shape[1] or q.shape[1] % k.shape[1]:
-        raise ShapeError(
-            f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads", typed=shapes, fix="query heads must be a multiple of key heads"
-        )
+    (batch, heads, _, d), (key_batch, kv_heads, n_k, key_d), of_values = q.shape, k.shape, v.shape
+    if of_values[:3] != (key_batch, kv_heads, n_k):
+        what, fix = "key and value differ in batch, heads or length", "give one value for each key"
+    elif batch != key_batch:
+        what, fix = f"query has batch {batch}, key has batch {key_batch}", "expand one of them"
+    elif d != key_d:
+        what, fix = f"query has head_dim {d}, key has head_dim {key_d}", "project both to one head_dim"
+    elif not heads or not kv_heads or heads % kv_heads:
+        what, fix = f"{heads} query heads cannot share {kv_heads} key heads", "query heads must be a multiple of key heads"
+    else:
+        return
+    raise ShapeError(what, typed=f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}", fix=fix)
 
 
 def choose_backend(name: str, device: torch.device) -> str:
