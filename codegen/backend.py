@@ -12,9 +12,9 @@ from patternc.analysis.runs import members
 from patternc.args import Bound, bind
 from patternc.balance import Costs, of_groups, row_tiles, schedule, tiles_of_layout
 from patternc.codegen import tail_backend
-from patternc.codegen.device import processors
+from patternc.codegen.device import precision, processors
 from patternc.codegen.kernels import generate
-from patternc.codegen.launch import Call, attention_backward, attention_forward
+from patternc.codegen.launch import Call, Known, attention_backward, attention_forward, layout_of
 from patternc.codegen.norms import backward_norms, norms
 from patternc.codegen.parameters import ChoiceTables, TileLists, prepared_args
 from patternc.codegen.quotients import backward_quotient, quotient
@@ -36,6 +36,7 @@ from patternc.visits import choice_tables
 
 MOST_HEAD_DIM = 256
 TYPICAL, TYPICAL_HEADS = 8192, 8  # tokens and heads for which configurations are chosen
+MOST_KEPT = 256  # things that are kept with a call's args
 MOST_LENGTHS = 64  # lengths whose tile lists are kept
 MOST_TABLES = 8  # tables of runtime data that are kept: two directions for a few sets of args
 
@@ -65,6 +66,10 @@ __all__ = [
 
 
 def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
+    key = scale, *layout_of(q), *layout_of(k), *layout_of(v), precision(q.dtype)
+    known = bound.kept.get(key)
+    if known is not None:
+        return known.run(q, k, v)
     check(q, v)
     if "fits" not in bound.kept:
         runs = (*compiled.plan.forward.all_runs, *compiled.plan.transposed.all_runs)
@@ -74,7 +79,12 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
         raise InternalError("the triton backend returns outputs in the inputs' dtype")
     parts, found = compiled.parts_at(bound, shape_of(q, v)), None
     for part in parts:
-        found = attention_forward(call_of(part, scale, bound, q, k, v), q, k, v, found, part is not parts[-1])
+        call = call_of(part, scale, bound, q, k, v)
+        found = attention_forward(call, q, k, v, found, part is not parts[-1])
+    if len(parts) == 1 and (known := Known.of(call, q, k, v)):
+        if len(bound.kept) >= MOST_KEPT:
+            bound.kept.clear()
+        bound.kept[key] = known
     return found
 
 

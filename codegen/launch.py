@@ -126,15 +126,44 @@ def _positive(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float, int]:
     return (-q, -scale, -1) if scale else (torch.zeros_like(q), 1.0, 0)
 
 
+@dataclass(frozen=True)
+class Known:
+    """A forward that was run before: on inputs of its layout, only results are allocated and its one kernel launched."""
+
+    call: Call
+    ready: Ready
+    score_scale: float
+
+    @staticmethod
+    def of(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Known | None:
+        """None where a call makes copies, scales by less than 0, puts pieces together, or has args that may change."""
+        ready = [x for key, x in (call.ready or {}).items() if key[0] == "forward" and key[5:8] == tuple(map(layout_of, (q, k, v)))]
+        if len(ready) != 1 or call.scale <= 0 or (ready[0].dealt is not None and ready[0].dealt.cuts) or not ready[0].grid:
+            return None
+        return Known(call, ready[0], call.scale * LOG2E)
+
+    def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Partial:
+        o = empty(q, q.shape[2], v.shape[3], q.dtype)
+        lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+        values = {"lse_ptr": lse, "score_scale": self.score_scale, **self.ready.values}
+        with on(q.device):
+            self.ready.launch.run(self.ready.grid, values, {"q": q, "k": k, "v": v, "o": o})
+        return o, lse
+
+
 # Launching one kernel
+
+
+def layout_of(x: torch.Tensor) -> tuple:
+    """What a launch depends on beside an address."""
+    return x.dtype, x.device, x.shape, x.stride(), x.data_ptr() % 16
 
 
 def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, later: bool = False, each: list[dict] = ()) -> None:
     """Run a kernel; `extra` are parameters that the call decides, `each` those that every member of the call has for itself."""
     any_v = matrices.get("v", matrices.get("do"))
     device, dtype = any_v.device, any_v.dtype
-    layouts = [(x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for x in matrices.values()]
-    key = (name, device, dtype, precision(dtype), later, *layouts)
+    key = (name, device, dtype, precision(dtype), later, *[layout_of(x) for x in matrices.values()])
     while True:
         ready = call.ready.get(key) if call.ready is not None else None
         if ready is None:

@@ -208,6 +208,8 @@ def scale_of(scale: float | None, head_dim: int) -> float:
 
 def attend(made: Compiled, q, k, v, scale, bound: Bound, backend: str, wide: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Exact attention: `(out, lse)`, differentiable in q, k and v."""
+    if not torch.is_grad_enabled() or not (q.requires_grad or k.requires_grad or v.requires_grad):
+        return backend_module(backend).forward(made, q, k, v, scale, bound, wide)
     return _Attention.apply(q, k, v, scale, bound, made, backend_module(backend), wide)
 
 
