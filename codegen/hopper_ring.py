@@ -14,11 +14,11 @@ from types import SimpleNamespace
 
 from patternc.errors import InternalError
 
-COUNTS = ((0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 3), (3, 1), (1, 4), (5, 6))  # partial and full tiles
-STAGES = (2, 3)
+COUNTS = ((0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 3), (3, 1), (1, 4), (5, 6), (0, 0), (2, 2))  # partial and full tiles of row tiles
+STAGES, Q_STAGES = (2, 3), (1, 2)
 ORDERS = ((0, 1, 2), (2, 1, 0), (1, 2, 0))  # who goes on first, of the two consumers and the producer
 PLACEHOLDERS = ("_find_tiles", "_partial_tile", "_full_tile", "_masked", "_weights")  # what is about positions and scores
-CONSTANTS = {"HEADS": 1, "GROUP": 1, "D": 64, "DV": 64, "BLOCK_D": 64, "BLOCK_DV": 64, "BLOCK_M": 128, "BLOCK_N": 1}
+CONSTANTS = {"HEADS": 1, "GROUP": 1, "D": 64, "DV": 64, "BLOCK_D": 64, "BLOCK_DV": 64, "BLOCK_M": 128, "BLOCK_N": 1, "SECTION": 1}
 STOPS = ("mbarrier.wait", "mbarrier.arrive")
 FULL = 1 << 20  # tiles from here on are full ones
 
@@ -31,11 +31,11 @@ def check(text: str) -> None:
     found = [ast.unparse(n) for n in find.body[-1].value.elts]
     parameters = next([a.arg for a in n.args.args] for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "forward")
     kinds = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
-    for (partial, full), stages in itertools.product(COUNTS, STAGES):
-        if (full and "_full_tile" not in kinds) or (partial and "_partial_tile" not in kinds):
-            continue
+    counts = [(p, f) for p, f in COUNTS if (not f or "_full_tile" in kinds) and (not p or "_partial_tile" in kinds)]
+    cases = [*([c] for c in counts), counts, counts[::-1]]
+    for own, stages, q_stages in itertools.product(cases, STAGES, Q_STAGES):
         for order, last_first in itertools.product(ORDERS, (False, True)):
-            Machine(partial, full, order, last_first).run(code, found, parameters, stages)
+            Machine(own, order, last_first).run(code, found, parameters, {"STAGES": stages, "Q_STAGES": q_stages})
 
 
 def _coroutines(tree: ast.Module) -> ast.Module:
@@ -122,7 +122,7 @@ class Slot:
     def store(self, value) -> None:
         if self.reading:
             raise InternalError(f"{self.name} is written while it is read")
-        self.holds = "output"
+        self.holds = ("output", self.holds[0])
 
 
 @dataclass
@@ -163,6 +163,7 @@ class Partition:
     waits: tuple[Barrier, int] | None = None
     finished: bool = False
     issued: list[Product] = field(default_factory=list)
+    stored: list[Slot] = field(default_factory=list)
     scores: list = field(default_factory=list)
     values: list = field(default_factory=list)
 
@@ -172,34 +173,37 @@ class Partition:
 
 
 class Machine:
-    """One program with `partial` and `full` tiles of columns.
+    """One program and its row tiles, with so many partial and full tiles of columns each; a batch row has one of them.
 
     Partitions that are ready go on in `order`; when none is, a load arrives, the first or the last that was issued.
     """
 
-    def __init__(self, partial: int, full: int, order: tuple[int, ...], last_first: bool):
-        self.partial, self.full, self.order, self.last_first = partial, full, order, last_first
+    def __init__(self, counts: list[tuple[int, int]], order: tuple[int, ...], last_first: bool):
+        self.counts, self.order, self.last_first = counts, order, last_first
         self.partitions: list[Partition] = []
         self.now: Partition | None = None
         self.arriving: list[tuple[Slot, object, Barrier]] = []
         self.buffers = 0
 
-    def run(self, code, found: list[str], parameters: list[str], stages: int) -> None:
-        counts = {"partial_count": self.partial, "full_count": self.full}
+    def run(self, code, found: list[str], parameters: list[str], stages: dict[str, int]) -> None:
+        def find(tile, b, h, *_):
+            counts = dict(zip(("partial_count", "full_count"), self.counts[b]))
+            return tuple(counts.get(name, 0) for name in found)
+
         namespace = self.modules()
         exec(code, namespace)
         namespace |= {
-            "_find_tiles": lambda *_: tuple(counts.get(name, 0) for name in found),
+            "_find_tiles": find,
             "_partial_tile": lambda i, *_: i,
             "_full_tile": lambda i, *_: FULL + i,
             "_masked": lambda s, *_: s,
             "_weights": self._weights,
         }
-        values = {name: ANYTHING for name in parameters} | CONSTANTS | {"STAGES": stages, "n_q": 128, "n_k": 128}
+        values = {name: ANYTHING for name in parameters} | CONSTANTS | stages | {"items": len(self.counts), "n_q": 128, "n_k": 128}
         matrix = SimpleNamespace(dtype=ANYTHING, layout=ANYTHING, block_type=SimpleNamespace(nbytes=8, shape=[1]))
         values |= {f"{x}_desc": SimpleNamespace(name=x, **vars(matrix)) for x in "qkvo"}
         namespace["forward"](*(values[name] for name in parameters))
-        wanted = [*range(self.partial), *(FULL + i for i in range(self.full))] or [0]
+        wanted = [(b, tile) for b, (p, f) in enumerate(self.counts) for tile in ([*range(p), *(FULL + i for i in range(f))] or [0])]
         for partition in self.partitions[:2]:
             if partition.scores != wanted or partition.values != wanted:
                 raise InternalError(f"{partition.name} computed the tiles {partition.scores} and {partition.values}, not {wanted}")
@@ -209,7 +213,8 @@ class Machine:
     def modules(self) -> dict:
         tl = SimpleNamespace(
             where=lambda c, a, b: ANYTHING if c is ANYTHING else a if c else b, maximum=_or_anything(max), minimum=_or_anything(min),
-            cdiv=_or_anything(lambda a, b: -(-a // b)), cast=lambda x, _: x, static_range=range, program_id=lambda _: 0, constexpr=ANYTHING,
+            cdiv=_or_anything(lambda a, b: -(-a // b)), cast=lambda x, _: x, static_range=range, constexpr=ANYTHING,
+            program_id=lambda _: 0, num_programs=lambda _: 1,
             allocate_shared_memory=self._allocate, warp_specialize=self._beside, convert_layout=lambda x, *_: x,
         )  # fmt: skip
         names = "arange zeros full exp2 log2 sum max load store abs float32 int32 int64 NVMMADistributedLayout DotOperandLayout SliceLayout"
@@ -219,7 +224,7 @@ class Machine:
             arrive=lambda barrier, count=1, pred=True: barrier.arrive(count) if pred else None,
             expect=lambda barrier, size, pred=True: barrier.arrive(1, size) if pred else None,
         )  # fmt: skip
-        tma = SimpleNamespace(async_load=self._load, async_store=lambda *_: None, store_wait=lambda _: None)
+        tma = SimpleNamespace(async_load=self._load, async_store=self._store, store_wait=self._stored)
         gluon = SimpleNamespace(jit=lambda f=None, **_: f if f else lambda g: g)
         return {
             "gluon": gluon, "tl": tl, "mbarrier": barriers, "tma": tma, "fence_async_shared": lambda: None, "warpgroup_mma": self._multiply,
@@ -237,10 +242,21 @@ class Machine:
     def _load(self, desc, place, barrier: Barrier, slot: Slot, pred: bool = True) -> None:
         if not pred:
             return
-        if slot.reading or (desc.name != "q" and slot.holds is not None and slot.read < 2):
-            raise InternalError(f"tile {place[2]} of {desc.name} overwrites {slot.holds} in {slot.name}, which is still needed")
+        tile = (place[0], place[2] if desc.name != "q" else "queries")
+        if slot.reading or (slot.holds is not None and (desc.name == "q" or slot.read < 2)):
+            raise InternalError(f"tile {tile} of {desc.name} overwrites {slot.holds} in {slot.name}, which is still needed")
         slot.holds, slot.read = "a load", 0
-        self.arriving.append((slot, place[2], barrier))
+        self.arriving.append((slot, tile, barrier))
+
+    def _store(self, desc, place, slot: Slot) -> None:
+        if slot.holds != ("output", place[0]):
+            raise InternalError(f"{slot.name} is stored as the rows of {place[0]}, and holds {slot.holds}")
+        self.now.stored.append(slot)
+
+    def _stored(self, count: int) -> None:
+        for slot in self.now.stored:
+            slot.holds = None
+        self.now.stored = []
 
     def _multiply(self, a, b: Slot, acc, use_acc: bool = True, is_async: bool = False) -> Product:
         kind = "scores" if isinstance(a, Slot) else "values"
@@ -249,6 +265,8 @@ class Machine:
                 raise InternalError(f"{self.now.name} reads {slot.name} before its tile arrived")
         if kind == "values" and a.tile != b.holds:
             raise InternalError(f"{self.now.name} multiplies the weights of tile {a.tile} with the values of tile {b.holds}")
+        if kind == "scores" and a.holds[0] != b.holds[0]:
+            raise InternalError(f"{self.now.name} multiplies the queries of {a.holds[0]} with the keys of {b.holds[0]}")
         made = Product(kind, b.holds, (a, b) if kind == "scores" else (b,))
         getattr(self.now, kind).append(b.holds)
         self.now.issued.append(made)

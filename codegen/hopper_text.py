@@ -1,7 +1,9 @@
 """The text of the Hopper forward: who loads, who computes, and the barriers between them.
 
 K and V go through rings of STAGES tiles each.  Tile number g is in slot g % STAGES; its barrier `full` is waited for with the parity
-of g // STAGES by the consumers, its barrier `empty` with the other parity by the producer, both count from g = 0 on.
+of g // STAGES by the consumers, its barrier `empty` with the other parity by the producer, both count from g = 0 on.  A program takes
+row tiles until none is left, and g counts over all of them: the tiles of the next one are loaded while this one is computed.  Q goes
+through rings of Q_STAGES tiles, one for each consumer, whose output leaves from there.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def _weights(s, total, peak, score_scale):
 ''',
 )
 
-BARRIERS = ("q_full", "k_full", "k_empty", "v_full", "v_empty")
+BARRIERS = ("q_full", "q_empty", "k_full", "k_empty", "v_full", "v_empty")
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,26 @@ def typed(parameters: Iterable[str]) -> list[str]:
 
 
 RINGS = ["q_tiles", "k_tiles", "v_tiles", *BARRIERS]
-PLACE = ["b", "h", "kv_h", "tile"]
-SIZES = ["BLOCK_D", "BLOCK_DV", "BLOCK_N", "STAGES"]
+SIZES = ["items", "n_q", "HEADS", "GROUP", "SECTION", "BLOCK_M", "BLOCK_D", "BLOCK_DV", "BLOCK_N", "STAGES", "Q_STAGES"]
+PLACE = '''
+@gluon.jit
+def _place(item, n_q, HEADS: tl.constexpr, GROUP: tl.constexpr, SECTION: tl.constexpr, BLOCK_M: tl.constexpr):
+    """A row tile by its number, with its batch row and heads: sections of heads, in each the last rows first, since often they have most keys."""
+    row_tiles = tl.cdiv(n_q, BLOCK_M)
+    section = item // (row_tiles * SECTION)
+    within = item % (row_tiles * SECTION)
+    h = section % (HEADS // SECTION) * SECTION + within % SECTION
+    return row_tiles - 1 - within // SECTION, section // (HEADS // SECTION), h, h // GROUP
+'''
+ITEMS = [
+    "done, turn = 0, 0  # tiles of columns, and row tiles, before this one",
+    "for item in range(tl.program_id(0), items, tl.num_programs(0)):",
+    "    tile, b, h, kv_h = _place(item, n_q, HEADS, GROUP, SECTION, BLOCK_M)",
+]
 
 
 def _parameters(own: list[str], pieces: Pieces) -> list[str]:
-    return list(dict.fromkeys([*own, *RINGS, *PLACE, *pieces.shared, *SIZES]))
+    return list(dict.fromkeys([*own, *RINGS, *pieces.shared, *SIZES]))
 
 
 def producer_parameters(pieces: Pieces) -> list[str]:
@@ -106,7 +122,7 @@ def producer_parameters(pieces: Pieces) -> list[str]:
 
 
 def consumer_parameters(pieces: Pieces) -> list[str]:
-    return _parameters(["o_desc", "lse_ptr", "score_scale", "n_q", "HEADS"], pieces)
+    return _parameters(["o_desc", "lse_ptr", "score_scale"], pieces)
 
 
 def producer(pieces: Pieces) -> str:
@@ -114,23 +130,27 @@ def producer(pieces: Pieces) -> str:
     lines = [
         pieces.calls["find"],
         "for own in tl.static_range(2):",
-        "    mbarrier.expect(q_full.index(own), q_desc.block_type.nbytes)",
-        "    _load(q_desc, [b, h, first + own * 64, 0], q_full.index(own), q_tiles.index(own))",
+        "    place = turn % Q_STAGES * 2 + own",
+        "    mbarrier.wait(q_empty.index(place), (turn // Q_STAGES & 1) ^ 1)",
+        "    mbarrier.expect(q_full.index(place), q_desc.block_type.nbytes)",
+        "    _load(q_desc, [b, h, first + own * 64, 0], q_full.index(place), q_tiles.index(place))",
         f"start = {pieces.first()} * BLOCK_N",
-        *_fetches("0"),
+        *_fetches("done"),
     ]
     for kind in ("partial", "full"):
         if kind in pieces.calls:
             begin, number = _rest(kind)
             body = [f"start = {pieces.calls[kind]} * BLOCK_N", *_fetches(number)]
             lines += [f"for i in range({begin}, {kind}_count):", *("    " + line for line in body)]
-    text = '    """Loads the tiles of a row tile, partial ones first."""\n'
-    return f"@gluon.jit\ndef _producer(\n{wrap(typed(producer_parameters(pieces)))}\n):\n{text}{indent(lines)}"
+    lines += ["done += tl.maximum(partial_count + full_count, 1)", "turn += 1"]
+    text = '    """Loads the tiles of every row tile, partial ones first."""\n'
+    body = [*ITEMS, *("    " + line for line in lines)]
+    return f"@gluon.jit\ndef _producer(\n{wrap(typed(producer_parameters(pieces)))}\n):\n{text}{indent(body)}"
 
 
 def _rest(kind: str) -> tuple[str, str]:
     """Where the loop over a kind of tiles begins, the first tile of all being taken, and the number in the ring of its tile i."""
-    return ("1", "i") if kind == "partial" else ("tl.where(partial_count > 0, 0, 1)", "partial_count + i")
+    return ("1", "done + i") if kind == "partial" else ("tl.where(partial_count > 0, 0, 1)", "done + partial_count + i")
 
 
 def _fetches(number: str) -> list[str]:
@@ -140,29 +160,36 @@ def _fetches(number: str) -> list[str]:
 def consumer(pieces: Pieces) -> str:
     """A warpgroup that computes 64 rows: the scores of a tile and the weighted values of the one before run beside the softmax."""
     mask = [f"s = {pieces.calls['mask']}"] if "mask" in pieces.calls else []
-    lines = [
+    layouts = [
         "s_layout: tl.constexpr = tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 16])",
         "o_layout: tl.constexpr = tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_DV, 16])",
         "p_layout: tl.constexpr = tl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)",
         "s_rows: tl.constexpr = tl.SliceLayout(1, s_layout)",
         "o_rows: tl.constexpr = tl.SliceLayout(1, o_layout)",
+    ]
+    lines = [
         pieces.calls["find"],
         "q_row = (r0 + own * 64 + tl.arange(0, 64, s_rows))[:, None]",
         *pieces.rows,
-        "count = tl.maximum(partial_count + full_count, 1)",
+        "end = done + tl.maximum(partial_count + full_count, 1)",
+        "place = turn % Q_STAGES * 2 + own",
         "peak = tl.full([64], -1.0e30, tl.float32, s_rows)  # finite, so that rows without a key so far make no NaN",
         "total = tl.zeros([64], tl.float32, s_rows)",
         "acc = tl.zeros([64, BLOCK_DV], tl.float32, o_layout)",
-        "q = q_tiles.index(own).reshape([64, BLOCK_D])",
-        "mbarrier.wait(q_full.index(own), 0)",
-        "mbarrier.wait(k_full.index(0), 0)",
-        "scores = _scores(q, k_tiles.index(0), BLOCK_N, BLOCK_D, s_layout)",
+        "q = q_tiles.index(place).reshape([64, BLOCK_D])",
+        "mbarrier.wait(q_full.index(place), turn // Q_STAGES & 1)",
+        "slot = done % STAGES",
+        "mbarrier.wait(k_full.index(slot), done // STAGES & 1)",
+        "scores = _scores(q, k_tiles.index(slot), BLOCK_N, BLOCK_D, s_layout)",
+        "if Q_STAGES > 1:  # the rows before have left meanwhile",
+        "    tma.store_wait(0)",
+        "    mbarrier.arrive(q_empty.index((turn + 1) % Q_STAGES * 2 + own), count=1, pred=turn > 0)",
         f"start = {pieces.first()} * BLOCK_N",
         "s = warpgroup_mma_wait(0, deps=[scores])",
-        "mbarrier.arrive(k_empty.index(0), count=1)",
+        "mbarrier.arrive(k_empty.index(slot), count=1)",
         *mask,
         "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
-        "mbarrier.wait(k_full.index(1 % STAGES), 1 // STAGES & 1, pred=count > 1)",
+        "mbarrier.wait(k_full.index((done + 1) % STAGES), (done + 1) // STAGES & 1, pred=done + 1 < end)",
         "weights = tl.convert_layout(p.to(v_tiles.dtype), p_layout)",
     ]
     for kind in ("partial", "full"):
@@ -171,23 +198,29 @@ def consumer(pieces: Pieces) -> str:
             start = [f"start = {pieces.calls[kind]} * BLOCK_N"] if kind == "partial" and mask else []
             lines += [f"for i in range({begin}, {kind}_count):", *("    " + x for x in _step(number, start, mask if kind == "partial" else []))]
     lines += [
-        "before = (count - 1) % STAGES",
-        "mbarrier.wait(v_full.index(before), (count - 1) // STAGES & 1)",
+        "before = (end - 1) % STAGES",
+        "mbarrier.wait(v_full.index(before), (end - 1) // STAGES & 1)",
         "values = warpgroup_mma(weights, v_tiles.index(before).reshape([BLOCK_N, BLOCK_DV]), acc, is_async=True)",
-        "acc = warpgroup_mma_wait(0, deps=[values])",
         "divisor = tl.convert_layout(tl.where(total > 0, total, 1.0), o_rows)",
+        "acc = warpgroup_mma_wait(0, deps=[values])",
+        "mbarrier.arrive(v_empty.index(before), count=1)",
         "# The rows leave through the memory of their queries, which nobody reads any more.",
-        "out = q_tiles.index(own)",
+        "out = q_tiles.index(place)",
         "out.reshape([64, BLOCK_DV]).store((acc / divisor[:, None]).to(q_tiles.dtype))",
         "fence_async_shared()",
         "_store(o_desc, [b, h, first + own * 64, 0], out)",
         'lse = tl.where(total > 0, (peak + tl.log2(total)) * 0.6931471805599453, float("-inf"))',
         "rows = first + own * 64 + tl.arange(0, 64, s_rows)",
         "tl.store(lse_ptr + tl.cast(b * HEADS + h, tl.int64) * n_q + rows, lse, mask=rows < n_q)",
-        "tma.store_wait(0)",
+        "if Q_STAGES == 1:",
+        "    tma.store_wait(0)",
+        "    mbarrier.arrive(q_empty.index(place), count=1)",
+        "done = end",
+        "turn += 1",
     ]
-    doc = '    """Computes 64 rows of a row tile, number `own` of two."""\n'
-    return f"@gluon.jit\ndef _consumer(\n{wrap(['own: tl.constexpr', *typed(consumer_parameters(pieces))])}\n):\n{doc}{indent(lines)}"
+    doc = '    """Computes 64 rows of every row tile, number `own` of two."""\n'
+    body = [*layouts, *ITEMS, *("    " + line for line in lines), "tma.store_wait(0)"]
+    return f"@gluon.jit\ndef _consumer(\n{wrap(['own: tl.constexpr', *typed(consumer_parameters(pieces))])}\n):\n{doc}{indent(body)}"
 
 
 def _step(number: str, start: list[str], mask: list[str]) -> list[str]:
@@ -205,7 +238,7 @@ def _step(number: str, start: list[str], mask: list[str]) -> list[str]:
         *mask,
         "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
         "# The assembler moves nothing across this: without it the exponentials would follow the next wait.",
-        "mbarrier.wait(k_full.index((g + 1) % STAGES), (g + 1) // STAGES & 1, pred=g + 1 < count)",
+        "mbarrier.wait(k_full.index((g + 1) % STAGES), (g + 1) // STAGES & 1, pred=g + 1 < end)",
         "acc = warpgroup_mma_wait(0, deps=[values])",
         "mbarrier.arrive(v_empty.index(before), count=1)",
         "acc = acc * tl.convert_layout(shrink, o_rows)[:, None]",
@@ -213,15 +246,15 @@ def _step(number: str, start: list[str], mask: list[str]) -> list[str]:
     ]
 
 
-def kernel(pieces: Pieces, deal: list[str]) -> list[str]:
+def kernel(pieces: Pieces) -> list[str]:
     """Statements of the kernel: shared memory, barriers, and the three that run beside each other."""
+    queries = "2 * Q_STAGES"
     lines = [
-        *deal,
-        "q_tiles = tl.allocate_shared_memory(q_desc.dtype, [2] + q_desc.block_type.shape, q_desc.layout)",
+        f"q_tiles = tl.allocate_shared_memory(q_desc.dtype, [{queries}] + q_desc.block_type.shape, q_desc.layout)",
         *(f"{x}_tiles = tl.allocate_shared_memory({x}_desc.dtype, [STAGES] + {x}_desc.block_type.shape, {x}_desc.layout)" for x in ("k", "v")),
-        *(f"{x} = tl.allocate_shared_memory(tl.int64, [{'2' if x[0] == 'q' else 'STAGES'}, 1], mbarrier.MBarrierLayout())" for x in BARRIERS),
-        "for own in tl.static_range(2):",
-        "    mbarrier.init(q_full.index(own), count=1)",
+        *(f"{x} = tl.allocate_shared_memory(tl.int64, [{queries if x[0] == 'q' else 'STAGES'}, 1], mbarrier.MBarrierLayout())" for x in BARRIERS),
+        f"for slot in tl.static_range({queries}):",
+        *(f"    mbarrier.init({x}.index(slot), count=1)" for x in BARRIERS if x[0] == "q"),
         "for slot in tl.static_range(STAGES):",
         *(f"    mbarrier.init({x}.index(slot), count={2 if 'empty' in x else 1})" for x in BARRIERS if x[0] != "q"),
         "fence_async_shared()",

@@ -109,6 +109,7 @@ def signature(job: Job | TailJob) -> tuple[dict[str, str], dict[str, object]]:
         "HEADS": job.heads, "GROUP": job.group, "D": job.head_dim, "DV": job.value_dim, "BLOCK_D": d, "BLOCK_DV": dv, "BLOCK_M": c.block_m,
         "BLOCK_N": c.block_n, "STAGES": c.stages, "PRECISION": "ieee", "ALIGN": 16 if job.head_dim % 16 == job.value_dim % 16 == 0 else 8,
     }  # fmt: skip
+    constants |= hopper.constants(job.head_dim, job.heads) if kernel.variant == "hopper" else {}
     types, values = {}, {}
     parts = zip(kernel.groups, job.boxes or [None] * len(kernel.groups)) if kernel.groups else ((kernel, job.boxes),)
     for number, (part, boxes) in enumerate(parts):

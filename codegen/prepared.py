@@ -12,7 +12,7 @@ from patternc.codegen import cache, configs, hopper, hopper_launch
 from patternc.codegen.call import Call
 from patternc.codegen.configs import Config
 from patternc.codegen.descriptors import describe, describe_box, moved, reachable
-from patternc.codegen.device import has_tma, precision, shared_memory
+from patternc.codegen.device import has_tma, precision, processors, shared_memory
 from patternc.codegen.dispatch import named, ranges, renamed
 from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.kernels import generate
@@ -149,6 +149,7 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
         "HEADS": heads, "GROUP": heads // kv_heads, "D": d, "DV": dv, "BLOCK_D": configs.padded(d), "BLOCK_DV": configs.padded(dv),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": precision(dtype), "ALIGN": align,
     }  # fmt: skip
+    constants |= hopper.constants(d, heads) if fast else {}
     values = {"n_q": queries.shape[2]}
     if kernel.axis is not None:
         values["n_k"] = matrices["k"].shape[2]
@@ -173,8 +174,12 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
     if kernel.groups:
         values |= ranges(counts, kernel.axis.longest)
     copies = rows.shape[0] * rows.shape[1]
+    grid = sum(counts)
+    if fast:  # programs that stay, each for many row tiles
+        values["items"] = grid
+        grid = min(grid, processors(any_v.device))
     text = source.text if form == "even" else generate(call.plan, variant, later, form).text
-    return Launch(kernel, getattr(cache.load(text), name), config, sum(counts), copies, values, pointers, descriptors)
+    return Launch(kernel, getattr(cache.load(text), name), config, grid, copies, values, pointers, descriptors)
 
 
 def _description(x: torch.Tensor, part: Kernel, tall: int) -> TensorDescriptor:
