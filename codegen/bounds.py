@@ -73,12 +73,13 @@ def roots(axis: AxisPlan, index: Callable[[Index], Code]) -> dict[str, Code]:
     return found
 
 
-def tiles(axis: AxisPlan, block: str) -> Tiles:
+def tiles(axis: AxisPlan, block: str, shifted: bool = False) -> Tiles:
     """The text for a plan.
 
     Args:
         block: name of the number of columns of a tile.  The text reads `tile` (of rows), `row_tiles`, `b`, `h`, and the
             positions `first_col` and `last_col`; a formula plan also the names of `roots`.
+        shifted: `first_col`, where tile 0 begins, may lie before column 0.
     """
     if axis.kind == "list":
         return _lists()
@@ -90,7 +91,8 @@ def tiles(axis: AxisPlan, block: str) -> Tiles:
     parameters = TABLE_PARAMETERS if axis.kind == "table" else FLAG_PARAMETERS if axis.flagged else ()
     lines = _table(count) if axis.kind == "table" else _flags(axis)
     for i in range(count):
-        lines.append(f"{_names(RUN, i)} = _tiles({_names(FIELDS, i)}, first_col, last_col, {block})")
+        fields = f"tl.maximum(lo_{i}, 0), hi_{i}, tl.maximum(inner_lo_{i}, 0), inner_hi_{i}" if shifted else _names(FIELDS, i)
+        lines.append(f"{_names(RUN, i)} = _tiles({fields}, first_col, last_col, {block})")
     if not axis.ascending:
         lines += _sort(count)
     for i in range(count):

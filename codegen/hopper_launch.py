@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from patternc.codegen import configs, hopper
+from patternc.codegen.configs import Config
 from patternc.codegen.descriptors import describe, reachable
-from patternc.codegen.device import has_tma, shared_memory
+from patternc.codegen.device import has_tma, processors, shared_memory
+from patternc.codegen.generated import Kernel
 from patternc.errors import BackendError
 from patternc.plan import Plan
 
@@ -49,12 +51,35 @@ def takes(call, name: str, later: bool, matrices: dict[str, torch.Tensor]) -> bo
     return why is None
 
 
+def pack_of(plan: Plan, matrices: dict[str, torch.Tensor]) -> int:
+    """`hopper.pack_of` of a call."""
+    q, k = matrices["q"], matrices["k"]
+    return hopper.pack_of(plan, q.shape[3], q.shape[1], k.shape[1])
+
+
+def programs(items: int, device: torch.device) -> int:
+    """Programs for so many row tiles: one for each processor, which stays."""
+    return min(items, processors(device))
+
+
+def descriptors(kernel: Kernel, matrix: str, x: torch.Tensor, config: Config, pack: int) -> dict[str, tuple[str, TensorDescriptor]]:
+    """The descriptors of q, k, v or o by parameter, without their tensor."""
+    queries = matrix in ("q", "o")
+    found = {f"{matrix}_desc": describe_tiles(x, hopper.ROWS // pack if queries else config.block_n, pack if queries else 1)}
+    if f"{matrix}0_desc" in kernel.parameters:
+        found[f"{matrix}0_desc"] = describe_tiles(x, config.block_m)
+    for made in found.values():
+        made.base = None
+    return {name: (matrix, made) for name, made in found.items()}
+
+
 def tile_layout(block: list[int], dtype: str):
     """The layout in shared memory of a descriptor's tiles of "bf16" or "fp16"."""
     return language.NVMMASharedLayout.get_default_for(block, {"bf16": language.bfloat16, "fp16": language.float16}[dtype])
 
 
-def describe_tiles(x: torch.Tensor, rows: int):
-    """Gluon's descriptor of [B, heads, n, d] for tiles of [rows, d]."""
+def describe_tiles(x: torch.Tensor, rows: int, heads: int = 1):
+    """Gluon's descriptor of [B, heads, n, d] for tiles of [heads, rows, d]."""
     plain = describe(x, rows, x.shape[3], "descriptors")
-    return TensorDescriptor(x, plain.shape, plain.strides, plain.block_shape, tile_layout(plain.block_shape, DTYPES[x.dtype]))
+    block = [1, heads, *plain.block_shape[2:]]
+    return TensorDescriptor(x, plain.shape, plain.strides, block, tile_layout(block, DTYPES[x.dtype]))

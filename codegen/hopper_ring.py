@@ -17,8 +17,7 @@ from patternc.errors import InternalError
 COUNTS = ((0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 3), (3, 1), (1, 4), (5, 6), (0, 0), (2, 2))  # partial and full tiles of row tiles
 STAGES, Q_STAGES = (2, 3), (1, 2)
 ORDERS = ((0, 1, 2), (2, 1, 0), (1, 2, 0))  # who goes on first, of the two consumers and the producer
-PLACEHOLDERS = ("_find_tiles", "_partial_tile", "_full_tile", "_masked", "_weights")  # what is about positions and scores
-CONSTANTS = {"HEADS": 1, "GROUP": 1, "D": 64, "DV": 64, "BLOCK_D": 64, "BLOCK_DV": 64, "BLOCK_M": 128, "BLOCK_N": 1, "SECTION": 1}
+CONSTANTS = {"HEADS": 1, "GROUP": 1, "D": 64, "DV": 64, "BLOCK_D": 64, "BLOCK_DV": 64, "BLOCK_M": 128, "BLOCK_N": 1, "SECTION": 1, "PACK": 1}
 STOPS = ("mbarrier.wait", "mbarrier.arrive")
 FULL = 1 << 20  # tiles from here on are full ones
 
@@ -196,14 +195,15 @@ class Machine:
             "_find_tiles": find,
             "_partial_tile": lambda i, *_: i,
             "_full_tile": lambda i, *_: FULL + i,
-            "_masked": lambda s, *_: s,
+            **dict.fromkeys(("_masked", "_masked_first"), lambda s, *_: s),
             "_weights": self._weights,
         }
         values = {name: ANYTHING for name in parameters} | CONSTANTS | stages | {"items": len(self.counts), "n_q": 128, "n_k": 128}
         matrix = SimpleNamespace(dtype=ANYTHING, layout=ANYTHING, block_type=SimpleNamespace(nbytes=8, shape=[1]))
-        values |= {f"{x}_desc": SimpleNamespace(name=x, **vars(matrix)) for x in "qkvo"}
+        values |= {f"{x}_desc": SimpleNamespace(name=x, **vars(matrix)) for x in ("q", "k", "v", "k0", "v0", "o")}
         namespace["forward"](*(values[name] for name in parameters))
-        wanted = [(b, tile) for b, (p, f) in enumerate(self.counts) for tile in ([*range(p), *(FULL + i for i in range(f))] or [0])]
+        first = ["own"] if "k0_desc" in parameters else []
+        wanted = [(b, tile) for b, (p, f) in enumerate(self.counts) for tile in (*first, *([*range(p), *(FULL + i for i in range(f))] or [0]))]
         for partition in self.partitions[:2]:
             if partition.scores != wanted or partition.values != wanted:
                 raise InternalError(f"{partition.name} computed the tiles {partition.scores} and {partition.values}, not {wanted}")
@@ -242,7 +242,7 @@ class Machine:
     def _load(self, desc, place, barrier: Barrier, slot: Slot, pred: bool = True) -> None:
         if not pred:
             return
-        tile = (place[0], place[2] if desc.name != "q" else "queries")
+        tile = (place[0], {"q": "queries", "k0": "own", "v0": "own"}.get(desc.name, place[2]))
         if slot.reading or (slot.holds is not None and (desc.name == "q" or slot.read < 2)):
             raise InternalError(f"tile {tile} of {desc.name} overwrites {slot.holds} in {slot.name}, which is still needed")
         slot.holds, slot.read = "a load", 0

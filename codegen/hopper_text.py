@@ -42,7 +42,6 @@ def _weights(s, total, peak, score_scale):
 ''',
 )
 
-BARRIERS = ("q_full", "q_empty", "k_full", "k_empty", "v_full", "v_empty")
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,30 @@ class Pieces:
 
     Attributes:
         calls: the statement that finds the tiles of a row tile ("find"), and calls that give the column tile of the number `i`
-            ("partial", "full"), one of them perhaps absent, and masked scores ("mask"), absent where nothing is masked.
+            ("partial", "full"), one of them perhaps absent, and masked scores ("mask"; of the tile of a row tile's own positions
+            "first mask"), absent where nothing is masked.
         rows: statements about the rows' positions, `q_row`.
         shared: parameters and constants of the kernel that all these read.
+        narrow: the keys at a row tile's own positions are a tile of their own, k0 and v0, before all others.
     """
 
     calls: dict[str, str]
     rows: tuple[str, ...]
     shared: tuple[str, ...]
+    narrow: bool = False
+
+    @property
+    def rings(self) -> list[str]:
+        """Names of the rings of tiles."""
+        return ["q", "k", "v", *(["k0", "v0"] if self.narrow else [])]
+
+    @property
+    def barriers(self) -> list[str]:
+        return [f"{ring}_{state}" for ring in self.rings for state in ("full", "empty")]
+
+    def start(self, tile: str) -> str:
+        """Where a tile of columns begins."""
+        return f"start = {'first_col + ' if self.narrow else ''}{tile} * BLOCK_N"
 
     def first(self) -> str:
         """The first tile; where there is none tile 0, all of which the mask forbids."""
@@ -94,31 +109,31 @@ def typed(parameters: Iterable[str]) -> list[str]:
     return [f"{p}: tl.constexpr" if p.isupper() else p for p in parameters]
 
 
-RINGS = ["q_tiles", "k_tiles", "v_tiles", *BARRIERS]
-SIZES = ["items", "n_q", "HEADS", "GROUP", "SECTION", "BLOCK_M", "BLOCK_D", "BLOCK_DV", "BLOCK_N", "STAGES", "Q_STAGES"]
+SIZES = ["items", "n_q", "HEADS", "GROUP", "PACK", "SECTION", "BLOCK_M", "BLOCK_D", "BLOCK_DV", "BLOCK_N", "STAGES", "Q_STAGES"]
 PLACE = '''
 @gluon.jit
-def _place(item, n_q, HEADS: tl.constexpr, GROUP: tl.constexpr, SECTION: tl.constexpr, BLOCK_M: tl.constexpr):
-    """A row tile by its number, with its batch row and heads: sections of heads, in each the last rows first, since often they have most keys."""
+def _place(item, n_q, HEADS: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, SECTION: tl.constexpr, BLOCK_M: tl.constexpr):
+    """A row tile by its number, with its batch row and its first head: sections of heads, in each the last rows first, since often they have
+    most keys."""
     row_tiles = tl.cdiv(n_q, BLOCK_M)
     section = item // (row_tiles * SECTION)
     within = item % (row_tiles * SECTION)
-    h = section % (HEADS // SECTION) * SECTION + within % SECTION
-    return row_tiles - 1 - within // SECTION, section // (HEADS // SECTION), h, h // GROUP
+    h = (section % (HEADS // PACK // SECTION) * SECTION + within % SECTION) * PACK
+    return row_tiles - 1 - within // SECTION, section // (HEADS // PACK // SECTION), h, h // GROUP
 '''
 ITEMS = [
     "done, turn = 0, 0  # tiles of columns, and row tiles, before this one",
     "for item in range(tl.program_id(0), items, tl.num_programs(0)):",
-    "    tile, b, h, kv_h = _place(item, n_q, HEADS, GROUP, SECTION, BLOCK_M)",
+    "    tile, b, h, kv_h = _place(item, n_q, HEADS, GROUP, PACK, SECTION, BLOCK_M)",
 ]
 
 
 def _parameters(own: list[str], pieces: Pieces) -> list[str]:
-    return list(dict.fromkeys([*own, *RINGS, *pieces.shared, *SIZES]))
+    return list(dict.fromkeys([*own, *(f"{ring}_tiles" for ring in pieces.rings), *pieces.barriers, *pieces.shared, *SIZES]))
 
 
 def producer_parameters(pieces: Pieces) -> list[str]:
-    return _parameters(["q_desc", "k_desc", "v_desc"], pieces)
+    return _parameters([f"{ring}_desc" for ring in pieces.rings], pieces)
 
 
 def consumer_parameters(pieces: Pieces) -> list[str]:
@@ -133,14 +148,17 @@ def producer(pieces: Pieces) -> str:
         "    place = turn % Q_STAGES * 2 + own",
         "    mbarrier.wait(q_empty.index(place), (turn // Q_STAGES & 1) ^ 1)",
         "    mbarrier.expect(q_full.index(place), q_desc.block_type.nbytes)",
-        "    _load(q_desc, [b, h, first + own * 64, 0], q_full.index(place), q_tiles.index(place))",
-        f"start = {pieces.first()} * BLOCK_N",
-        *_fetches("done"),
+        "    _load(q_desc, [b, h, first + own * (64 // PACK), 0], q_full.index(place), q_tiles.index(place))",
+        *([_fetch("k0", "turn", "r0")] if pieces.narrow else []),
+        pieces.start(pieces.first()),
+        _fetch("k", "done"),
+        *([_fetch("v0", "turn", "r0")] if pieces.narrow else []),
+        _fetch("v", "done"),
     ]
     for kind in ("partial", "full"):
         if kind in pieces.calls:
             begin, number = _rest(kind)
-            body = [f"start = {pieces.calls[kind]} * BLOCK_N", *_fetches(number)]
+            body = [pieces.start(pieces.calls[kind]), _fetch("k", number), _fetch("v", number)]
             lines += [f"for i in range({begin}, {kind}_count):", *("    " + line for line in body)]
     lines += ["done += tl.maximum(partial_count + full_count, 1)", "turn += 1"]
     text = '    """Loads the tiles of every row tile, partial ones first."""\n'
@@ -153,49 +171,37 @@ def _rest(kind: str) -> tuple[str, str]:
     return ("1", "done + i") if kind == "partial" else ("tl.where(partial_count > 0, 0, 1)", "done + partial_count + i")
 
 
-def _fetches(number: str) -> list[str]:
-    return [f"_fetch({x}_desc, {x}_tiles, {x}_full, {x}_empty, {number}, b, kv_h, start, STAGES)" for x in ("k", "v")]
+def _fetch(ring: str, number: str, row: str = "start") -> str:
+    stages = "1" if ring.endswith("0") else "STAGES"
+    return f"_fetch({ring}_desc, {ring}_tiles, {ring}_full, {ring}_empty, {number}, b, kv_h, {row}, {stages})"
 
 
 def consumer(pieces: Pieces) -> str:
     """A warpgroup that computes 64 rows: the scores of a tile and the weighted values of the one before run beside the softmax."""
     mask = [f"s = {pieces.calls['mask']}"] if "mask" in pieces.calls else []
+    mask = [line.replace("layout, COLUMNS", "s_layout, BLOCK_N") for line in mask]
     layouts = [
         "s_layout: tl.constexpr = tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 16])",
+        *["s0_layout: tl.constexpr = tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_M, 16])"] * pieces.narrow,
         "o_layout: tl.constexpr = tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_DV, 16])",
         "p_layout: tl.constexpr = tl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)",
         "s_rows: tl.constexpr = tl.SliceLayout(1, s_layout)",
         "o_rows: tl.constexpr = tl.SliceLayout(1, o_layout)",
     ]
-    lines = [
+    begin = [
         pieces.calls["find"],
-        "q_row = (r0 + own * 64 + tl.arange(0, 64, s_rows))[:, None]",
         *pieces.rows,
         "end = done + tl.maximum(partial_count + full_count, 1)",
         "place = turn % Q_STAGES * 2 + own",
-        "peak = tl.full([64], -1.0e30, tl.float32, s_rows)  # finite, so that rows without a key so far make no NaN",
-        "total = tl.zeros([64], tl.float32, s_rows)",
         "acc = tl.zeros([64, BLOCK_DV], tl.float32, o_layout)",
         "q = q_tiles.index(place).reshape([64, BLOCK_D])",
         "mbarrier.wait(q_full.index(place), turn // Q_STAGES & 1)",
-        "slot = done % STAGES",
-        "mbarrier.wait(k_full.index(slot), done // STAGES & 1)",
-        "scores = _scores(q, k_tiles.index(slot), BLOCK_N, BLOCK_D, s_layout)",
-        "if Q_STAGES > 1:  # the rows before have left meanwhile",
-        "    tma.store_wait(0)",
-        "    mbarrier.arrive(q_empty.index((turn + 1) % Q_STAGES * 2 + own), count=1, pred=turn > 0)",
-        f"start = {pieces.first()} * BLOCK_N",
-        "s = warpgroup_mma_wait(0, deps=[scores])",
-        "mbarrier.arrive(k_empty.index(slot), count=1)",
-        *mask,
-        "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
-        "mbarrier.wait(k_full.index((done + 1) % STAGES), (done + 1) // STAGES & 1, pred=done + 1 < end)",
-        "weights = tl.convert_layout(p.to(v_tiles.dtype), p_layout)",
     ]
+    lines = [*begin, *(_narrow_first(pieces, mask) if pieces.narrow else _first(pieces, mask))]
     for kind in ("partial", "full"):
         if kind in pieces.calls:
             begin, number = _rest(kind)
-            start = [f"start = {pieces.calls[kind]} * BLOCK_N"] if kind == "partial" and mask else []
+            start = [pieces.start(pieces.calls[kind])] if kind == "partial" and mask else []
             lines += [f"for i in range({begin}, {kind}_count):", *("    " + x for x in _step(number, start, mask if kind == "partial" else []))]
     lines += [
         "before = (end - 1) % STAGES",
@@ -208,10 +214,11 @@ def consumer(pieces: Pieces) -> str:
         "out = q_tiles.index(place)",
         "out.reshape([64, BLOCK_DV]).store((acc / divisor[:, None]).to(q_tiles.dtype))",
         "fence_async_shared()",
-        "_store(o_desc, [b, h, first + own * 64, 0], out)",
+        "_store(o_desc, [b, h, first + own * (64 // PACK), 0], out)",
         'lse = tl.where(total > 0, (peak + tl.log2(total)) * 0.6931471805599453, float("-inf"))',
-        "rows = first + own * 64 + tl.arange(0, 64, s_rows)",
-        "tl.store(lse_ptr + tl.cast(b * HEADS + h, tl.int64) * n_q + rows, lse, mask=rows < n_q)",
+        "row = tl.arange(0, 64, s_rows)",
+        "rows = first + own * (64 // PACK) + row % (64 // PACK)",
+        "tl.store(lse_ptr + (b * HEADS + h + row // (64 // PACK)).to(tl.int64) * n_q + rows, lse, mask=rows < n_q)",
         "if Q_STAGES == 1:",
         "    tma.store_wait(0)",
         "    mbarrier.arrive(q_empty.index(place), count=1)",
@@ -221,6 +228,65 @@ def consumer(pieces: Pieces) -> str:
     doc = '    """Computes 64 rows of every row tile, number `own` of two."""\n'
     body = [*layouts, *ITEMS, *("    " + line for line in lines), "tma.store_wait(0)"]
     return f"@gluon.jit\ndef _consumer(\n{wrap(['own: tl.constexpr', *typed(consumer_parameters(pieces))])}\n):\n{doc}{indent(body)}"
+
+
+LEFT = [
+    "if Q_STAGES > 1:  # the rows before have left meanwhile",
+    "    tma.store_wait(0)",
+    "    mbarrier.arrive(q_empty.index((turn + 1) % Q_STAGES * 2 + own), count=1, pred=turn > 0)",
+]
+NO_KEYS = "tl.full([64], -1.0e30, tl.float32, {})  # finite, so that rows without a key so far make no NaN"
+
+
+def _first(pieces: Pieces, mask: list[str]) -> list[str]:
+    """The first tile: nothing runs beside its softmax but what the other consumer does."""
+    return [
+        f"peak = {NO_KEYS.format('s_rows')}",
+        "total = tl.zeros([64], tl.float32, s_rows)",
+        "slot = done % STAGES",
+        "mbarrier.wait(k_full.index(slot), done // STAGES & 1)",
+        "scores = _scores(q, k_tiles.index(slot), BLOCK_N, BLOCK_D, s_layout)",
+        *LEFT,
+        pieces.start(pieces.first()),
+        "s = warpgroup_mma_wait(0, deps=[scores])",
+        "mbarrier.arrive(k_empty.index(slot), count=1)",
+        *mask,
+        "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
+        "mbarrier.wait(k_full.index((done + 1) % STAGES), (done + 1) // STAGES & 1, pred=done + 1 < end)",
+        "weights = tl.convert_layout(p.to(v_tiles.dtype), p_layout)",
+    ]
+
+
+def _narrow_first(pieces: Pieces, mask: list[str]) -> list[str]:
+    """The keys at the rows' own positions, and the first of the other tiles beside them."""
+    first = [f"s0 = {pieces.calls['first mask'].replace('layout, COLUMNS', 's0_layout, BLOCK_M').replace('(s, start', '(s0, r0')}"] if mask else []
+    return [
+        "mbarrier.wait(k0_full.index(0), turn & 1)",
+        "scores0 = _scores(q, k0_tiles.index(0), BLOCK_M, BLOCK_D, s0_layout)",
+        *LEFT,
+        "s0 = warpgroup_mma_wait(0, deps=[scores0])",
+        "mbarrier.arrive(k0_empty.index(0), count=1)",
+        *first,
+        f"peak0 = {NO_KEYS.format('tl.SliceLayout(1, s0_layout)')}",
+        "p0, total0, peak0, _ = _weights(s0, tl.zeros([64], tl.float32, tl.SliceLayout(1, s0_layout)), peak0, score_scale)",
+        "total, peak = tl.convert_layout(total0, s_rows), tl.convert_layout(peak0, s_rows)",
+        "slot = done % STAGES",
+        "mbarrier.wait(k_full.index(slot), done // STAGES & 1)",
+        "weights0 = tl.convert_layout(p0.to(v_tiles.dtype), p_layout)",
+        "scores = _scores(q, k_tiles.index(slot), BLOCK_N, BLOCK_D, s_layout)",
+        "mbarrier.wait(v0_full.index(0), turn & 1)",
+        "values = warpgroup_mma(weights0, v0_tiles.index(0).reshape([BLOCK_M, BLOCK_DV]), acc, is_async=True)",
+        pieces.start(pieces.first()),
+        "s = warpgroup_mma_wait(1, deps=[scores])",
+        "mbarrier.arrive(k_empty.index(slot), count=1)",
+        *mask,
+        "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
+        "mbarrier.wait(k_full.index((done + 1) % STAGES), (done + 1) // STAGES & 1, pred=done + 1 < end)",
+        "acc = warpgroup_mma_wait(0, deps=[values])",
+        "mbarrier.arrive(v0_empty.index(0), count=1)",
+        "acc = acc * tl.convert_layout(shrink, o_rows)[:, None]",
+        "weights = tl.convert_layout(p.to(v_tiles.dtype), p_layout)",
+    ]
 
 
 def _step(number: str, start: list[str], mask: list[str]) -> list[str]:
@@ -248,23 +314,22 @@ def _step(number: str, start: list[str], mask: list[str]) -> list[str]:
 
 def kernel(pieces: Pieces) -> list[str]:
     """Statements of the kernel: shared memory, barriers, and the three that run beside each other."""
-    queries = "2 * Q_STAGES"
+    counts = {"q": "2 * Q_STAGES", "k": "STAGES", "v": "STAGES", "k0": "1", "v0": "1"}
     lines = [
-        f"q_tiles = tl.allocate_shared_memory(q_desc.dtype, [{queries}] + q_desc.block_type.shape, q_desc.layout)",
-        *(f"{x}_tiles = tl.allocate_shared_memory({x}_desc.dtype, [STAGES] + {x}_desc.block_type.shape, {x}_desc.layout)" for x in ("k", "v")),
-        *(f"{x} = tl.allocate_shared_memory(tl.int64, [{queries if x[0] == 'q' else 'STAGES'}, 1], mbarrier.MBarrierLayout())" for x in BARRIERS),
-        f"for slot in tl.static_range({queries}):",
-        *(f"    mbarrier.init({x}.index(slot), count=1)" for x in BARRIERS if x[0] == "q"),
-        "for slot in tl.static_range(STAGES):",
-        *(f"    mbarrier.init({x}.index(slot), count={2 if 'empty' in x else 1})" for x in BARRIERS if x[0] != "q"),
-        "fence_async_shared()",
+        *(f"{x}_tiles = tl.allocate_shared_memory({x}_desc.dtype, [{counts[x]}] + {x}_desc.block_type.shape, {x}_desc.layout)" for x in pieces.rings),
+        *(f"{x} = tl.allocate_shared_memory(tl.int64, [{counts[x.partition('_')[0]]}, 1], mbarrier.MBarrierLayout())" for x in pieces.barriers),
     ]
+    for x in pieces.rings:
+        readers = 1 if x == "q" else 2  # consumers that give a tile back
+        lines += [f"for slot in tl.static_range({counts[x]}):", f"    mbarrier.init({x}_full.index(slot), count=1)"]
+        lines += [f"    mbarrier.init({x}_empty.index(slot), count={readers})"]
     consume = ", ".join(consumer_parameters(pieces))
     return [
         *lines,
+        "fence_async_shared()",
         "tl.warp_specialize([",
         f"    (_consumer, (0, {consume})),",
         f"    (_consumer, (1, {consume})),",
         f"    (_producer, ({', '.join(producer_parameters(pieces))})),",
-        "], [4, 1], [240, 24])",
+        "], [4, 1], [232, 40])",
     ]

@@ -109,7 +109,8 @@ def signature(job: Job | TailJob) -> tuple[dict[str, str], dict[str, object]]:
         "HEADS": job.heads, "GROUP": job.group, "D": job.head_dim, "DV": job.value_dim, "BLOCK_D": d, "BLOCK_DV": dv, "BLOCK_M": c.block_m,
         "BLOCK_N": c.block_n, "STAGES": c.stages, "PRECISION": "ieee", "ALIGN": 16 if job.head_dim % 16 == job.value_dim % 16 == 0 else 8,
     }  # fmt: skip
-    constants |= hopper.constants(job.head_dim, job.heads) if kernel.variant == "hopper" else {}
+    if kernel.variant == "hopper":
+        constants |= hopper.constants(job.head_dim, job.heads, _pack(job)) | {"BLOCK_M": c.block_m // _pack(job)}
     types, values = {}, {}
     parts = zip(kernel.groups, job.boxes or [None] * len(kernel.groups)) if kernel.groups else ((kernel, job.boxes),)
     for number, (part, boxes) in enumerate(parts):
@@ -119,6 +120,10 @@ def signature(job: Job | TailJob) -> tuple[dict[str, str], dict[str, object]]:
     return {p: types.get(p, "i32") for p in kernel.parameters}, {name: values[name] for name in kernel.constants}
 
 
+def _pack(job: Job) -> int:
+    return hopper.pack_of(job.source.plan, job.head_dim, job.heads, job.heads // job.group)
+
+
 def _type(parameter: str, job: Job, kernel: Kernel) -> str:
     if not is_pointer(parameter):
         if parameter in ("scale", "score_scale"):
@@ -126,14 +131,15 @@ def _type(parameter: str, job: Job, kernel: Kernel) -> str:
         return "i64" if is_wide(parameter) else "i32"
     name, _, kind = parameter.rpartition("_")
     dtype = job.dtype
+    if kernel.variant == "hopper" and kind == "desc":
+        pack = _pack(job)
+        block = {"k": [1, job.config.block_n], "k0": [1, job.config.block_m // pack], "q": [pack, hopper.ROWS // pack]}
+        block = [1, *block[name.replace("v", "k").replace("o", "q")], job.head_dim]
+        return f"tensordesc<{dtype}{block},{hopper_launch.tile_layout(block, dtype)!r}>"
     if name.endswith("0") and not name.startswith("table"):  # what earlier parts found
         name, dtype = name[:-1], "fp32"
         if kind == "ptr":
             return "*fp32"
-    if kernel.variant == "hopper" and kind == "desc":
-        rows = job.config.block_n if name in ("k", "v") else hopper.ROWS
-        block = [1, 1, rows, job.value_dim if name in ("v", "o") else job.head_dim]
-        return f"tensordesc<{dtype}{block},{hopper_launch.tile_layout(block, dtype)!r}>"
     if kind == "desc":
         keys, values = name in ("k", "v", "dk", "dv"), name in ("v", "o", "do", "dv")
         block = [job.config.block_n if keys else job.config.block_m, configs.padded(job.value_dim if values else job.head_dim)]

@@ -12,7 +12,7 @@ from patternc.codegen import cache, configs, hopper, hopper_launch
 from patternc.codegen.call import Call
 from patternc.codegen.configs import Config
 from patternc.codegen.descriptors import describe, describe_box, moved, reachable
-from patternc.codegen.device import has_tma, precision, processors, shared_memory
+from patternc.codegen.device import has_tma, precision, shared_memory
 from patternc.codegen.dispatch import named, ranges, renamed
 from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.kernels import generate
@@ -132,7 +132,8 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
     variant = "hopper" if fast else call.variant if call.variant not in (None, "hopper") else _variant(matrices.values())
     if variant == "descriptors" and not _whole_periods(call, name, matrices):
         variant = "tile descriptors"
-    source = hopper.generate(call.plan) if fast else generate(call.plan, variant, later)
+    pack = hopper_launch.pack_of(call.plan, matrices) if fast else 1
+    source = hopper.generate(call.plan, pack > 1 and hopper.narrow(call.plan)) if fast else generate(call.plan, variant, later)
     kernel = source.kernels[name]
     any_q, any_v = matrices.get("q"), matrices.get("v", matrices.get("do"))
     dtype = any_v.dtype
@@ -142,6 +143,7 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
     kv_heads = matrices["k"].shape[1] if "k" in matrices else heads
     rows = matrices["k"] if name == "backward_dkdv" else queries
     config = call.configs.get(name) or _config(call, source, name, d, dv, dtype, any_v.device)
+    config = replace(config, block_m=config.block_m // pack)  # row tiles of fewer positions, of more heads
     count = whole(rows.shape[2]) if name == "backward_rows" else rows.shape[2]
     block = config.block_n if name == "backward_dkdv" else config.block_m
     align = math.gcd(16, d, dv, *(s for m in matrices.values() for s in strides(m)))
@@ -149,7 +151,7 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
         "HEADS": heads, "GROUP": heads // kv_heads, "D": d, "DV": dv, "BLOCK_D": configs.padded(d), "BLOCK_DV": configs.padded(dv),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": precision(dtype), "ALIGN": align,
     }  # fmt: skip
-    constants |= hopper.constants(d, heads) if fast else {}
+    constants |= hopper.constants(d, heads, pack) if fast else {}
     values = {"n_q": queries.shape[2]}
     if kernel.axis is not None:
         values["n_k"] = matrices["k"].shape[2]
@@ -162,9 +164,10 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
             programs = boxes.programs
         described = part.variant not in ("pointers", "boxes")
         for matrix, x in matrices.items():
-            if described:
-                rows_each = hopper.ROWS if fast else config.block_m
-                tall = config.block_n if matrix.rstrip("0") in ("k", "v", "dk", "dv") else rows_each
+            if fast:
+                descriptors |= hopper_launch.descriptors(kernel, matrix, x, config, pack)
+            elif described:
+                tall = config.block_n if matrix.rstrip("0") in ("k", "v", "dk", "dv") else config.block_m
                 descriptors[named(number, part, f"{matrix}_desc")] = matrix, _description(x, part, tall)
             else:
                 mine |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in strides(x))))
@@ -176,8 +179,8 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
     copies = rows.shape[0] * rows.shape[1]
     grid = sum(counts)
     if fast:  # programs that stay, each for many row tiles
-        values["items"] = grid
-        grid = min(grid, processors(any_v.device))
+        values["items"] = grid // pack
+        grid = hopper_launch.programs(values["items"], any_v.device)
     text = source.text if form == "even" else generate(call.plan, variant, later, form).text
     return Launch(kernel, getattr(cache.load(text), name), config, grid, copies, values, pointers, descriptors)
 
@@ -185,10 +188,7 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
 def _description(x: torch.Tensor, part: Kernel, tall: int) -> TensorDescriptor:
     """A descriptor for tiles of `tall` rows."""
     wide = configs.padded(x.shape[3])
-    if part.variant == "hopper":
-        made = hopper_launch.describe_tiles(x, tall)
-    else:
-        made = describe_box(x, part.axis, tall, wide) if part.variant == "box descriptors" else describe(x, tall, wide, part.variant)
+    made = describe_box(x, part.axis, tall, wide) if part.variant == "box descriptors" else describe(x, tall, wide, part.variant)
     made.base = None  # only its layout is kept, not the tensor
     return made
 

@@ -43,17 +43,18 @@ TL = SimpleNamespace(
 )  # fmt: skip
 
 
-def walk(p, n_q: int, n_k: int, heads: int, args: dict, head_dim: int = 128):
+def walk(p, n_q: int, n_k: int, heads: int, args: dict, pack: int, head_dim: int = 128):
     """`(times, seen)`, [heads, n_q, n_k]: how often each pair is in a visited tile, and whether the kernel takes it there."""
     q, k = (torch.zeros(1, heads, n, head_dim) for n in (n_q, n_k))
     own, config = compiled(p), configs.HOPPER["forward", head_dim][0]
+    config, narrow = replace(config, block_m=config.block_m // pack), pack > 1 and hopper.narrow(own.plan)
     call = replace(call_of(own, 1.0, bind(p, args, n_q, n_k, heads=heads, q_start=max(0, n_k - n_q)), q, k, k), plan=own.plan)
-    source, frame = hopper.generate(own.plan), hopper.HopperFrame(own.plan)
+    source, frame = hopper.generate(own.plan, narrow), hopper.HopperFrame(own.plan, narrow)
     space = hopper_ring.Machine([], (0, 1, 2), False).modules() | {"tl": TL}
     tree = hopper_ring._coroutines(ast.parse(source.text))
     exec(compile(tree, "<walk>", "exec"), space)
     found = next(ast.unparse(n.body[-1].value) for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "_find_tiles").strip("()").split(", ")
-    values = runtime_values(call, source.kernels["forward"], config, torch.device("cpu")) | {"n_q": n_q, "n_k": n_k, "s_layout": None}
+    values = runtime_values(call, source.kernels["forward"], config, torch.device("cpu")) | {"n_q": n_q, "n_k": n_k, "s_layout": None, "layout": None, "PACK": pack}
     values = {name: Pointer(x.numpy().reshape(-1)) if isinstance(x, torch.Tensor) else x for name, x in values.items()}
     values |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "b": 0}
     space["_scalar"] = lambda value, offset: value
@@ -71,14 +72,22 @@ def walk(p, n_q: int, n_k: int, heads: int, args: dict, head_dim: int = 128):
             for line in frame.row_lines:
                 exec(line, space | values, values)
             rows = slice(tile * config.block_m, min(n_q, (tile + 1) * config.block_m))
+            if narrow:
+                some = [np.zeros((64, config.block_m)) for _ in range(2)]
+                if frame.mask:
+                    some = [run("_masked_first", s=s, start=values["r0"], COLUMNS=config.block_m, own=i) for i, s in enumerate(some)]
+                columns = slice(values["r0"], min(n_k, values["r0"] + config.block_m))
+                s = np.concatenate([x[: 64 // pack] for x in some])
+                times[h, rows, columns] += 1
+                seen[h, rows, columns] = (s == 0)[: rows.stop - rows.start, : max(columns.stop - columns.start, 0)]
             for kind in ("partial", "full"):
                 for i in range(values[f"{kind}_count"]):
-                    start = int(run(f"_{kind}_tile", i=i)) * config.block_n
-                    columns = slice(start, min(n_k, start + config.block_n))
+                    start = int(run(f"_{kind}_tile", i=i)) * config.block_n + (values["first_col"] if narrow else 0)
+                    columns = slice(max(start, 0), min(n_k, start + config.block_n))
                     s = np.zeros((config.block_m, config.block_n))
-                    s = run("_masked", s=s, start=start) if kind == "partial" and frame.mask else s
+                    s = run("_masked", s=s, start=start, COLUMNS=config.block_n) if kind == "partial" and frame.mask else s
                     times[h, rows, columns] += 1
-                    seen[h, rows, columns] = (s == 0)[: rows.stop - rows.start, : columns.stop - columns.start]
+                    seen[h, rows, columns] = (s == 0)[: rows.stop - rows.start, columns.start - start : columns.stop - start]
                     if kind == "full":
                         assert columns.stop - columns.start == config.block_n, "a full tile ends within the columns"
     return times, seen
