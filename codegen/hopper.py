@@ -85,6 +85,16 @@ class HopperFrame(Frame):
         self.row_lines = [s.text for s in self.printed if s.level & ROW and not s.level & COL]
         self.columns = self._columns()
         self.mask = self._mask()
+        if self.mask and not self.uses.arrays:  # few tiles reach beyond the keys
+            edge = "(start < 0) | (start + COLUMNS > n_k)" if narrow else "start + COLUMNS > n_k"
+            self.mask = [f"if {edge}:", f'    s = tl.where({self.exists}, s, float("-inf"))', *self._without_edge()]
+
+    def _without_edge(self) -> list[str]:
+        exists, self.exists = self.exists, None
+        try:
+            return self._mask()
+        finally:
+            self.exists = exists
 
     def _places(self) -> list[str]:
         places = "(start + tl.arange(0, COLUMNS, tl.SliceLayout(0, layout)))[None, :]"

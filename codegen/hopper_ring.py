@@ -203,7 +203,7 @@ class Machine:
         values |= {f"{x}_desc": SimpleNamespace(name=x, **vars(matrix)) for x in ("q", "k", "v", "k0", "v0", "o")}
         namespace["forward"](*(values[name] for name in parameters))
         first = ["own"] if "k0_desc" in parameters else []
-        wanted = [(b, tile) for b, (p, f) in enumerate(self.counts) for tile in (*first, *([*range(p), *(FULL + i for i in range(f))] or [0]))]
+        wanted = [(b, tile) for b, (p, f) in enumerate(self.counts) for tile in (*first, *_tiles(p, f, bool(first)))]
         for partition in self.partitions[:2]:
             if partition.scores != wanted or partition.values != wanted:
                 raise InternalError(f"{partition.name} computed the tiles {partition.scores} and {partition.values}, not {wanted}")
@@ -310,6 +310,12 @@ class Machine:
             partition.waits = next(partition.steps)
         except StopIteration:
             partition.finished = True
+
+
+def _tiles(partial: int, full: int, full_first: bool) -> list[int]:
+    """The tiles of a row tile in their order."""
+    kinds = [list(range(partial)), [FULL + i for i in range(full)]]
+    return sum(kinds[::-1] if full_first else kinds, []) or [0]
 
 
 def _or_anything(f):

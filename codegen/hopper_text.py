@@ -75,11 +75,21 @@ class Pieces:
         """Where a tile of columns begins."""
         return f"start = {'first_col + ' if self.narrow else ''}{tile} * BLOCK_N"
 
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of tiles in the order in which they are taken: a mask is best made while there are products to wait for."""
+        return [kind for kind in (("full", "partial") if self.narrow else ("partial", "full")) if kind in self.calls]
+
     def first(self) -> str:
         """The first tile; where there is none tile 0, all of which the mask forbids."""
-        partial, full = (self.calls.get(kind, "").replace("(i,", "(0,").replace("(i)", "(0)") for kind in ("partial", "full"))
-        some = partial or full if not (partial and full) else f"tl.where(partial_count > 0, {partial}, {full})"
-        return f"tl.where(partial_count + full_count > 0, {some}, 0)"
+        some = [self.calls[kind].replace("(i,", "(0,").replace("(i)", "(0)") for kind in self.kinds]
+        chosen = some[0] if len(some) == 1 else f"tl.where({self.kinds[0]}_count > 0, {some[0]}, {some[1]})"
+        return f"tl.where(partial_count + full_count > 0, {chosen}, 0)"
+
+    def rest(self) -> list[tuple[str, str, str]]:
+        """For every kind of tiles where its loop begins, the first tile of all being taken, and the number in the ring of its tile i."""
+        first, *others = self.kinds
+        return [(first, "1", "done + i"), *((kind, f"tl.where({first}_count > 0, 0, 1)", f"done + {first}_count + i") for kind in others)]
 
 
 def function(name: str, given: list[str], lines: list[str], result: str, doc: str) -> tuple[str, str]:
@@ -155,20 +165,13 @@ def producer(pieces: Pieces) -> str:
         *([_fetch("v0", "turn", "r0")] if pieces.narrow else []),
         _fetch("v", "done"),
     ]
-    for kind in ("partial", "full"):
-        if kind in pieces.calls:
-            begin, number = _rest(kind)
-            body = [pieces.start(pieces.calls[kind]), _fetch("k", number), _fetch("v", number)]
-            lines += [f"for i in range({begin}, {kind}_count):", *("    " + line for line in body)]
+    for kind, begin, number in pieces.rest():
+        body = [pieces.start(pieces.calls[kind]), _fetch("k", number), _fetch("v", number)]
+        lines += [f"for i in range({begin}, {kind}_count):", *("    " + line for line in body)]
     lines += ["done += tl.maximum(partial_count + full_count, 1)", "turn += 1"]
-    text = '    """Loads the tiles of every row tile, partial ones first."""\n'
+    text = '    """Loads the tiles of every row tile."""\n'
     body = [*ITEMS, *("    " + line for line in lines)]
     return f"@gluon.jit\ndef _producer(\n{wrap(typed(producer_parameters(pieces)))}\n):\n{text}{indent(body)}"
-
-
-def _rest(kind: str) -> tuple[str, str]:
-    """Where the loop over a kind of tiles begins, the first tile of all being taken, and the number in the ring of its tile i."""
-    return ("1", "done + i") if kind == "partial" else ("tl.where(partial_count > 0, 0, 1)", "done + partial_count + i")
 
 
 def _fetch(ring: str, number: str, row: str = "start") -> str:
@@ -198,21 +201,19 @@ def consumer(pieces: Pieces) -> str:
         "mbarrier.wait(q_full.index(place), turn // Q_STAGES & 1)",
     ]
     lines = [*begin, *(_narrow_first(pieces, mask) if pieces.narrow else _first(pieces, mask))]
-    for kind in ("partial", "full"):
-        if kind in pieces.calls:
-            begin, number = _rest(kind)
-            start = [pieces.start(pieces.calls[kind])] if kind == "partial" and mask else []
-            lines += [f"for i in range({begin}, {kind}_count):", *("    " + x for x in _step(number, start, mask if kind == "partial" else []))]
+    for kind, begin, number in pieces.rest():
+        start = [pieces.start(pieces.calls[kind])] if kind == "partial" and mask else []
+        lines += [f"for i in range({begin}, {kind}_count):", *("    " + x for x in _step(number, start, mask if kind == "partial" else []))]
     lines += [
         "before = (end - 1) % STAGES",
         "mbarrier.wait(v_full.index(before), (end - 1) // STAGES & 1)",
         "values = warpgroup_mma(weights, v_tiles.index(before).reshape([BLOCK_N, BLOCK_DV]), acc, is_async=True)",
-        "divisor = tl.convert_layout(tl.where(total > 0, total, 1.0), o_rows)",
+        "shrink = tl.convert_layout(1.0 / tl.where(total > 0, total, 1.0), o_rows)",
         "acc = warpgroup_mma_wait(0, deps=[values])",
         "mbarrier.arrive(v_empty.index(before), count=1)",
         "# The rows leave through the memory of their queries, which nobody reads any more.",
         "out = q_tiles.index(place)",
-        "out.reshape([64, BLOCK_DV]).store((acc / divisor[:, None]).to(q_tiles.dtype))",
+        "out.reshape([64, BLOCK_DV]).store((acc * shrink[:, None]).to(q_tiles.dtype))",
         "fence_async_shared()",
         "_store(o_desc, [b, h, first + own * (64 // PACK), 0], out)",
         'lse = tl.where(total > 0, (peak + tl.log2(total)) * 0.6931471805599453, float("-inf"))',
@@ -279,7 +280,7 @@ def _narrow_first(pieces: Pieces, mask: list[str]) -> list[str]:
         pieces.start(pieces.first()),
         "s = warpgroup_mma_wait(1, deps=[scores])",
         "mbarrier.arrive(k_empty.index(slot), count=1)",
-        *mask,
+        *(["if full_count == 0:", *("    " + line for line in mask)] if "full" in pieces.calls else mask),
         "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
         "mbarrier.wait(k_full.index((done + 1) % STAGES), (done + 1) // STAGES & 1, pred=done + 1 < end)",
         "acc = warpgroup_mma_wait(0, deps=[values])",
