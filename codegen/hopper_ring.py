@@ -32,7 +32,8 @@ def check(text: str) -> None:
     kinds = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
     counts = [(p, f) for p, f in COUNTS if (not f or "_full_tile" in kinds) and (not p or "_partial_tile" in kinds)]
     cases = [*([c] for c in counts), counts, counts[::-1]]
-    for own, stages, q_stages in itertools.product(cases, STAGES, Q_STAGES):
+    queries = Q_STAGES[1:] if "k0_desc" in parameters else Q_STAGES  # scores ahead want another tile of queries
+    for own, stages, q_stages in itertools.product(cases, STAGES, queries):
         for order, last_first in itertools.product(ORDERS, (False, True)):
             Machine(own, order, last_first).run(code, found, parameters, {"STAGES": stages, "Q_STAGES": q_stages})
 
@@ -260,15 +261,16 @@ class Machine:
 
     def _multiply(self, a, b: Slot, acc, use_acc: bool = True, is_async: bool = False) -> Product:
         kind = "scores" if isinstance(a, Slot) else "values"
-        for slot in (a, b) if kind == "scores" else (b,):
-            if slot.holds is None or slot.holds == "a load":
-                raise InternalError(f"{self.now.name} reads {slot.name} before its tile arrived")
-        if kind == "values" and a.tile != b.holds:
-            raise InternalError(f"{self.now.name} multiplies the weights of tile {a.tile} with the values of tile {b.holds}")
-        if kind == "scores" and a.holds[0] != b.holds[0]:
-            raise InternalError(f"{self.now.name} multiplies the queries of {a.holds[0]} with the keys of {b.holds[0]}")
-        made = Product(kind, b.holds, (a, b) if kind == "scores" else (b,))
-        getattr(self.now, kind).append(b.holds)
+        wrong = [slot for slot in ((a, b) if kind == "scores" else (b,)) if slot.holds is None or slot.holds == "a load"]
+        if kind == "values":
+            if wrong:
+                raise InternalError(f"{self.now.name} reads {b.name} before its tile arrived")
+            if a.tile != b.holds:
+                raise InternalError(f"{self.now.name} multiplies the weights of tile {a.tile} with the values of tile {b.holds}")
+            self.now.values.append(b.holds)
+        # Scores may be of nothing, as long as nobody uses them.
+        same = wrong or a.holds[0] == b.holds[0] if kind == "scores" else True
+        made = Product(kind, None if wrong or not same else b.holds, (a, b) if kind == "scores" else (b,))
         self.now.issued.append(made)
         for slot in made.reads:
             slot.reading += 1
@@ -288,6 +290,9 @@ class Machine:
     def _weights(self, s: Product, *_):
         if s.kind != "scores" or not s.done:
             raise InternalError(f"{self.now.name} makes weights of what are no scores yet")
+        if s.tile is None:
+            raise InternalError(f"{self.now.name} uses scores of queries and keys that do not belong together, or were read before they arrived")
+        self.now.scores.append(s.tile)
         return s, ANYTHING, ANYTHING, ANYTHING
 
     def _beside(self, partitions, warps, registers=None) -> None:

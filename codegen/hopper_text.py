@@ -55,12 +55,14 @@ class Pieces:
         rows: statements about the rows' positions, `q_row`.
         shared: parameters and constants of the kernel that all these read.
         narrow: the keys at a row tile's own positions are a tile of their own, k0 and v0, before all others.
+        light: the mask reads nothing, so that a branch around it costs no registers.
     """
 
     calls: dict[str, str]
     rows: tuple[str, ...]
     shared: tuple[str, ...]
     narrow: bool = False
+    light: bool = True
 
     @property
     def rings(self) -> list[str]:
@@ -198,7 +200,6 @@ def consumer(pieces: Pieces) -> str:
         "place = turn % Q_STAGES * 2 + own",
         "acc = tl.zeros([64, BLOCK_DV], tl.float32, o_layout)",
         "q = q_tiles.index(place).reshape([64, BLOCK_D])",
-        "mbarrier.wait(q_full.index(place), turn // Q_STAGES & 1)",
     ]
     lines = [*begin, *(_narrow_first(pieces, mask) if pieces.narrow else _first(pieces, mask))]
     for kind, begin, number in pieces.rest():
@@ -208,8 +209,9 @@ def consumer(pieces: Pieces) -> str:
         "before = (end - 1) % STAGES",
         "mbarrier.wait(v_full.index(before), (end - 1) // STAGES & 1)",
         "values = warpgroup_mma(weights, v_tiles.index(before).reshape([BLOCK_N, BLOCK_DV]), acc, is_async=True)",
+        *(AHEAD if pieces.narrow else []),
         "shrink = tl.convert_layout(1.0 / tl.where(total > 0, total, 1.0), o_rows)",
-        "acc = warpgroup_mma_wait(0, deps=[values])",
+        f"acc = warpgroup_mma_wait({int(pieces.narrow)}, deps=[values])",
         "mbarrier.arrive(v_empty.index(before), count=1)",
         "# The rows leave through the memory of their queries, which nobody reads any more.",
         "out = q_tiles.index(place)",
@@ -220,21 +222,36 @@ def consumer(pieces: Pieces) -> str:
         "row = tl.arange(0, 64, s_rows)",
         "rows = first + own * (64 // PACK) + row % (64 // PACK)",
         "tl.store(lse_ptr + (b * HEADS + h + row // (64 // PACK)).to(tl.int64) * n_q + rows, lse, mask=rows < n_q)",
-        "if Q_STAGES == 1:",
-        "    tma.store_wait(0)",
-        "    mbarrier.arrive(q_empty.index(place), count=1)",
+        *(["s0 = warpgroup_mma_wait(0, deps=[scores0])", "mbarrier.arrive(k0_empty.index(0), count=1, pred=more)"] if pieces.narrow else []),
+        *([] if pieces.narrow else ["if Q_STAGES == 1:", "    tma.store_wait(0)", "    mbarrier.arrive(q_empty.index(place), count=1)"]),
         "done = end",
         "turn += 1",
     ]
     doc = '    """Computes 64 rows of every row tile, number `own` of two."""\n'
-    body = [*layouts, *ITEMS, *("    " + line for line in lines), "tma.store_wait(0)"]
+    body = [*layouts, *(FIRST_AHEAD if pieces.narrow else []), *ITEMS, *("    " + line for line in lines), "tma.store_wait(0)"]
     return f"@gluon.jit\ndef _consumer(\n{wrap(['own: tl.constexpr', *typed(consumer_parameters(pieces))])}\n):\n{doc}{indent(body)}"
 
 
 LEFT = [
-    "if Q_STAGES > 1:  # the rows before have left meanwhile",
-    "    tma.store_wait(0)",
-    "    mbarrier.arrive(q_empty.index((turn + 1) % Q_STAGES * 2 + own), count=1, pred=turn > 0)",
+    "# The rows before have left meanwhile.",
+    "tma.store_wait(0)",
+    "mbarrier.arrive(q_empty.index((turn + 1) % Q_STAGES * 2 + own), count=1, pred=turn > 0)",
+]
+SCORES_AHEAD = "scores0 = _scores(q_tiles.index({}).reshape([64, BLOCK_D]), k0_tiles.index(0), BLOCK_M, BLOCK_D, s0_layout)"
+FIRST_AHEAD = [
+    "mbarrier.wait(q_full.index(own), 0)",
+    "mbarrier.wait(k0_full.index(0), 0)",
+    SCORES_AHEAD.format("own"),
+    "s0 = warpgroup_mma_wait(0, deps=[scores0])",
+    "mbarrier.arrive(k0_empty.index(0), count=1)",
+]
+AHEAD = [
+    "# The first scores of the next row tile; after the last one they are of nothing, and nobody uses them.",
+    "more = item + tl.num_programs(0) < items",
+    "ahead = (turn + 1) % Q_STAGES * 2 + own",
+    "mbarrier.wait(q_full.index(ahead), (turn + 1) // Q_STAGES & 1, pred=more)",
+    "mbarrier.wait(k0_full.index(0), (turn + 1) & 1, pred=more)",
+    SCORES_AHEAD.format("ahead"),
 ]
 NO_KEYS = "tl.full([64], -1.0e30, tl.float32, {})  # finite, so that rows without a key so far make no NaN"
 
@@ -245,9 +262,11 @@ def _first(pieces: Pieces, mask: list[str]) -> list[str]:
         f"peak = {NO_KEYS.format('s_rows')}",
         "total = tl.zeros([64], tl.float32, s_rows)",
         "slot = done % STAGES",
+        "mbarrier.wait(q_full.index(place), turn // Q_STAGES & 1)",
         "mbarrier.wait(k_full.index(slot), done // STAGES & 1)",
         "scores = _scores(q, k_tiles.index(slot), BLOCK_N, BLOCK_D, s_layout)",
-        *LEFT,
+        "if Q_STAGES > 1:",
+        *("    " + line for line in LEFT),
         pieces.start(pieces.first()),
         "s = warpgroup_mma_wait(0, deps=[scores])",
         "mbarrier.arrive(k_empty.index(slot), count=1)",
@@ -259,14 +278,10 @@ def _first(pieces: Pieces, mask: list[str]) -> list[str]:
 
 
 def _narrow_first(pieces: Pieces, mask: list[str]) -> list[str]:
-    """The keys at the rows' own positions, and the first of the other tiles beside them."""
+    """The keys at the rows' own positions, whose scores `s0` are there already, and the first of the other tiles beside them."""
     first = [f"s0 = {pieces.calls['first mask'].replace('layout, COLUMNS', 's0_layout, BLOCK_M').replace('(s, start', '(s0, r0')}"] if mask else []
     return [
-        "mbarrier.wait(k0_full.index(0), turn & 1)",
-        "scores0 = _scores(q, k0_tiles.index(0), BLOCK_M, BLOCK_D, s0_layout)",
         *LEFT,
-        "s0 = warpgroup_mma_wait(0, deps=[scores0])",
-        "mbarrier.arrive(k0_empty.index(0), count=1)",
         *first,
         f"peak0 = {NO_KEYS.format('tl.SliceLayout(1, s0_layout)')}",
         "p0, total0, peak0, _ = _weights(s0, tl.zeros([64], tl.float32, tl.SliceLayout(1, s0_layout)), peak0, score_scale)",
@@ -280,7 +295,7 @@ def _narrow_first(pieces: Pieces, mask: list[str]) -> list[str]:
         pieces.start(pieces.first()),
         "s = warpgroup_mma_wait(1, deps=[scores])",
         "mbarrier.arrive(k_empty.index(slot), count=1)",
-        *(["if full_count == 0:", *("    " + line for line in mask)] if "full" in pieces.calls else mask),
+        *(["if full_count == 0:", *("    " + line for line in mask)] if "full" in pieces.calls and pieces.light else mask),
         "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
         "mbarrier.wait(k_full.index((done + 1) % STAGES), (done + 1) // STAGES & 1, pred=done + 1 < end)",
         "acc = warpgroup_mma_wait(0, deps=[values])",
