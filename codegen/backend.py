@@ -137,11 +137,18 @@ def _make_call(compiled, scale: float, bound: Bound, device: torch.device, shape
             bounds=lambda direction, rows, cols: _bounds(own, bound, on_device, device, direction, rows, cols),
             boxes=lambda direction, rows, cols: _boxes(plan, bound, direction, rows, cols),
             fit=lambda kernel, access, candidates: _fit(own.exact, plan, bound, shape, kernel, access, candidates),
+            length=lambda rows, cols: _mean_length(own, plan, bound, rows, cols),
             schedule=lambda *given: _schedule(own, plan, on_device, device, shape, *given),
             groups=groups,
         )
 
     return call(compiled, plan, tuple(call(compiled.of(group.pattern), group.plan) for group in groups_of(plan)))
+
+
+def _mean_length(compiled, plan: Plan, bound: Bound, rows: int, cols: int) -> float | None:
+    """How many tiles a tile of rows visits on average, forward; None where only tensors say it."""
+    tiles = row_tiles(compiled.exact, plan.forward, bound, (rows, cols))
+    return None if tiles is None else float(sum(tiles).mean())
 
 
 def _fit(p: Pattern, plan: Plan, bound: Bound, shape: Shape, kernel: str, access: str, candidates: tuple[Config, ...]) -> Config:

@@ -27,6 +27,7 @@ class Call:
         fit: `fit(kernel, access, candidates)`, the configuration to try first; without it the first candidate.
         schedule: `schedule(kernel, access, config, copies, group)`, a `schedule.Dealt` or None, for `copies` programs each row tile
             that work on `group` heads each; without it the usual order.
+        length: `length(rows, cols)`, how many tiles a tile of rows visits forward on average; None where only tensors say it.
         variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.
         groups: for plans by groups of heads, a call for the plan of each.
@@ -41,6 +42,7 @@ class Call:
     boxes: object = None
     fit: object = None
     schedule: object = None
+    length: object = None
     variant: str | None = None
     configs: dict[str, Config] = field(default_factory=dict)
     groups: tuple[Call, ...] = ()

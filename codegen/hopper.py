@@ -14,8 +14,10 @@ from functools import lru_cache
 
 from patternc.codegen import bounds, helpers, hopper_ring, hopper_text
 from patternc.codegen.code import COL, ROW
+from patternc.codegen.configs import Config
 from patternc.codegen.frame import Frame, header, indent
 from patternc.codegen.generated import Kernel, Source
+from patternc.codegen.hopper_consumer import consumer
 from patternc.codegen.hopper_text import assigned, function
 from patternc.compile import provably_causal
 from patternc.passes import variables
@@ -126,6 +128,12 @@ class HopperFrame(Frame):
         return [f"col_tile = tl.load({loop.table} + i)"]
 
 
+def shared_bytes(config: Config, head_dim: int, pack: int, narrow: bool) -> int:
+    """Shared memory of the kernel for 16-bit inputs: rings of tiles, and up to 1 KiB for barriers and conversions."""
+    q_rows = 2 * ROWS * constants(head_dim, pack, pack)["Q_STAGES"]
+    return (q_rows + 2 * config.stages * config.block_n + narrow * 2 * config.block_m // pack) * head_dim * 2 + 1024
+
+
 def constants(head_dim: int, heads: int, pack: int = 1) -> dict[str, int]:
     """Constexprs beside those of the portable kernel: heads of a row tile, its buffers, and how many heads' row tiles are taken together."""
     packs = heads // pack
@@ -168,7 +176,7 @@ def generate(plan: Plan, narrow: bool = False) -> Source:
     pieces = hopper_text.Pieces(calls, tuple(frame.rows_in("s_layout")), tuple(shared), narrow, not frame.uses.arrays)
     kernel = hopper_text.kernel(pieces)
     top = header("forward", parameters, constants, DOC).replace("@triton.jit", "@gluon.jit")
-    texts = [*functions, hopper_text.PLACE.strip(), hopper_text.producer(pieces), hopper_text.consumer(pieces), top + indent(kernel)]
+    texts = [*functions, hopper_text.PLACE.strip(), hopper_text.producer(pieces), consumer(pieces), top + indent(kernel)]
     body = "\n\n\n".join(texts)
     used = helpers.used_by(body, (*helpers.SOURCES, *hopper_text.HELPERS)).replace("@triton.jit", "@gluon.jit")
     closing = "\n".join(f"# {line}".rstrip() for line in ["Pattern:", *str(plan.mask).splitlines()])

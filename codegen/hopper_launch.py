@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from patternc.codegen import configs, hopper
+from patternc.codegen.call import Call
 from patternc.codegen.configs import Config
 from patternc.codegen.descriptors import describe, reachable
 from patternc.codegen.device import has_tma, processors, shared_memory
@@ -18,7 +19,9 @@ try:
 except ImportError:  # an older Triton
     language = None
 
-PREFERRED = False  # whether calls that may take it do; `Call(variant="hopper")` takes it anyway
+# Measured on an H100 (docs/performance.md).  From so many row tiles a processor on, programs stay, each for many of them.  Then rows may be
+# short: any with a narrow tile, others of a causal pattern from SHORT tiles on.  Else rows must be LONG to be faster than by the portable kernel.
+MANY, SHORT, LONG = 16, 4, 12
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -35,20 +38,40 @@ def refusal(plan: Plan, later: bool, matrices: dict[str, torch.Tensor]) -> str |
         return f"heads of width {q.shape[3]}, {v.shape[3]}"
     if not all(map(reachable, matrices.values())):
         return "strides or an address that TMA does not take"
-    config = configs.candidates("forward", "hopper", q.shape[3], v.shape[3], 2)[0]
-    if configs.shared_bytes("forward", config, q.shape[3], v.shape[3], 2) + 1024 > shared_memory(q.device):
+    pack = pack_of(plan, matrices)
+    if hopper.shared_bytes(_config(q), q.shape[3], pack, pack > 1 and hopper.narrow(plan)) > shared_memory(q.device):
         return "too little shared memory"
     return hopper.covers(plan, later)
 
 
+def _config(q: torch.Tensor) -> Config:
+    return configs.candidates("forward", "hopper", q.shape[3], q.shape[3], 2)[0]
+
+
+def pays(call: Call, matrices: dict[str, torch.Tensor]) -> bool:
+    """Whether a forward that this kernel can run is faster by it than by the portable kernel, as far as was measured."""
+    q, config, plan = matrices["q"], _config(matrices["q"]), call.plan
+    if q.shape[3] < 128 or plan.forward.kind == "list" or plan.forward.filler is not None:
+        return False
+    pack = pack_of(plan, matrices)
+    items = q.shape[0] * q.shape[1] // pack * -(-q.shape[2] // (config.block_m // pack))
+    many = hopper.narrow(plan) and items >= MANY * processors(q.device)
+    if many and pack > 1:
+        return True
+    length = call.length(config.block_m // pack, config.block_n) if call.length is not None else None
+    return length is not None and length >= (SHORT if many else LONG)
+
+
 def takes(call, name: str, later: bool, matrices: dict[str, torch.Tensor]) -> bool:
     """Whether a call's kernel is this one.  Raises BackendError where the call insists and it cannot be."""
-    if name != "forward" or call.variant not in (None, "hopper") or (call.variant is None and not PREFERRED):
+    if name != "forward" or call.variant not in (None, "hopper"):
         return False
     why = refusal(call.plan, later, matrices)
-    if why and call.variant == "hopper":
+    if call.variant is None:
+        return why is None and pays(call, matrices)
+    if why:
         raise BackendError(f"the Hopper forward does not run this: {why}", fix="leave `variant` out")
-    return why is None
+    return True
 
 
 def pack_of(plan: Plan, matrices: dict[str, torch.Tensor]) -> int:
@@ -58,8 +81,8 @@ def pack_of(plan: Plan, matrices: dict[str, torch.Tensor]) -> int:
 
 
 def programs(items: int, device: torch.device) -> int:
-    """Programs for so many row tiles: one for each processor, which stays."""
-    return min(items, processors(device))
+    """Programs for so many row tiles: where these are many one for each processor, which stays; few are balanced better by the device."""
+    return processors(device) if items >= MANY * processors(device) else items
 
 
 def descriptors(kernel: Kernel, matrix: str, x: torch.Tensor, config: Config, pack: int) -> dict[str, tuple[str, TensorDescriptor]]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ast
 import itertools
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+from patternc.codegen.ring_parts import ANYTHING, Barrier, Partition, Product, Slot, Slots
 from patternc.errors import InternalError
 
 COUNTS = ((0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 3), (3, 1), (1, 4), (5, 6), (0, 0), (2, 2))  # partial and full tiles of row tiles
@@ -58,118 +58,6 @@ def _coroutines(tree: ast.Module) -> ast.Module:
 
 def _callee(node: ast.AST) -> str:
     return ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-
-
-class Anything:
-    """A value that nothing here depends on."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-    def __call__(self, *args, **kwargs):
-        return self
-
-    __getitem__ = __call__
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __floordiv__ = __mod__ = __rshift__ = __call__
-    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __invert__ = __call__
-    __rfloordiv__ = __rmod__ = __rtruediv__ = __call__
-
-
-ANYTHING = Anything()
-
-
-@dataclass
-class Barrier:
-    name: str
-    arrivals: int = 0
-    pending: int = 0
-    bytes: int = 0
-    done: int = 0
-
-    def arrive(self, count: int = 1, more: int = 0) -> None:
-        self.pending -= count
-        self.bytes += more
-        if self.pending < 0:
-            raise InternalError(f"too many arrivals at {self.name}")
-        self._complete()
-
-    def receive(self, size: int) -> None:
-        self.bytes -= size
-        self._complete()
-
-    def _complete(self) -> None:
-        if self.pending == 0 and self.bytes == 0:
-            self.done, self.pending = self.done + 1, self.arrivals
-
-
-@dataclass
-class Slot:
-    """Shared memory for one tile: what is in it, how many products read it now, and how often it has been read."""
-
-    name: str
-    holds: object = None
-    reading: int = 0
-    read: int = 0
-    size: int = 8
-
-    def reshape(self, shape):
-        return self
-
-    permute = reshape
-
-    def store(self, value) -> None:
-        if self.reading:
-            raise InternalError(f"{self.name} is written while it is read")
-        self.holds = ("output", self.holds[0])
-
-
-@dataclass
-class Slots:
-    name: str
-    slots: list
-    dtype: object = ANYTHING
-
-    def index(self, i: int):
-        return self.slots[i]
-
-
-@dataclass
-class Product:
-    """A product that has been issued: of which tile, and what it reads."""
-
-    kind: str
-    tile: object
-    reads: tuple[Slot, ...]
-    done: bool = False
-
-    def to(self, dtype):
-        return self
-
-    def __getitem__(self, _):
-        return self
-
-    def __mul__(self, _):
-        return self
-
-    __truediv__ = __mul__
-
-
-@dataclass
-class Partition:
-    name: str
-    steps: object
-    waits: tuple[Barrier, int] | None = None
-    finished: bool = False
-    issued: list[Product] = field(default_factory=list)
-    stored: list[Slot] = field(default_factory=list)
-    scores: list = field(default_factory=list)
-    values: list = field(default_factory=list)
-
-    @property
-    def ready(self) -> bool:
-        return not self.finished and (self.waits is None or self.waits[0].done & 1 != self.waits[1])
 
 
 class Machine:

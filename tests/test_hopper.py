@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from hopper_walk import walk
 
 import patternc as pc
-from patternc.codegen import configs, hopper, hopper_ring, offline
+from patternc.args import bind
+from patternc.codegen import configs, hopper, hopper_launch, hopper_ring, offline
+from patternc.codegen.backend import call_of
 from patternc.errors import InternalError
 from patternc.orders.boxes import box_axis
 from patternc.orders.search import orders
 from patternc.passes import lower
 from patternc.plan import Plan, make_plan
 from patternc.reference import dense
+from patternc.runtime import compiled
 
 PATTERNS = {
     "full": pc.full, "causal": pc.causal, "window": pc.causal & pc.window(512), "streaming": pc.causal & (pc.window(512) | pc.sink(4)),
@@ -151,3 +155,23 @@ def test_every_pair_is_visited_once(p, n_q, n_k, pack):
     times, seen = walk(p, n_q, n_k, 2, args, pack)
     want = dense(p, n_q, n_k, heads=2, q_start=max(0, n_k - n_q), **args)[0].numpy()
     assert times.max(initial=0) <= 1 and (seen == want).all()
+
+
+# When it is taken
+
+PAYS = [
+    ("causal", 1, 16, 4, 4096, 128, True), ("causal", 4, 16, 4, 1024, 128, False), ("causal & window(512)", 4, 16, 4, 16384, 128, True),
+    ("causal & window(512)", 1, 4, 1, 2048, 128, False), ("causal & window(512)", 4, 16, 16, 16384, 128, True), ("causal & window(128)", 4, 16, 16, 16384, 128, False),
+    ("causal", 4, 16, 4, 8192, 64, False), ("full", 2, 16, 16, 8192, 256, True), ("full", 2, 16, 16, 512, 256, False), ("window(200)", 4, 16, 4, 16384, 128, False),
+    ("causal & documents(ids)", 4, 16, 4, 16384, 128, True), ("causal & documents(ids)", 1, 16, 16, 16384, 128, False),
+    ("random_blocks(3, 64, seed=0)", 4, 16, 4, 16384, 128, False), ("causal & (k // 16 % 8 == 7)", 4, 16, 4, 16384, 128, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, batch, heads, kv_heads, n, d, pays", PAYS)
+def test_when_it_pays(text, batch, heads, kv_heads, n, d, pays):
+    p = pc.parse(text)
+    q, k = (torch.empty(1).expand(batch, h, n, d) for h in (heads, kv_heads))
+    bound = bind(p, {"ids": torch.zeros(n, dtype=torch.int32)} if "ids" in text else {}, n, heads=heads, batch=batch)
+    call = replace(call_of(compiled(p), 1.0, bound, q, k, k), plan=compiled(p).plan)
+    assert hopper_launch.pays(call, {"q": q, "k": k, "v": k}) is pays
