@@ -49,7 +49,7 @@ CASES = (
     Case("bigbird", "block(64, 1, 1) | random_blocks(3, 64, 0) | global(128)", RMS, 4, 16, 16, 16384, 128, "full"),
     Case("bigbird-64k", "block(64, 1, 1) | random_blocks(3, 64, 0) | global(128)", RMS, 1, 16, 16, 65536, 128, "full"),
     Case("dilated", "window(1024) & dilate(2)", RMS, 4, 16, 4, 16384, 128),
-    Case("neighborhood", "neighborhood((128, 128), (13, 13))", RMS, 4, 16, 16, 16384, 64, "full"),
+    Case("neighborhood", "neighborhood([128, 128], 13)", RMS, 4, 16, 16, 16384, 64, "full"),
     Case("strided", "window(128) | dilate(128)", RMS, 4, 16, 16, 16384, 64),
     Case("strided-64k", "window(128) | dilate(128)", RMS, 1, 16, 16, 65536, 64),
     Case("all", "empty", 'linear_tail(feature="elu+1", norm="denominator")', 4, 16, 16, 16384, 128, "full"),
