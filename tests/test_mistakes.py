@@ -187,3 +187,8 @@ def test_a_picture_of_nothing():
 def test_a_place_is_no_position(use):
     with pytest.raises(OperandError, match="(?s)`i` stands for a position inside of functions.*causal & \\(i < 1\\).*write `q` or `k`"):
         use("causal & (i < 1)")
+
+
+def test_a_feature_takes_a_tensor():
+    with pytest.raises(ParameterError, match="a feature takes one tensor \\[.., d\\], and <lambda> does not"):
+        pc.linear_tail(feature=lambda: 1)
