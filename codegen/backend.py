@@ -11,7 +11,7 @@ import torch
 from patternc.analysis.runs import members
 from patternc.args import Bound, bind
 from patternc.balance import Costs, of_groups, row_tiles, schedule, tiles_of_layout
-from patternc.codegen import tail_backend
+from patternc.codegen import short, tail_backend
 from patternc.codegen.device import precision, processors
 from patternc.codegen.kernels import generate
 from patternc.codegen.launch import Call, Known, attention_backward, attention_forward, layout_of
@@ -71,6 +71,10 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
     if known is not None:
         return known.run(q, k, v)
     check(q, v)
+    group = q.shape[1] // k.shape[1]
+    if short.packs(compiled, bound, q.shape[1], k.shape[1]):
+        pattern, of_rows = short.packed(compiled, bound, group)
+        return tuple(short.as_heads(x, group) for x in forward(pattern, short.as_rows(q, group), k, v, scale, of_rows, wide))
     if "fits" not in bound.kept:
         runs = (*compiled.plan.forward.all_runs, *compiled.plan.transposed.all_runs)
         check_width(compiled, bound, (compiled.plan.mask, *(x for run in runs for x in (run.lo, run.hi, run.inner_lo, run.inner_hi))))
@@ -137,6 +141,7 @@ def _make_call(compiled, scale: float, bound: Bound, device: torch.device, shape
             bounds=lambda direction, rows, cols: _bounds(own, bound, on_device, device, direction, rows, cols),
             boxes=lambda direction, rows, cols: _boxes(plan, bound, direction, rows, cols),
             fit=lambda kernel, access, candidates: _fit(own.exact, plan, bound, shape, kernel, access, candidates),
+            height=short.height(bound.n_q, bound.n_k),
             length=lambda rows, cols: _mean_length(own, plan, bound, rows, cols),
             schedule=lambda *given: _schedule(own, plan, on_device, device, shape, *given),
             groups=groups,
@@ -250,7 +255,7 @@ def _schedule(compiled, plan: Plan, bound: Bound, device, shape: Shape, kernel: 
     """How row tiles of one length are dealt, a `Dealt` or None (`launch.Call.schedule`); kept, since it depends on no data."""
     transposed = kernel == "backward_dkdv"
     axis, tile = plan.transposed if transposed else plan.forward, config.tile(kernel)
-    if axis.kind == "table" or (bound.n_k if transposed else bound.n_q) <= tile[0]:
+    if axis.kind == "table" or max(bound.n_q, bound.n_k) <= max(tile):
         return None
     scalars = tuple(sorted(bound.values.items()))
     if not isinstance(bound.q_start, int) or not all(isinstance(value, int) for _, value in scalars):

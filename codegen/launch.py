@@ -209,7 +209,7 @@ class Ready:
 def _ready(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool, device: torch.device, layouts: tuple) -> Ready:
     # The number of boxes depends on where they begin, the number of tiles does not.
     start = call.q_start if {"boxes", "heads"} & {call.plan.forward.kind, call.plan.transposed.kind} else None
-    key = (call.plan, call.variant, start, *layouts)
+    key = (call.plan, call.variant, call.height, start, *layouts)
     launch = kept(call, key, name, matrices, later)
     if launch.grid == 0:
         return Ready(launch, key, 0, {}, None)

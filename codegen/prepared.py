@@ -144,6 +144,8 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
     rows = matrices["k"] if name == "backward_dkdv" else queries
     config = call.configs.get(name) or _config(call, source, name, d, dv, dtype, any_v.device)
     config = replace(config, block_m=config.block_m // pack)  # row tiles of fewer positions, of more heads
+    if call.height is not None and name == "forward" and not fast and kernel.axis.kind in ("formula", "table", "list"):
+        config = replace(config, block_m=min(config.block_m, call.height))
     count = whole(rows.shape[2]) if name == "backward_rows" else rows.shape[2]
     block = config.block_n if name == "backward_dkdv" else config.block_m
     align = math.gcd(16, d, dv, *(s for m in matrices.values() for s in strides(m)))
@@ -215,7 +217,7 @@ def step_down(call: Call, name: str, launch: Launch, key: tuple, error: Exceptio
         raise BackendError(f"no tile of `{name}` fits this device at head_dim {d}, {dv}: {error}", fix="use a smaller head_dim") from error
     if call.configs:
         call.configs[name] = config
-    device, dtype = key[4:6]
+    device, dtype = key[5:7]
     _chosen[launch.kernel.text, d, dv, dtype, precision(dtype), device] = config
     _launches.pop(key, None)
 

@@ -24,6 +24,7 @@ from patternc.visits import formula_segments
 PROCESSORS = 132  # of an H100 or H200
 RESIDENT = 2  # programs that share a processor, each at half its rate
 SHORTEST = 16  # tiles: no shorter row is long
+LEAST_PIECE = 4  # tiles of a piece, where rows are cut since there are few
 USUAL = 2  # times the median: a causal row is at most that long
 LATE = 0.1  # of the whole time: rows that would be late by less stay where neighbours read the same keys
 
@@ -129,6 +130,8 @@ def schedule(work: np.ndarray, copies: int, costs: Costs, processors: int = PROC
     Rows are long from twice the median on.  They are cut where the longest, sharing its processor, would outlast everything else by
     more than a second kernel takes: into pieces that are not long, or if that is more take a quarter of a processor's share of all work.
 
+    Where programs are fewer than processors, as many rows are cut as there are, each into its share of all.
+
     Args:
         work: [kinds, row tiles] of one program, without its start.
         copies: programs for every row tile: heads (of keys, for dk/dv) times batch rows.
@@ -136,6 +139,10 @@ def schedule(work: np.ndarray, copies: int, costs: Costs, processors: int = PROC
     """
     rows = work.max(0, initial=0) + costs.program
     share = float((work + costs.program).sum(1).mean()) * copies / processors
+    if copies * len(rows) < processors:
+        least = max(share, LEAST_PIECE * costs.full)
+        if rows.max(initial=0) > 2 * least + costs.launch:
+            return in_pieces(rows, np.ceil(rows / least).astype(np.int64), np.zeros(len(rows), bool), last_first)
     longest, usual = rows.max(initial=0), max(SHORTEST * costs.full, USUAL * float(np.median(rows)) if len(rows) else 0)
     if longest <= usual or RESIDENT * longest <= LATE * share:
         return None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from patternc.errors import ArgError
+from patternc.errors import ArgError, OperandError
 from patternc.expr.index import Index
 from patternc.expr.node import Node, fact, postorder
+from patternc.expr.pattern import PLACE
 
 KINDS = {
     "scalar": "as a number",
@@ -41,6 +42,7 @@ def signature(expr: Node) -> dict[str, ArgUse]:
 
     Raises:
         ArgError: when one name is used in two ways that no value can serve.
+        OperandError: a pattern or an attention is about `i`, which stands for a position only inside of index functions.
     """
     found: dict[str, ArgUse] = {}
 
@@ -53,6 +55,9 @@ def signature(expr: Node) -> dict[str, ArgUse]:
             found[use.name] = replace(old, subscripts=old.subscripts + use.subscripts)
 
     for node in postorder(expr):
+        if node is PLACE and not isinstance(expr, Index):
+            what = "`i` stands for a position inside of functions like `.at(i // 2)` and `same(i // 64)`, and has no value elsewhere"
+            raise OperandError(what, typed=str(expr), fix="write `q` or `k`")
         sourced = node.op in ("read", "member")
         if sourced and node.args[0].op == "arg":
             name = node.args[0].args[0]

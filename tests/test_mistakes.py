@@ -7,6 +7,7 @@ import torch
 import patternc as pc
 from patternc import arg, k, q
 from patternc.errors import ArgError, BackendError, DeviceError, DtypeError, OperandError, ParameterError, PatterncError, ShapeError
+from patternc.reference import dense
 from patternc.verify import verify
 
 WINDOW = pc.causal & pc.window(5)
@@ -180,3 +181,14 @@ def test_a_picture_of_nothing():
     with pytest.raises(ParameterError, match="`ax` is a matplotlib Axes"):
         pc.plot(WINDOW, 8, ax="x")
     assert np.array_equal(pc.plot(pc.window(arg("p")), 8, p=3).get_title(), "window(p)")
+
+
+@pytest.mark.parametrize("use", [pc.compile, lambda p: dense(pc.parse(p), 4)], ids=["compile", "dense"])
+def test_a_place_is_no_position(use):
+    with pytest.raises(OperandError, match="(?s)`i` stands for a position inside of functions.*causal & \\(i < 1\\).*write `q` or `k`"):
+        use("causal & (i < 1)")
+
+
+def test_a_feature_takes_a_tensor():
+    with pytest.raises(ParameterError, match="a feature takes one tensor \\[.., d\\], and <lambda> does not"):
+        pc.linear_tail(feature=lambda: 1)

@@ -8,6 +8,8 @@ unless `over=` or an intersection narrows it.  The algebra lifts from patterns:
 
 from __future__ import annotations
 
+import inspect
+
 from patternc.errors import AttentionError, OperandError, ParameterError, TruthValueError, UnknownNameError, suggest
 from patternc.expr.calls import fitting
 from patternc.expr.index import MAX_INT
@@ -18,6 +20,17 @@ from patternc.expr.refuse import refuse
 FEATURES = ("softmax", "elu+1", "relu", "identity", "favor+")
 MOST_FEATURES = 1 << 16  # of `favor+`; its own default is a few hundred
 NORMS = ("rms", "none", "denominator")
+
+
+def _takes_one(feature) -> None:
+    """Raise ParameterError where a callable cannot be called with a tensor."""
+    try:
+        inspect.signature(feature).bind(None)
+    except TypeError:
+        what = f"a feature takes one tensor [.., d], and {getattr(feature, '__name__', 'this callable')} does not"
+        raise ParameterError(what, fix="write `lambda x: torch.relu(x)`") from None
+    except ValueError:  # a builtin without a signature
+        return
 
 
 @refuse("a term", "add it to a pattern: `window(512) + linear_tail`")
@@ -74,6 +87,8 @@ class Term(Node):
             )
         if not isinstance(feature, str) and (isinstance(feature, Node) or not callable(feature)):
             raise ParameterError(f"a feature is a name or a callable, got {feature!r}", fix=f"one of {', '.join(FEATURES)}")
+        if callable(feature):
+            _takes_one(feature)
         if norm not in NORMS:
             close = suggest(str(norm), NORMS)
             raise UnknownNameError(f"unknown norm `{norm}`", fix=f'did you mean "{close}"?' if close else f"one of {', '.join(NORMS)}")

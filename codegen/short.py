@@ -1,0 +1,61 @@
+"""Few queries over many keys, as in decoding: the queries of all heads that share keys are the rows of one head.
+
+Row r of key head g is query r // group of head g * group + r % group, and the pattern says `q // group` for `q`: its plan, mask and bounds
+follow as for any pattern.  A tile of rows then reads each key once for all of these heads, and it is only as tall as it needs to be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from patternc.args import Bound
+from patternc.expr.pattern import Q
+from patternc.expr.transform import substitute
+from patternc.passes import lower, variables
+from patternc.runtime import Compiled, compiled
+from patternc.signature import signature
+
+MOST_ROWS = 32  # queries of all heads that share keys
+LEAST_KEYS = 1024
+HEIGHTS = (16, 32)  # rows of a tile
+
+
+def height(n_q: int, n_k: int) -> int | None:
+    """How tall tiles of rows are where there are few rows and many keys; None where they are as tall as ever."""
+    return next((rows for rows in HEIGHTS if n_q <= rows), None) if n_k >= LEAST_KEYS else None
+
+
+def packs(made: Compiled, bound: Bound, heads: int, kv_heads: int) -> bool:
+    """Whether a forward takes the heads that share keys together.  Kept with the call."""
+    if "packs" not in bound.kept:
+        few = heads > kv_heads and 0 < bound.n_q * (heads // kv_heads) <= MOST_ROWS and bound.n_k >= LEAST_KEYS
+        bound.kept["packs"] = few and made.plan.forward.kind != "list" and _alike(made)
+    return bound.kept["packs"]
+
+
+def _alike(made: Compiled) -> bool:
+    """Whether the pattern is the same for all heads, and about nothing that other rows would change."""
+    used = variables(lower(made.exact)) <= {"q", "k", "b", "n_k"}
+    return used and not any(use.over_heads for use in signature(made.exact).values())
+
+
+def packed(made: Compiled, bound: Bound, group: int) -> tuple[Compiled, Bound]:
+    """The attention and the call whose rows are the queries of `group` heads.  Kept with the call."""
+    if "packed" not in bound.kept:
+        pattern = compiled(substitute(lower(made.exact), {Q: Q // group}))
+        sizes = {"n_q": bound.n_q * group, "heads": bound.heads // group, "q_start": bound.q_start * group, "default_start": False}
+        bound.kept["packed"] = pattern, replace(bound, **sizes, uses=signature(pattern.exact))
+    return bound.kept["packed"]
+
+
+def as_rows(q: torch.Tensor, group: int) -> torch.Tensor:
+    """[B, H, n, d] as [B, H / group, n * group, d]."""
+    b, heads, n, d = q.shape
+    return q.unflatten(1, (heads // group, group)).transpose(2, 3).reshape(b, heads // group, n * group, d)
+
+
+def as_heads(x: torch.Tensor, group: int) -> torch.Tensor:
+    """The inverse of `as_rows`, for [B, H / group, n * group] too."""
+    return x.unflatten(2, (x.shape[2] // group, group)).transpose(2, 3).flatten(1, 2).contiguous()

@@ -1,0 +1,72 @@
+"""Few queries over many keys: heads that share keys are rows of one tile, and rows are cut into pieces; beside dense float64."""
+
+import numpy as np
+import pytest
+import torch
+from kernel_check import DEVICE, MARKS
+
+import patternc as pc
+from patternc import runtime
+from patternc.args import bind
+from patternc.balance import Costs, schedule
+from patternc.codegen import short
+from patternc.codegen.backend import call_of
+
+pytestmark = [*MARKS, pytest.mark.usefixtures("one_thread")]
+
+PATTERNS = [
+    "causal", "full", "causal & window(700)", "causal & (window(300) | sink(4))", "causal & documents(ids)", "causal & valid(m)", "causal & (q % 3 == k % 3)",
+    "(h % 2 == 0) & causal | (h % 2 == 1) & window(90)", "causal & (k < n_q + 1000)", "empty", "random_blocks(1, 64, seed=0) & causal",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("n_q, heads, kv_heads", [(1, 4, 1), (3, 4, 2), (16, 2, 1), (5, 2, 2), (9, 4, 1)])
+@pytest.mark.parametrize("text", PATTERNS)
+def test_few_queries(text, n_q, heads, kv_heads):
+    p, n_k = pc.parse(text), 1100
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, h, n, 16, generator=g).to(DEVICE).requires_grad_() for h, n in ((heads, n_q), (kv_heads, n_k), (kv_heads, n_k)))
+    args = {"ids": torch.arange(n_k, device=DEVICE) // 400, "m": torch.arange(n_k, device=DEVICE) % 7 > 1}
+    args = {name: x for name, x in args.items() if f"({name})" in text or f'"{name}"' in str(p)}
+    out, lse = pc.compile(p, "triton")(q, k, v, return_lse=True, **args)
+    want, want_lse = pc.compile(p, "reference")(*(x.double() for x in (q, k, v)), return_lse=True, **args)
+    tolerance = 2e-3 if DEVICE == "cuda" else 2e-5
+    torch.testing.assert_close(out.double(), want, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(lse.double(), want_lse, atol=tolerance, rtol=tolerance)
+    assert out.is_contiguous() and lse.shape == (2, heads, n_q)
+    if text in ("causal & window(700)", "causal & documents(ids)"):
+        weights = torch.randn(want.shape, generator=g, dtype=torch.float64).to(DEVICE)
+        for a, b in zip(*(torch.autograd.grad((x.double() * weights).sum(), [q, k, v]) for x in (out, want))):
+            torch.testing.assert_close(a, b, atol=10 * tolerance, rtol=10 * tolerance)
+
+
+@pytest.mark.parametrize("text, packs", [("causal", True), ("causal & documents(ids)", True), ("causal & (h > 0)", False), (False), ("k < n_q", False)])
+def test_which_heads_are_taken_together(text, packs):
+    p = pc.parse(text)
+    args = {"ids": torch.zeros(2000, dtype=torch.int32)} if "ids" in text else {}
+    made = runtime.compiled(p)
+    assert short.packs(made, bind(p, args, 1, 2000, heads=8), 8, 2) == packs
+    assert not short.packs(made, bind(p, args, 1, 2000, heads=8), 8, 8)  # nothing is shared
+    assert not short.packs(made, bind(p, args, 9, 2000, heads=8), 8, 2)  # too many rows
+    assert not short.packs(made, bind(p, {**args, **({"ids": args["ids"][:1000]} if args else {})}, 1, 1000, heads=8), 8, 2)  # too few keys
+
+
+def test_rows_and_heads():
+    q = torch.arange(2 * 8 * 3 * 5).reshape(2, 8, 3, 5)
+    rows = short.as_rows(q, 4)
+    assert rows.shape == (2, 2, 12, 5) and torch.equal(rows[1, 1, 2 * 4 + 3], q[1, 4 + 3, 2])
+    assert torch.equal(short.as_heads(rows, 4), q) and torch.equal(short.as_heads(rows[..., 0], 4), q[..., 0])
+    assert short.as_rows(q[:, :, :1].contiguous(), 4).shape == (2, 2, 4, 5)
+
+
+def test_one_row_tile_is_cut():
+    """A few programs would leave most of a card idle."""
+    p = pc.parse("causal")
+    q, k = torch.empty(1).expand(1, 4, 1, 128), torch.empty(1).expand(1, 1, 65536, 128)
+    made, bound = short.packed(runtime.compiled(p), bind(p, {}, 1, 65536, heads=4), 4)
+    call = call_of(made, 1.0, bound, short.as_rows(q, 4), k, k)
+    assert call.height == 16 and str(made.exact) == "k <= q // 4"
+    costs = Costs(1.0, 1.5, 2.0, 1.0, 5.0)
+    found = schedule(np.array([[1024.0]]), 8, costs, 132)
+    assert found.cuts == len(found.entries) == -(-1024 // ((1024 + 2) * 8 / 132))
+    assert schedule(np.array([[20.0]]), 1, costs, 132) is not None and schedule(np.array([[6.0]]), 1, costs, 132) is None
