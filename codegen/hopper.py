@@ -71,8 +71,7 @@ def pack_of(plan: Plan, head_dim: int, heads: int, kv_heads: int) -> int:
 def narrow(plan: Plan) -> bool:
     """Whether the keys at a row tile's own positions are a tile of their own."""
     axis = plan.forward
-    chooses = axis.filler is not None or axis.kind == "list"
-    return not chooses and bool(axis.count) and provably_causal(plan.mask)
+    return axis.kind in ("formula", "table") and axis.filler is None and bool(axis.count) and provably_causal(plan.mask)
 
 
 class HopperFrame(Frame):

@@ -38,10 +38,12 @@ def refusal(plan: Plan, later: bool, matrices: dict[str, torch.Tensor]) -> str |
         return f"heads of width {q.shape[3]}, {v.shape[3]}"
     if not all(map(reachable, matrices.values())):
         return "strides or an address that TMA does not take"
+    if why := hopper.covers(plan, later):
+        return why
     pack = pack_of(plan, matrices)
     if hopper.shared_bytes(_config(q), q.shape[3], pack, pack > 1 and hopper.narrow(plan)) > shared_memory(q.device):
         return "too little shared memory"
-    return hopper.covers(plan, later)
+    return None
 
 
 def _config(q: torch.Tensor) -> Config:
@@ -55,6 +57,8 @@ def pays(call: Call, matrices: dict[str, torch.Tensor]) -> bool:
         return False
     pack = pack_of(plan, matrices)
     items = q.shape[0] * q.shape[1] // pack * -(-q.shape[2] // (config.block_m // pack))
+    if items < processors(q.device):  # the portable kernel's rows can be cut
+        return False
     many = hopper.narrow(plan) and items >= MANY * processors(q.device)
     if many and pack > 1:
         return True

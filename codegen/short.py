@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from patternc.args import Bound
+from patternc.balance import LONG_ALONE, row_tiles
 from patternc.expr.pattern import Q
 from patternc.expr.transform import substitute
 from patternc.passes import lower, variables
@@ -18,7 +19,7 @@ from patternc.runtime import Compiled, compiled
 from patternc.signature import signature
 
 MOST_ROWS = 32  # queries of all heads that share keys
-LEAST_KEYS = 1024
+LEAST_KEYS = 64 * LONG_ALONE
 HEIGHTS = (16, 32)  # rows of a tile
 
 
@@ -31,8 +32,14 @@ def packs(made: Compiled, bound: Bound, heads: int, kv_heads: int) -> bool:
     """Whether a forward takes the heads that share keys together.  Kept with the call."""
     if "packs" not in bound.kept:
         few = heads > kv_heads and 0 < bound.n_q * (heads // kv_heads) <= MOST_ROWS and bound.n_k >= LEAST_KEYS
-        bound.kept["packs"] = few and made.plan.forward.kind != "list" and _alike(made)
+        bound.kept["packs"] = few and made.plan.forward.kind != "list" and _alike(made) and _long(made, bound)
     return bound.kept["packs"]
+
+
+def _long(made: Compiled, bound: Bound) -> bool:
+    """Whether rows are long enough to be cut, since fewer heads are fewer programs."""
+    tiles = row_tiles(made.exact, made.plan.forward, bound, (64, 64))
+    return tiles is None or float(sum(tiles).max(initial=0)) > LONG_ALONE
 
 
 def _alike(made: Compiled) -> bool:

@@ -24,7 +24,7 @@ from patternc.visits import formula_segments
 PROCESSORS = 132  # of an H100 or H200
 RESIDENT = 2  # programs that share a processor, each at half its rate
 SHORTEST = 16  # tiles: no shorter row is long
-LEAST_PIECE = 4  # tiles of a piece, where rows are cut since there are few
+LONG_ALONE, LEAST_PIECE = 32, 8  # tiles: rows that are cut where there are few of them, and the pieces of such rows
 USUAL = 2  # times the median: a causal row is at most that long
 LATE = 0.1  # of the whole time: rows that would be late by less stay where neighbours read the same keys
 
@@ -139,10 +139,9 @@ def schedule(work: np.ndarray, copies: int, costs: Costs, processors: int = PROC
     """
     rows = work.max(0, initial=0) + costs.program
     share = float((work + costs.program).sum(1).mean()) * copies / processors
-    if copies * len(rows) < processors:
-        least = max(share, LEAST_PIECE * costs.full)
-        if rows.max(initial=0) > 2 * least + costs.launch:
-            return in_pieces(rows, np.ceil(rows / least).astype(np.int64), np.zeros(len(rows), bool), last_first)
+    if copies * len(rows) < processors and rows.max(initial=0) > LONG_ALONE * costs.full:
+        least = max(share / RESIDENT, LEAST_PIECE * costs.full)
+        return in_pieces(rows, np.ceil(rows / least).astype(np.int64), np.zeros(len(rows), bool), last_first)
     longest, usual = rows.max(initial=0), max(SHORTEST * costs.full, USUAL * float(np.median(rows)) if len(rows) else 0)
     if longest <= usual or RESIDENT * longest <= LATE * share:
         return None
