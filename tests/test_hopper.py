@@ -20,6 +20,7 @@ from patternc.passes import lower
 from patternc.plan import Plan, make_plan
 from patternc.reference import dense
 from patternc.runtime import compiled
+from patternc.signature import signature
 
 PATTERNS = {
     "full": pc.full, "causal": pc.causal, "window": pc.causal & pc.window(512), "streaming": pc.causal & (pc.window(512) | pc.sink(4)),
@@ -175,3 +176,28 @@ def test_when_it_pays(text, batch, heads, kv_heads, n, d, pays):
     bound = bind(p, {"ids": torch.zeros(n, dtype=torch.int32)} if "ids" in text else {}, n, heads=heads, batch=batch)
     call = replace(call_of(compiled(p), 1.0, bound, q, k, k), plan=compiled(p).plan)
     assert hopper_launch.pays(call, {"q": q, "k": k, "v": k}) is pays
+
+
+@pytest.mark.parametrize("dtype, d", [(torch.bfloat16, 128), (torch.float16, 64), (torch.float32, 128), (torch.bfloat16, 256)], ids=str)
+def test_every_plan_is_taken_or_refused_in_words(monkeypatch, dtype, d):
+    """The decision looks at plans of all kinds: formulas, tables, lists, boxes of digits, groups of heads."""
+    monkeypatch.setattr(hopper_launch, "has_tma", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(hopper_launch, "shared_memory", lambda device: 232448)
+    kinds = set()
+    dilated = [pc.causal & pc.dilate(4) & pc.window(2048), pc.window(600) & pc.dilate(3), pc.neighborhood((40, 50), 7), pc.per_head(*[pc.window(100), pc.causal & pc.dilate(4)] * 2)]
+    for p in (*WALKS, *dilated, pc.empty, pc.causal & pc.random_blocks(1, 64, 0)):
+        args = {"ids": torch.arange(2000) // 70, "m": torch.arange(2000) % 11 > 2}
+        args = {name: x for name, x in args.items() if name in signature(p)}
+        for kv_heads in (2, 4):
+            q, k = (torch.empty(2, h, 2000, d, dtype=dtype) for h in (4, kv_heads))
+            call = call_of(compiled(p), 1.0, bind(p, args, 2000, heads=4, batch=2), q, k, k)
+            matrices = {"q": q, "k": k, "v": k, "o": q}
+            kinds.add(call.plan.forward.kind)
+            why = hopper_launch.refusal(call.plan, False, matrices)
+            assert why is None or isinstance(why, str)
+            assert hopper_launch.takes(call, "forward", False, matrices) in (True, False)
+            if why is None and dtype == torch.bfloat16 and kv_heads == 2:
+                pack = hopper_launch.pack_of(call.plan, matrices)
+                hopper.generate(call.plan, pack > 1 and hopper.narrow(call.plan))
+    assert kinds == {"formula", "table", "list", "boxes", "heads"}
