@@ -66,7 +66,7 @@ __all__ = [
 
 
 def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
-    key = scale, *layout_of(q), *layout_of(k), *layout_of(v), precision(q.dtype)
+    key = compiled, scale, *layout_of(q), *layout_of(k), *layout_of(v), precision(q.dtype)
     known = bound.kept.get(key)
     if known is not None:
         return known.run(q, k, v)

@@ -45,9 +45,7 @@ def groups_of(spec: Attention, q, k) -> int:
 
 
 class Joint(Function):
-    """`(out, lse)` of an attention whose parts are normed and added."""
-
-    """`tail_q` and `tail_k` are None where the term shares the exact part's."""
+    """`(out, lse)` of an attention whose parts are normed and added; `tail_q` and `tail_k` are None where the term shares the exact part's."""
 
     @staticmethod
     def forward(ctx, q, k, v, tail_q, tail_k, exact_scale, tail_scale, scale: float, made, bound: Bound):
