@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
+from patternc.bench.tables import table
 from patternc.commands import Commands, console, write
+from patternc.errors import OperandError
+
+WIDE = 200  # columns of a table that is written to a file or a pipe
 
 bench = typer.Typer(cls=Commands, help="Benchmarks.", no_args_is_help=True)
 
 # ruff: noqa: UP007, UP045 - typer reads these annotations at run time, also on Python 3.10
+JsonFile = Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write JSON to a file.")]
+MarkdownFile = Annotated[Optional[Path], typer.Option("--markdown", metavar="FILE", help="Write the tables to a file as Markdown.")]
 
 @bench.command("layout")
 def bench_layout(
@@ -43,15 +51,24 @@ def bench_cpu(
 
 @bench.command("attention")
 def bench_attention(
-    cases: Annotated[Optional[str], typer.Option("--case", help="Comma-separated names of cases; all by default.")] = None,
-    against: Annotated[str, typer.Option("--against", help="Comma-separated peers.")] = "flex,cudnn,fa2",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-):
-    """Attention beside other kernels on this machine's GPU."""
+    cases: Annotated[Optional[str], typer.Option("--case", metavar="NAME,..", help="Names of cases; all by default.")] = None,
+    against: Annotated[str, typer.Option("--against", metavar="NAME,..", help="Peers; those that are not installed are left out.")]
+    = "flex,cudnn,fa2,flash-attn,fla",
+    backward: Annotated[bool, typer.Option("--backward/--no-backward", help="Also measure backward passes.")] = True,
+    json: JsonFile = None,
+    markdown: MarkdownFile = None,
+):  # fmt: skip
+    """Attention beside other kernels on this machine's GPU, with targets and the card's roofline."""
     from patternc.bench.attention import run
+    from patternc.bench.attention_report import OURS
 
-    report = run(cases, against, progress=lambda line: print(line, file=sys.stderr))
-    write(report.json() if json else report.markdown())
+    _check(json, markdown)
+    report = run(cases, against, backward, _line, keep=lambda report: _save(report, json, markdown))
+    _print(report.table())
+    for note in report.notes:
+        write(note)
+    if any(OURS not in row.ms for row in report.rows):
+        raise typer.Exit(1)
 
 
 @bench.command("tail")
@@ -119,18 +136,37 @@ def bench_plan(
 
 
 def _progress(name: str) -> None:
-    print(f"measuring {name}", file=sys.stderr)
+    _line(f"measuring {name}")
+
+
+def _line(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _check(*paths: Path | None) -> None:
+    """Whether files can be written, before minutes of measuring.  Raises OperandError."""
+    for path in filter(None, paths):
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise OperandError(f"{path} cannot be written", fix="give the name of a file in a folder that is there")
+
+
+def _save(report, json: Path | None, markdown: Path | None) -> None:
+    """Write the files that were asked for."""
+    if json is not None:
+        json.write_text(report.json() + "\n")
+    if markdown is not None:
+        markdown.write_text(report.markdown() + "\n")
+
+
+def _print(table) -> None:
+    screen = console()
+    if not screen.is_terminal:
+        screen.width = max(screen.width, WIDE)
+    screen.print(table)
 
 
 def _show(bench, rows: list, title: str, json: bool, markdown: bool) -> None:
     """The rows of a benchmark, as it writes them."""
-    from rich.table import Table
-
     if json or markdown:
         return write(bench.as_json(rows) if json else bench.as_markdown(rows))
-    out = Table(title=title)
-    for heading in bench.HEADINGS:
-        out.add_column(heading, justify="left" if heading in ("entry", "pattern", "implementation") else "right")
-    for row in rows:
-        out.add_row(*bench.cells(row))
-    console().print(out)
+    _print(table(title, bench.HEADINGS, map(bench.cells, rows)))

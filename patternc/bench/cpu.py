@@ -85,7 +85,7 @@ def _flex(pattern, inputs, repeats: int) -> Row:
     import torch
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    from patternc.bench.attention import mask_mod
+    from patternc.bench.peers import mask_mod
 
     name = "compiled FlexAttention"
     try:

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from patternc.bench.tables import markdown
+
 TILE = 128
 DOCUMENTS = 700
 PEER_SIZES = (4096, 16384)  # create_block_mask builds an n x n mask: beyond this it needs gigabytes
@@ -111,7 +113,7 @@ def as_json(rows: list[Row]) -> str:
     return json.dumps([asdict(row) for row in rows], indent=2)
 
 
-HEADINGS = ("pattern", "n", "implementation", "ms", "peak MB", "full", "partial")
+HEADINGS = ("case", "n", "implementation", "ms", "peak MB", "full", "partial")
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -120,5 +122,4 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    lines = ["| " + " | ".join(HEADINGS) + " |", "| --- | ---: | --- |" + " ---: |" * (len(HEADINGS) - 3)]
-    return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows])
+    return markdown(HEADINGS, map(cells, rows))

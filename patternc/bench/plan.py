@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from patternc.args import bind
+from patternc.bench.tables import markdown
 from patternc.bench.zoo import DRAWN
 from patternc.layout import layout
 from patternc.orders.count import Sizes, choose_boxes
@@ -95,5 +96,4 @@ def as_json(rows: list[Row]) -> str:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows])
+    return markdown(HEADINGS, map(cells, rows))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from patternc.args import bind
+from patternc.bench.tables import markdown
 from patternc.errors import BackendError
 from patternc.prediction import predict
 from patternc.rates import Shape, card
@@ -56,10 +57,9 @@ class Report:
         return json.dumps(head | {"rows": [asdict(row) for row in self.rows]}, indent=1)
 
     def markdown(self) -> str:
-        lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
-        lines += ["| " + " | ".join(cells(row)) + " |" for row in self.rows]
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return "\n".join([*lines, "", f"{self.measured} ({versions}); rates of {self.predicted}; median error {self.median_error:.1%}."])
+        measured = f"{self.measured} ({versions}); rates of {self.predicted}; median error {self.median_error:.1%}."
+        return "\n".join([markdown(HEADINGS, map(cells, self.rows)), "", measured])
 
 
 def cells(row: Row) -> list[str]:

@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-from patternc.errors import BackendError, UnknownNameError, suggest
+from patternc.bench.names import select as names_of
+from patternc.errors import BackendError
 
 NONE, RMS = 'linear_tail(norm="none")', "linear_tail"
 
@@ -75,13 +76,8 @@ class Row:
 
 
 def select(names: str | None) -> list[Case]:
-    """The cases named in a comma-separated list; all without one."""
-    by_name = {c.name: c for c in CASES}
-    for name in names.split(",") if names else ():
-        if name not in by_name:
-            close = suggest(name, by_name)
-            raise UnknownNameError(f"unknown case `{name}`", fix=f"did you mean `{close}`?" if close else f"one of {', '.join(by_name)}")
-    return [by_name[name] for name in names.split(",")] if names else list(CASES)
+    """The cases named in a comma-separated list; all without one.  Raises UnknownNameError."""
+    return list(CASES) if names is None else names_of("case", names, {c.name: c for c in CASES})
 
 
 def run(names: str | None = None, progress: Callable = print) -> list[Row]:

@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from patternc.args import bind
+from patternc.bench.tables import markdown
 from patternc.expr.pattern import Pattern
 from patternc.layout import layout
 from patternc.orders.choose import access_of, visits_of
@@ -71,10 +72,11 @@ def as_json(rows: list[Row]) -> str:
     return json.dumps([asdict(row) for row in rows], indent=2)
 
 
+def cells(row: Row) -> list[str]:
+    """A row as text."""
+    tiles = [f"{ratio:.2f} ({', '.join(f'{m} x {n}' for m, n in dict.fromkeys(own))})" for own, ratio in row.chosen.values()]
+    return [row.pattern, f"{row.allowed:,}", f"{row.ratio:.2f}", *tiles]
+
+
 def as_markdown(rows: list[Row]) -> str:
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
-    for row in rows:
-        tiles = [f"{ratio:.2f} ({', '.join(f'{m} x {n}' for m, n in dict.fromkeys(own))})" for own, ratio in row.chosen.values()]
-        pattern = row.pattern.replace("|", "\\|")
-        lines.append(f"| `{pattern}` | {row.allowed:,} | {row.ratio:.2f} | {' | '.join(tiles)} |")
-    return "\n".join(lines)
+    return markdown(HEADINGS, map(cells, rows))
