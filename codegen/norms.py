@@ -14,7 +14,7 @@ from patternc.codegen.frame import header, indent
 from patternc.codegen.matrices import empty, in_rows
 from patternc.tail import RMS_EPS
 
-STEPS = 16  # times that a program of the backward takes as many rows, for one sum of the gradients of scales
+STEPS = 16  # times, at most, that a program of the backward takes as many rows, for one sum of the gradients of scales
 
 HELPERS = '''
 @triton.jit
@@ -82,8 +82,9 @@ def backward_norms(dy, o, t, o_scale, t_scale) -> tuple[torch.Tensor, ...]:
     o, t, dy = in_rows(o), in_rows(t), in_rows(dy, warn=False)
     do, dt = (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (o, t))
     b, heads, n, dv = o.shape
-    sums = torch.empty(b, heads, -(-n // (rows.rows_of(dv) * STEPS)), 2, dv, dtype=torch.float32, device=o.device)
+    steps = min(STEPS, 1 << max(-(-n // rows.rows_of(dv)) - 1, 0).bit_length())
+    sums = torch.empty(b, heads, -(-n // (rows.rows_of(dv) * steps)), 2, dv, dtype=torch.float32, device=o.device)
     vectors = {"o_scale": o_scale.contiguous(), "t_scale": t_scale.contiguous(), "sums": sums}
     matrices = {"o": o, "t": t, "dy": dy, "do": do, "dt": dt}
-    rows.launch(TEXT, "backward_norms", matrices, vectors, STEPS, EPS=RMS_EPS, STEPS=STEPS, LARGEST=torch.finfo(o.dtype).max)
+    rows.launch(TEXT, "backward_norms", matrices, vectors, steps, EPS=RMS_EPS, STEPS=steps, LARGEST=torch.finfo(o.dtype).max)
     return do, dt, sums[..., 0, :].sum((0, 2)).to(o_scale.dtype), sums[..., 1, :].sum((0, 2)).to(t_scale.dtype)

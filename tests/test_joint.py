@@ -14,7 +14,7 @@ RATTENTION = pc.zoo.rattention(window=5)
 def inputs(own=False, n=40, heads=8, kv_heads=4):
     g = torch.Generator().manual_seed(0)
     shapes = [(heads, 16), (kv_heads, 16), (kv_heads, 8)] + [(heads, 8), (kv_heads, 8)] * own
-    x = [torch.randn(2, h, n, d, generator=g).to(DEVICE).requires_grad_() for h, d in shapes]
+    x = [torch.randn(1, h, n, d, generator=g).to(DEVICE).requires_grad_() for h, d in shapes]
     scales = [(torch.randn(heads, 8, generator=g) + 1).to(DEVICE).requires_grad_() for _ in range(2)]
     return x, dict(zip(("tail_q", "tail_k"), x[3:])), dict(zip(("exact_scale", "tail_scale"), scales))
 
