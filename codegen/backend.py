@@ -11,6 +11,7 @@ import torch
 from patternc.analysis.runs import members
 from patternc.args import Bound, bind
 from patternc.balance import Costs, of_groups, row_tiles, schedule, tiles_of_layout
+from patternc.cards import card
 from patternc.codegen import short, tail_backend
 from patternc.codegen.device import precision, processors
 from patternc.codegen.kernels import generate
@@ -29,7 +30,7 @@ from patternc.orders.count import Boxes, Sizes, choose_boxes
 from patternc.orders.heads import groups_of
 from patternc.plan import AxisPlan, Plan
 from patternc.prediction import fastest
-from patternc.rates import Config, Shape, card, mask_weight
+from patternc.rates import Config, Shape, mask_weight
 from patternc.signature import signature
 from patternc.tables import run_table
 from patternc.visits import choice_tables

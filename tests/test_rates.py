@@ -5,20 +5,21 @@ import pytest
 
 import patternc as pc
 from patternc.args import bind
+from patternc.cards import COMMITTED, card, committed
 from patternc.codegen import configs
 from patternc.codegen.backend import _fit
 from patternc.codegen.tuning import SAMPLES, WIDTHS, fitted, jobs
 from patternc.orders.choose import options, predicted
 from patternc.passes import lower
 from patternc.plan import make_plan
-from patternc.rates import COMMITTED, KERNELS, Card, Config, Shape, card, mask_weight
+from patternc.rates import KERNELS, Card, Config, Shape, mask_weight
 from patternc.runtime import compiled
 
 BLOCKS = pc.parse("block(64, back=1, ahead=1) | global(64) | random_blocks(3, 64, seed=0)")
 
 
 def test_the_committed_table_has_every_candidate():
-    assert Card.read(card().json()) == card() and card().json() == COMMITTED.read_text()
+    assert card() is committed() and Card.read(card().json()) == card() and card().json() == COMMITTED.read_text()
     assert set(card().merge) == set(card().rows) == set(WIDTHS["half"])
     for job in (job for job in jobs() if job.kernel in KERNELS):
         assert any(r.config == job.config for r in card().find(job.kernel, job.access, Shape(job.width, job.half))), job
