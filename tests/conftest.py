@@ -40,3 +40,16 @@ def poison(monkeypatch):
         return x.fill_(math.nan) if x.is_floating_point() else x
 
     monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture
+def on_a_card(tmp_path, monkeypatch):
+    """A machine with a card, which is not there, and an empty cache; whose rates are in use is decided anew."""
+    from patternc import cards, folder
+
+    monkeypatch.setenv(folder.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setattr(cards, "device_name", lambda: "Some GPU (40GB)")
+    cards.in_use.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    cards.in_use.cache_clear()

@@ -12,18 +12,7 @@ from patternc import cards, folder
 from patternc.cards import card, committed, in_use, path_of, save
 from patternc.rates import Card, Config
 
-CARD = "Some GPU (40GB)"
-
-
-@pytest.fixture
-def on_a_card(tmp_path, monkeypatch):
-    """A machine with a card, and an empty cache."""
-    monkeypatch.setenv(folder.ENVIRONMENT, str(tmp_path))
-    monkeypatch.setattr(cards, "device_name", lambda: CARD)
-    in_use.cache_clear()
-    yield tmp_path
-    monkeypatch.undo()
-    in_use.cache_clear()
+CARD = "Some GPU (40GB)"  # of conftest.on_a_card
 
 
 def own(**changes) -> Card:
