@@ -65,7 +65,7 @@ class Job:
 
     def __str__(self):
         shape = f"{self.width:3d} {'16 bits' if self.half else 'float32'}"
-        return f"{self.kernel:13s} {self.access:15s} {shape} {self.config}, {self.text}{', merged' if self.merge else ''}"
+        return f"{self.kernel:13s} {self.access:15s} {shape}: {self.config}, {self.text}{', merged' if self.merge else ''}"
 
 
 @lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 import torch
 
@@ -69,9 +70,14 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:200]}"
 
 
-def _uninterrupted() -> None:
-    """Ctrl-C reaches all processes of a terminal; only the one that keeps the times answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _uninterrupted():
+    """Ctrl-C reaches all processes of a terminal; those that are started in here do not hear it, and this one afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Bench:
@@ -90,9 +96,10 @@ class Bench:
     def compile(self, some: list[Job]) -> list[str]:
         """For each job why it does not run, "" if it does."""
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_uninterrupted)
-        waiting, found = [self._pool.submit(_compile, job) for job in some], []
+            self._pool = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+        found = []
+        with _uninterrupted():
+            waiting = [self._pool.submit(_compile, job) for job in some]
         for one in waiting:
             try:
                 found.append(one.result())

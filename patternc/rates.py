@@ -29,6 +29,10 @@ class Config:
     warps: int
     stages: int
 
+    def __str__(self):
+        """`64 x 64, 4 warps, 2 stages`."""
+        return f"{self.block_m} x {self.block_n}, {self.warps} warps, {self.stages} stage{'s' * (self.stages != 1)}"
+
     @property
     def possible(self) -> bool:
         """Whether there is such a launch: powers of two in the bounds of what kernels can do."""

@@ -14,7 +14,7 @@ from patternc import cards, folder
 from patternc.bench.tables import table
 from patternc.commands import check_writable, print_table, write
 from patternc.errors import OperandError, ParameterError
-from patternc.rates import Card, Config
+from patternc.rates import Card
 
 if TYPE_CHECKING:
     from patternc.codegen.fitting import Choice
@@ -74,13 +74,9 @@ HEADINGS = ("kernel", "memory", "width", "dtype", "without tuning", "best", "fas
 
 def _cells(choice: Choice) -> list[str]:
     gain = "it does not run" if math.isnan(choice.gain) else f"{choice.gain - 1:.1%}" if choice.best != choice.default else ""
-    default = "" if choice.default is None else _launch(choice.default)
+    default = "" if choice.default is None else str(choice.default)
     what = [choice.kernel, choice.access, str(choice.width), KINDS[choice.half]]
-    return [*what, default, _launch(choice.best), gain, f"{choice.error:.0%}"]
-
-
-def _launch(config: Config) -> str:
-    return f"{config.block_m} x {config.block_n}, {config.warps} warps, {config.stages} stage{'s' * (config.stages > 1)}"
+    return [*what, default, str(choice.best), gain, f"{choice.error:.0%}"]
 
 
 def _show() -> None:
@@ -90,7 +86,7 @@ def _show() -> None:
     for (kernel, access, width, half), found in card.rates.items():
         for rate in found:
             costs = [f"{getattr(rate, name):.3f}" for name in COSTS]
-            rows.append([kernel, access, str(width), KINDS[half], _launch(rate.config), *costs])
+            rows.append([kernel, access, str(width), KINDS[half], str(rate.config), *costs])
     headings = ("kernel", "memory", "width", "dtype", "configuration", *COSTS)
     print_table(table("microseconds of a processor", headings, rows))
     versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
