@@ -11,6 +11,7 @@ import torch
 from patternc.analysis.runs import members
 from patternc.args import Bound, bind
 from patternc.balance import Costs, of_groups, row_tiles, schedule, tiles_of_layout
+from patternc.cards import card
 from patternc.codegen import short, tail_backend
 from patternc.codegen.device import precision, processors
 from patternc.codegen.kernels import generate
@@ -29,7 +30,7 @@ from patternc.orders.count import Boxes, Sizes, choose_boxes
 from patternc.orders.heads import groups_of
 from patternc.plan import AxisPlan, Plan
 from patternc.prediction import fastest
-from patternc.rates import Config, Shape, card, mask_weight
+from patternc.rates import Config, Rate, Shape, mask_weight
 from patternc.signature import signature
 from patternc.tables import run_table
 from patternc.visits import choice_tables
@@ -159,9 +160,9 @@ def _mean_length(compiled, plan: Plan, bound: Bound, rows: int, cols: int) -> fl
 def _fit(p: Pattern, plan: Plan, bound: Bound, shape: Shape, kernel: str, access: str, candidates: tuple[Config, ...]) -> Config:
     """The configuration that is predicted to be fastest, at a length of its own where plans are the same for all lengths."""
     axis = plan.transposed if kernel == "backward_dkdv" else plan.forward
-    rates = [r for r in card().find(kernel, access.removeprefix("groups of "), shape) if r.config in candidates]
+    rates = _measured(kernel, access, shape, candidates)
     if len(rates) < 2 or signature(p):
-        return candidates[0]
+        return rates[0].config if rates else candidates[0]
     if axis.kind not in ("boxes", "heads"):
         heads = 1 if axis.kind == "list" else min(bound.heads, TYPICAL_HEADS)
         try:
@@ -169,6 +170,15 @@ def _fit(p: Pattern, plan: Plan, bound: Bound, shape: Shape, kernel: str, access
         except PatterncError:  # a pattern of one length, or of so many heads
             bound = replace(bound, heads=heads)
     return fastest(p, axis, bound, kernel, rates)[0].config
+
+
+def _measured(kernel: str, access: str, shape: Shape, candidates: tuple[Config, ...]) -> tuple[Rate, ...]:
+    """The configurations to choose among: the table's own ones of this shape, else those candidates that it has.
+
+    Kernels of several groups of heads need more registers than those that were measured, and products of float32 other tiles where they round.
+    """
+    own = card().rates.get((kernel, access, shape.width, shape.half), ()) if shape.half else ()
+    return own or tuple(r for r in card().find(kernel, access.removeprefix("groups of "), shape) if r.config in candidates)
 
 
 def _boxes(plan: Plan, bound: Bound, direction: str, block_m: int, block_n: int) -> Boxes:

@@ -1,49 +1,23 @@
 """Generated modules on disk: written once by the hash of their text, imported from there.
 
-Triton needs the source file of a kernel, and finds yesterday's binaries by the kernel's text.  `PATTERNC_CACHE_DIR` moves
-the folder; where it cannot be written, a temporary folder serves this process.
+Triton needs the source file of a kernel, and finds yesterday's binaries by the kernel's text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
-import tempfile
 import threading
-import warnings
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
-import platformdirs
+from patternc.folder import NEW, folder, instead_of, write
 
-ENVIRONMENT = "PATTERNC_CACHE_DIR"
 _lock = threading.Lock()
 _loaded: dict[str, ModuleType] = {}
-_fallback: dict[Path, Path] = {}
-
-
-def folder() -> Path:
-    """The cache folder; it exists and can be written, or is a temporary one."""
-    wanted = os.environ.get(ENVIRONMENT) or platformdirs.user_cache_dir("patternc")
-    path = Path(wanted).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return path
-    except OSError as error:
-        return _instead_of(path, error)
-
-
-def _instead_of(path: Path, error: OSError) -> Path:
-    """A temporary folder for this process in the place of one that cannot be written; the first time with a warning."""
-    if path not in _fallback:
-        _fallback[path] = Path(tempfile.mkdtemp(prefix="patternc-"))
-        warnings.warn(f"the kernel cache {path} cannot be written ({error.strerror}); using {_fallback[path]} for this process", stacklevel=3)
-    return _fallback[path]
 
 
 @lru_cache(maxsize=1)
@@ -68,7 +42,7 @@ def store(text: str) -> Path:
     try:
         return _write(text, where)
     except OSError as error:  # a directory in the file's place, a full disk
-        return _write(text, _instead_of(where, error))
+        return _write(text, instead_of(where, error))
 
 
 def _write(text: str, where: Path) -> Path:
@@ -79,14 +53,7 @@ def _write(text: str, where: Path) -> Path:
             return path
     except OSError:
         pass
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-", suffix=".py")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write(path, content)
     return path
 
 
@@ -112,7 +79,7 @@ def load(text: str) -> ModuleType:
 
 
 def _entries() -> list[Path]:
-    return [p for p in folder().glob("*.py") if p.is_file() and (len(p.stem) == 64 or p.name.startswith(".new-"))]
+    return [p for p in folder().glob("*.py") if p.is_file() and (len(p.stem) == 64 or p.name.startswith(NEW))]
 
 
 def size() -> tuple[int, int]:

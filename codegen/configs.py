@@ -58,6 +58,8 @@ FLOAT32 = {
     ("backward_dkdv", 128): Config(32, 16, 4, 1),
     ("backward_dkdv", 256): Config(16, 16, 4, 1),
 }
+MOST_STAGES = 4
+
 
 def padded(head_dim: int) -> int:
     """The power of two that holds a row, at least 16: the products need that many."""
@@ -81,6 +83,17 @@ def candidates(kernel: str, variant: str, head_dim: int, value_dim: int, itemsiz
     if itemsize == 4:
         found = tuple(dict.fromkeys(replace(c, block_n=min(c.block_n, 32), stages=min(c.stages, 2)) for c in found))
     return found
+
+
+def trials(kernel: str, variant: str, width: int, itemsize: int, available: int) -> tuple[Config, ...]:
+    """What `patternc tune` measures on a card with so many bytes of shared memory: the candidates, the first one first, and for inputs of
+    16 bits those beside them, with a stage more or less and twice or half the warps."""
+    own = [fit(kernel, config, width, width, itemsize, available) for config in candidates(kernel, variant, width, width, itemsize)]
+    found = list(own)
+    if itemsize == 2:
+        found += [replace(c, stages=stages) for c in own for stages in (c.stages - 1, c.stages + 1) if 1 <= stages <= MOST_STAGES]
+        found += [replace(c, warps=12 - c.warps) for c in own]  # 4 or 8
+    return tuple(c for c in dict.fromkeys(found) if shared_bytes(kernel, c, width, width, itemsize) <= available or smaller(c) is None)
 
 
 def smaller(config: Config) -> Config | None:

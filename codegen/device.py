@@ -12,7 +12,8 @@ from patternc.balance import PROCESSORS
 
 @lru_cache(maxsize=64)
 def has_tma(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether tensors can be loaded by descriptors.  AMD's cards are "cuda" to torch too, and number their generations otherwise."""
+    return torch.version.hip is None and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @lru_cache(maxsize=64)

@@ -39,7 +39,7 @@ class Job:
     Attributes:
         dtype: "bf16", "fp16" or "fp32".
         heads, group: query heads, and query heads for each key head.
-        arch: compute capability times ten.
+        arch: compute capability times ten, or the name of AMD's, such as "gfx942".
         boxes: `orders.count.Boxes` of a kernel in digits; of a kernel by groups of heads, one or None for each group.
         types: Triton types that replace the usual ones, such as "*i32" for a `q_start_value` that is a tensor.
     """
@@ -52,7 +52,7 @@ class Job:
     config: Config
     heads: int = 16
     group: int = 1
-    arch: int = 90
+    arch: int | str = 90
     boxes: Boxes | tuple[Boxes | None, ...] | None = None
     types: tuple[tuple[str, str], ...] = ()
 
@@ -89,6 +89,8 @@ class Report:
         loop_spills: loads and stores of the stack inside loops.
         instructions: number of SASS instructions by opcode without modifiers.
         sass: the listing.
+
+    Of AMD's cards only registers, stack and shared memory are read.
     """
 
     registers: int
@@ -186,7 +188,11 @@ def compile_one(job: Job | TailJob) -> Report:
     made = GluonASTSource if function.is_gluon() else ASTSource
     source = made(fn=function, signature={**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants, attrs=aligned)
     options = {"num_warps": job.config.warps, "num_stages": job.config.stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
+    amd = isinstance(job.arch, str)
+    compiled = triton.compile(source, target=GPUTarget("hip", job.arch, 64) if amd else GPUTarget("cuda", job.arch, 32), options=options)
+    if amd:
+        found = (int(re.search(rf"{name}:\s+(\d+)", compiled.asm["amdgcn"])[1]) for name in (r"\.vgpr_count", r"\.private_segment_fixed_size"))
+        return Report(*found, compiled.metadata.shared, 0, {}, "")
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(compiled.asm["cubin"])

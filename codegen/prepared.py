@@ -232,7 +232,7 @@ def _config(call: Call, source: Source, name: str, d: int, dv: int, dtype: torch
 
 def _first(call: Call, kernel: Kernel, d: int, dv: int, itemsize: int, device: torch.device) -> Config:
     found = configs.candidates(kernel.name, kernel.variant, d, dv, itemsize, precision(torch.float32) == "tf32")
-    config = found[0] if len(found) == 1 or call.fit is None else call.fit(kernel.name, kernel.variant, found)
+    config = found[0] if call.fit is None or kernel.axis is None else call.fit(kernel.name, kernel.variant, found)
     if kernel.arrays and kernel.variant != "hopper":
         # What a mask reads is pipelined too, and its share of a third stage would cost a program on each processor.
         config = replace(config, stages=min(config.stages, 2))

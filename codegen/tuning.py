@@ -6,88 +6,37 @@ tiles are counted; their costs are the ones that explain the times best.
 
 from __future__ import annotations
 
-import datetime
-import itertools
 import multiprocessing
+import signal
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
-import numpy as np
 import torch
 
 from patternc.args import bind
-from patternc.codegen import configs, timing
+from patternc.codegen import timing
+from patternc.codegen.fitting import Choice, Sample, fitted_card
 from patternc.codegen.launch import Call, run_kernel
-from patternc.errors import BackendError
-from patternc.orders.boxes import box_axis
+from patternc.codegen.machine import Machine, versions
+from patternc.codegen.measured import Times
+from patternc.codegen.trials import BATCH, HEADS, Job, N, jobs, plan_of
 from patternc.orders.choose import visits_of
 from patternc.orders.count import Sizes, choose_boxes
-from patternc.orders.digits import Order
 from patternc.parsing import parse
-from patternc.passes import lower
-from patternc.plan import Plan, make_plan
-from patternc.prediction import ROWS
-from patternc.rates import KERNELS, Card, Config, Rate, mask_weight
+from patternc.plan import make_plan
+from patternc.rates import Card, mask_weight
 
-N, BATCH, HEADS = 16384, 4, 16
-SAMPLES = {
-    "descriptors": (
-        ("causal & window(64)", None), ("causal & window(512)", None), ("causal & window(2048)", None), ("block(1024)", None),
-        ("causal & dilate(2) & window(1024)", None), ("causal & dilate(3) & window(1024)", None),
-    ),
-    "box descriptors": (
-        ("causal & dilate(4) & window(256)", 4), ("causal & dilate(4) & window(2048)", 4), ("causal & dilate(4) & window(8192)", 4),
-        ("dilate(4) & same(i // 256)", 4),
-    ),
-    "boxes": tuple((f"neighborhood([128, 128], {kernel})", 128) for kernel in (5, 13, 33, 65)),
-}  # fmt: skip
-WIDTHS = {"half": (64, 128, 256), "float": (64, 128)}
-MERGED = "causal & window(64)"
+TOGETHER = 64  # jobs that are compiled before they are timed: an interruption loses no more
+MEMORY = 4 << 30  # bytes of the card's memory that a process which compiles may take
+
+Progress = Callable[[int, int, str], None]  # jobs done, jobs in all, a line about the last
 
 
-@dataclass(frozen=True)
-class Job:
-    """One configuration of one kernel on one sample; `merge` for a later part of a pattern that writes a partial result."""
-
-    kernel: str
-    access: str
-    width: int
-    half: bool
-    config: Config
-    text: str
-    stride: int | None
-    merge: bool = False
-
-    @property
-    def key(self) -> tuple:
-        return self.kernel, self.access, self.width, self.half, self.config
-
-
-def jobs(widths: tuple[int, ...] = ()) -> list[Job]:
-    """All that a run measures."""
-    out = []
-    for access, half in itertools.product(SAMPLES, (True, False)):
-        if not half and access == "box descriptors":
-            continue  # exact products of float32 take pointers
-        for width, kernel in itertools.product(WIDTHS["half" if half else "float"], KERNELS):
-            if widths and width not in widths:
-                continue
-            variant = access if half or access != "descriptors" else "pointers"
-            for config in configs.candidates(kernel, variant, width, width, 2 if half else 4):
-                out += [Job(kernel, variant, width, half, config, *sample) for sample in SAMPLES[access]]
-    first = {(job.width, job.config): job for job in out if job.kernel == "forward" and job.access == "descriptors" and job.text == MERGED}
-    out += [Job(*job.key, MERGED, None, True) for job in first.values() if (job.config.block_m, job.config.block_n) == (64, 64)]
-    rows = [(width, configs.candidates("backward_rows", "pointers", width, width, 2)[0]) for width in WIDTHS["half"] if not widths or width in widths]
-    return out + [Job("backward_rows", "pointers", width, True, config, MERGED, None) for width, config in rows]
-
-
-def prepared(job: Job) -> tuple[Callable[[], None], list[float]]:
+def prepared(job: Job, batch: int = BATCH) -> tuple[Callable[[], None], list[float]]:
     """`(run, counts)`: the launch, and its programs, full tiles, partial tiles and operations of masks on partial tiles."""
-    p = parse(job.text)
-    plan = make_plan(p)
-    if job.stride is not None:
-        order = Order((job.stride, 1))
-        plan = Plan(plan.mask, box_axis(lower(p), order, "k"), box_axis(lower(p), order, "q"))
+    p, plan = parse(job.text), plan_of(job.text, job.stride)
     axis = plan.transposed if job.kernel == "backward_dkdv" else plan.forward
     tile = job.config.tile(job.kernel)
     sizes = Sizes(N, N, 0)
@@ -95,121 +44,121 @@ def prepared(job: Job) -> tuple[Callable[[], None], list[float]]:
     def boxes(direction, rows, columns):
         return choose_boxes(axis, sizes, *((columns, rows) if direction == "transposed" else (rows, columns)))
 
-    variant = {"pointers": "pointers", "boxes": "pointers"}.get(job.access, "descriptors")
-    call = Call(plan, job.width**-0.5, boxes=boxes, variant=variant, configs={job.kernel: job.config})
-    heads = BATCH * HEADS
-    seen = visits_of(p, axis, bind(p, {}, N, heads=HEADS, batch=BATCH), tile, job.kernel == "backward_dkdv")
+    call = Call(plan, job.width**-0.5, boxes=boxes, variant=job.variant, configs={job.kernel: job.config})
+    heads = batch * HEADS
+    seen = visits_of(p, axis, bind(p, {}, N, heads=HEADS, batch=batch), tile, job.kernel == "backward_dkdv")
     programs = (-(-N // tile[0]) if job.stride is None else boxes("", *tile).programs) * heads
     weight = mask_weight(plan.mask if job.stride is None else axis.mask)
     dtype = torch.bfloat16 if job.half else torch.float32
-    tensors = [torch.randn(BATCH, HEADS, N, job.width, device="cuda", dtype=dtype) for _ in range(4)]
+    tensors = [torch.randn(batch, HEADS, N, job.width, device="cuda", dtype=dtype) for _ in range(4)]
     return run_kernel(call, job.kernel, *tensors, merge=job.merge), [programs, seen.full_tiles, seen.partial_tiles, weight * seen.partial_tiles]
 
 
 def _compile(job: Job) -> str:
+    """Compile and run a kernel once, in a process of its own; why it does not run, or ""."""
     try:
-        prepared(job)[0]()
+        prepared(job, 1)[0]()
         torch.cuda.synchronize()
     except Exception as error:  # a configuration that this card cannot run is left out
-        return f"{type(error).__name__}: {str(error)[:200]}"
+        return _reason(error)
     finally:
         torch.cuda.empty_cache()
     return ""
 
 
-def measure(widths: tuple[int, ...] = (), workers: int = 8, progress: Callable[[str], None] = lambda _: None) -> Card:
-    """The card that is in use.  Raises BackendError without one.
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
-    Args:
-        widths: head dimensions, all by default.
-        workers: processes that compile, before anything is timed.
-    """
-    if not torch.cuda.is_available():
-        raise BackendError("`tune` measures kernels and needs a CUDA device", fix="run it on a machine with a GPU")
-    todo = jobs(widths)
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        failed = dict(zip(todo, pool.map(_compile, todo, chunksize=2)))
-    times: dict[Job, tuple[float, list[float]]] = {}
-    for job in todo:
-        if failed[job]:
-            progress(f"{job.kernel} {job.access} {job.width} {job.config}: {failed[job]}")
-            continue
+
+@contextmanager
+def _uninterrupted():
+    """Ctrl-C reaches all processes of a terminal; those that are started in here do not hear it, and this one afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Bench:
+    """Compiles kernels in `workers` processes, and times them in this one while those are idle."""
+
+    def __init__(self, workers: int):
+        self.workers, self._pool = workers, None
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def compile(self, some: list[Job]) -> list[str]:
+        """For each job why it does not run, "" if it does."""
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+        found = []
+        with _uninterrupted():
+            waiting = [self._pool.submit(_compile, job) for job in some]
+        for one in waiting:
+            try:
+                found.append(one.result())
+            except BrokenProcessPool as error:  # out of memory, or a compiler that crashes
+                found.append(_reason(error))
+                self._pool = None
+        return found
+
+    def time(self, job: Job) -> Sample:
         run, counts = prepared(job)
-        times[job] = 1e3 * timing.median_ms(run, 10, 60), counts
-        progress(f"{job.kernel:14s} {job.access:15s} {job.width:3d} {job.config} {job.text:36s} {times[job][0]:8.1f} us")
-    return card_of(times, _launch_time(), torch.cuda.get_device_properties(0).multi_processor_count, progress)
+        return 1e3 * timing.median_ms(run, 10, 60), counts
+
+    def launch(self) -> float:
+        """Microseconds that a kernel takes which does next to nothing."""
+        p = parse("causal & window(8)")
+        tensors = [torch.randn(1, 1, 64, 64, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+        run = run_kernel(Call(make_plan(p), 0.1), "forward", *tensors)
+        graph = torch.cuda.CUDAGraph()
+        run()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            for _ in range(20):
+                run()
+        return 1e3 * timing.median_ms(graph.replay, 10, 60) / 20
 
 
-def card_of(times: dict[Job, tuple[float, list[float]]], launch: float, processors: int, progress=lambda _: None) -> Card:
-    """The card that explains the times."""
-    grouped: dict[tuple, list[tuple[float, list[float]]]] = {}
-    for job, found in times.items():
-        if not job.merge and job.kernel in KERNELS:
-            grouped.setdefault(job.key, []).append(found)
-    rates: dict[tuple, list[Rate]] = {}
-    masks: dict[tuple, float] = {}
-    for (kernel, access, width, half, config), found in grouped.items():
-        # In digits all masks are much alike: what an operation costs is known from the natural order.
-        known = masks.get((kernel, half)) if access in ("boxes", "box descriptors") else None
-        area = config.block_m * config.block_n / 4096
-        costs, error = fitted(found, launch, processors, None if known is None else known * area)
-        progress(f"{kernel:14s} {access:15s} {width:3d} {config} {np.round(costs, 3).tolist()} worst error {error:.1%}")
-        masks.setdefault((kernel, half), costs[3] / area)
-        rates.setdefault((kernel, access, width, half), []).append(Rate(config, *map(float, costs)))
-    merge, rows = {}, {}
-    for job, (time, counts) in times.items():
-        if job.kernel == "backward_rows":
-            rows[job.width] = round(max(0.0, time - launch) * processors / (BATCH * HEADS * N / ROWS), 4)
-        if job.merge:
-            plain, _ = times[replace(job, merge=False)]
-            merge[job.width] = round(max(0.0, (time - plain) * processors / counts[0]), 4)
-    return Card(
-        torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        {"torch": torch.__version__, "triton": timing.version()},
-        datetime.date.today().isoformat(),
-        processors,
-        round(launch, 2),
-        merge,
-        rows,
-        {key: tuple(found) for key, found in rates.items()},
-    )
-
-
-def fitted(found: list[tuple[float, list[float]]], launch: float, processors: int, mask: float | None = None) -> tuple[np.ndarray, float]:
-    """Costs (program, full, partial, mask), none negative, that explain times in microseconds best by relative error, and the worst error.
+def tune(
+    machine: Machine, widths: tuple[int, ...] = (), workers: int = 8, restart: bool = False, progress: Progress = lambda *_: None
+) -> tuple[Card, list[Choice]]:
+    """Measure what was not measured before, and make the card's table.  Raises BackendError where a kernel has no times.
 
     Args:
-        found: `(time, [programs, full tiles, partial tiles, operations])` of every sample.
-        mask: what an operation of a mask costs, where that is known.
+        widths: head dimensions to measure, all by default; the table has those that were measured before too.
+        workers: at most so many processes compile.
+        restart: forget what was measured before.
     """
-    time = np.array([t for t, _ in found])
-    counts = np.array([c for _, c in found], float) / processors
-    columns = range(3) if mask is not None else range(4)
-    target = time - launch - (counts[:, 3] * mask if mask is not None else 0)
-    best = None
-    for size in range(1, len(columns) + 1):
-        for kept in itertools.combinations(columns, size):
-            part, *_ = np.linalg.lstsq(counts[:, kept] / time[:, None], target / time, rcond=None)
-            if (part < 0).any():
-                continue
-            costs = np.zeros(4)
-            costs[list(kept)] = part
-            costs[3] = mask if mask is not None else costs[3]
-            error = np.abs(counts @ costs + launch - time) / time
-            if best is None or (error**2).sum() < best[0]:
-                best = (error**2).sum(), costs, error.max()
-    return best[1], float(best[2])
+    times = Times(machine.name, versions(), restart)
+    todo = jobs(machine, widths)
+    with Bench(max(1, min(workers, machine.memory // MEMORY))) as bench:
+        measure(todo, bench, times, progress)
+        found = {job: sample for job in jobs(machine) if (sample := times.find(job)) is not None}
+        return fitted_card(found, bench.launch(), machine, times.versions)
 
 
-def _launch_time() -> float:
-    """Microseconds that a kernel takes which does next to nothing."""
-    p = parse("causal & window(8)")
-    tensors = [torch.randn(1, 1, 64, 64, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
-    run = run_kernel(Call(make_plan(p), 0.1), "forward", *tensors)
-    graph = torch.cuda.CUDAGraph()
-    run()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        for _ in range(20):
-            run()
-    return 1e3 * timing.median_ms(graph.replay, 10, 60) / 20
+def measure(todo: list[Job], bench: Bench, times: Times, progress: Progress) -> None:
+    """Time the jobs that have no time yet.  Those that do not run are left out, and tried again by the next run."""
+    missing = [job for job in todo if times.find(job) is None]
+    done = len(todo) - len(missing)
+    progress(done, len(todo), f"{done} of {len(todo)} were measured before")
+    for first in range(0, len(missing), TOGETHER):
+        some = missing[first : first + TOGETHER]
+        progress(done, len(todo), f"compiling {len(some)} kernels")
+        for job, why in zip(some, bench.compile(some)):
+            if not why:
+                try:
+                    sample = bench.time(job)
+                except Exception as error:  # such as too little memory
+                    why = _reason(error)
+                else:
+                    times.put(job, sample)
+            done += 1
+            progress(done, len(todo), f"{job}: " + (f"left out: {why}" if why else f"{sample[0]:.1f} us"))

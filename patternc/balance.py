@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from patternc.args import Bound
+from patternc.cards import card
 from patternc.expr.pattern import Pattern
 from patternc.layout import Layout, layout
 from patternc.orders.boxes import BoxAxis
 from patternc.orders.count import Sizes, choose_boxes, counts_by_program
 from patternc.plan import AxisPlan
-from patternc.rates import Shape, card
+from patternc.rates import Shape
 from patternc.visits import formula_segments
 
 PROCESSORS = 132  # of an H100 or H200

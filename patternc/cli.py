@@ -1,4 +1,4 @@
-"""The command line: `patternc show|explain|source|verify|zoo|bench|fuzz|cache`, also `python -m patternc`.
+"""The command line: `patternc show|explain|source|verify|zoo|bench|tune|fuzz|cache`, also `python -m patternc`.
 
 A user's mistake prints patternc's own message and exits with 2; a check that fails (verify, fuzz) exits with 1.
 """
@@ -15,6 +15,7 @@ from patternc.bench.command import bench
 from patternc.commands import Commands, console, write
 from patternc.errors import UnknownNameError, suggest
 from patternc.options import tile_of, values_of
+from patternc.tune_command import tune
 from patternc.zoo import command
 
 app = typer.Typer(cls=Commands, help="A compiler for attention patterns.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -123,18 +124,7 @@ def verify(
 app.command("zoo")(command.zoo)
 
 
-@app.command()
-def tune(
-    output: Annotated[Path, typer.Option("-o", "--output", help="The table, as JSON.")] = Path("rates.json"),
-    width: Annotated[Optional[list[int]], typer.Option("--width", help="Head dimensions: 64, 128, 256; all by default.")] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that compile kernels.")] = 8,
-):
-    """What kernels cost on this machine's GPU: the table that orders and tiles are chosen by."""
-    from patternc.codegen import tuning
-
-    card = tuning.measure(tuple(width or ()), workers, progress=lambda line: print(line, file=sys.stderr))
-    output.write_text(card.json())
-    write(f"wrote {output}: {sum(map(len, card.rates.values()))} configurations on {card.name}")
+app.command()(tune)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from patternc.advice import Advice, advice
 from patternc.args import Bound, bind, signature
+from patternc.cards import in_use
 from patternc.compile import provably_causal
 from patternc.cost import Cost, cost, first_row
 from patternc.directions import KERNEL_TILE, Direction, directions
@@ -16,7 +17,7 @@ from patternc.forms import widths
 from patternc.layout import Layout, layout
 from patternc.plan import make_plan
 from patternc.prediction import Prediction, predict
-from patternc.rates import Shape, card
+from patternc.rates import Shape
 from patternc.tail_plan import TailPlan, tail_plan
 
 
@@ -93,7 +94,9 @@ class Explanation:
         ]
         if self.prediction is not None:
             times = f"forward {self.prediction.forward:,.0f} us, backward {self.prediction.backward:,.0f} us"
-            lines.append(f"time      predicted for the exact part of a batch row in 16 bits: {times} ({card().name})")
+            lines.append(f"time      predicted for the exact part of a batch row in 16 bits: {times} ({in_use().card.name})")
+            if in_use().path is not None:
+                lines.append(f"          by rates of this card's own. {in_use().outdated}".rstrip())
         lines += [f"advice    {line}" for line in self.advice]
         if self.parts:
             lines += ["", f"term      {self.spec.term}, on the pairs of R = D - E"]

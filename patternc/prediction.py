@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from patternc.args import Bound
 from patternc.balance import Costs, balance, of_groups, row_tiles
+from patternc.cards import card
 from patternc.expr.pattern import Pattern
 from patternc.orders.boxes import BoxAxis
 from patternc.orders.choose import Option
@@ -13,7 +14,7 @@ from patternc.orders.heads import HeadsAxis, access_of, plan_at, predicted
 from patternc.orders.parts import parts_at
 from patternc.passes import lower
 from patternc.plan import AxisPlan, make_plan
-from patternc.rates import HALF, Rate, Shape, card, mask_weight
+from patternc.rates import HALF, Rate, Shape, mask_weight
 
 ROWS = 64  # of a program of the kernel that prepares the backward
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from patternc.expr.node import Node, fact, postorder
 
-COMMITTED = Path(__file__).with_name("rates.json")
 KERNELS = ("forward", "backward_dq", "backward_dkdv")
+# Ways of reaching memory whose rates stand for those of another one: cards without TMA have no descriptors.
+NEXT = {"descriptors": "pointers", "box descriptors": "boxes"}
 # How dear operations of a mask are, for each pair of a tile; others count 1.  Divisors that are powers of two are shifts.
 DIVISION, READ = 8, 4
+MOST = 1e9  # microseconds: no cost of one tile or launch is that much
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,17 @@ class Config:
     block_n: int
     warps: int
     stages: int
+
+    def __str__(self):
+        """`64 x 64, 4 warps, 2 stages`."""
+        return f"{self.block_m} x {self.block_n}, {self.warps} warps, {self.stages} stage{'s' * (self.stages != 1)}"
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is such a launch: powers of two in the bounds of what kernels can do."""
+        bounds = ((self.block_m, 16, 256), (self.block_n, 16, 256), (self.warps, 1, 16))
+        powers = all(isinstance(x, int) and low <= x <= high and x & (x - 1) == 0 for x, low, high in bounds)
+        return powers and isinstance(self.stages, int) and 1 <= self.stages <= 8
 
     def tile(self, kernel: str) -> tuple[int, int]:
         """Rows and columns of a kernel's tiles: queries and keys, of dk/dv keys and queries."""
@@ -100,7 +112,10 @@ class Card:
 
     def find(self, kernel: str, access: str, shape: Shape) -> tuple[Rate, ...]:
         """The configurations of a kernel; those of the nearest shape where this one was not measured."""
-        same = [key for key in self.rates if key[:2] == (kernel, access)] or [key for key in self.rates if key[0] == kernel]
+        for name in (access, NEXT.get(access)):
+            if same := [key for key in self.rates if key[:2] == (kernel, name)]:
+                break
+        same = same or [key for key in self.rates if key[0] == kernel]
         key = min(same, key=lambda key: (key[3] != shape.half, abs(key[2] - shape.width), key[2]))
         return self.rates[key]
 
@@ -119,6 +134,21 @@ class Card:
         """The time of so much work: fewer programs than processors leave some idle."""
         return work / max(1, min(self.processors, programs))
 
+    def problem(self) -> str:
+        """What is wrong with a table that was read, "" if nothing is."""
+        if missing := [kernel for kernel in KERNELS if all(key[0] != kernel for key in self.rates)]:
+            return f"no rates of {', '.join(missing)}"
+        if not all(isinstance(width, int) and isinstance(half, bool) for _, _, width, half in self.rates):
+            return "widths that are no numbers"
+        rates = [rate for found in self.rates.values() for rate in found]
+        if wrong := next((rate.config for rate in rates if not rate.config.possible), None):
+            return f"{wrong} cannot be launched"
+        costs = [cost for r in rates for cost in (r.program, r.full, r.partial, r.mask)]
+        if not self.merge or not self.rows or not all(0 <= x < MOST for x in (*costs, self.launch, *self.merge.values(), *self.rows.values())):
+            return "costs that are no positive numbers"
+        head = isinstance(self.name, str) and isinstance(self.date, str) and isinstance(self.versions, dict)
+        return "" if head and isinstance(self.processors, int) and self.processors > 0 else "no card's name, date, versions or processors"
+
     def json(self) -> str:
         rows = []
         for (kernel, access, width, half), found in self.rates.items():
@@ -134,7 +164,18 @@ class Card:
 
     @staticmethod
     def read(text: str) -> Card:
-        found = json.loads(text)
+        """The inverse of `json`.  Raises ValueError where the text is none, or holds what no kernel could be launched with."""
+        try:
+            made = Card._read(json.loads(text))
+            problem = made.problem()
+        except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if problem:
+            raise ValueError(problem)
+        return made
+
+    @staticmethod
+    def _read(found: dict) -> Card:
         rates: dict = {}
         for row in found.pop("rates"):
             key = row["kernel"], row["access"], row["width"], row["half"]
@@ -146,12 +187,6 @@ class Card:
 
 def _nearest(widths, width: int) -> int:
     return min(widths, key=lambda w: (abs(w - width), w))
-
-
-@lru_cache(maxsize=1)
-def card() -> Card:
-    """The committed table."""
-    return Card.read(COMMITTED.read_text())
 
 
 @fact

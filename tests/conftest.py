@@ -2,12 +2,23 @@
 
 import math
 import os
+from unittest import mock
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def committed_rates():
+    """What is chosen by the committed table, whatever was measured on this machine."""
+    from patternc import cards
+
+    with mock.patch.object(cards, "device_name", return_value=None):
+        cards.in_use.cache_clear()
+        yield
 
 
 @pytest.fixture
@@ -29,3 +40,16 @@ def poison(monkeypatch):
         return x.fill_(math.nan) if x.is_floating_point() else x
 
     monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture
+def on_a_card(tmp_path, monkeypatch):
+    """A machine with a card, which is not there, and an empty cache; whose rates are in use is decided anew."""
+    from patternc import cards, folder
+
+    monkeypatch.setenv(folder.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setattr(cards, "device_name", lambda: "Some GPU (40GB)")
+    cards.in_use.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    cards.in_use.cache_clear()

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
+from patternc import folder as folders
 from patternc.codegen import cache
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "kernels"))
+    monkeypatch.setenv(folders.ENVIRONMENT, str(tmp_path / "kernels"))
     return tmp_path / "kernels"
 
 
@@ -41,10 +42,10 @@ def test_processes_at_once(folder):
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     blocker = tmp_path / "file"
     blocker.write_text("")
-    monkeypatch.setenv(cache.ENVIRONMENT, str(blocker / "kernels"))
+    monkeypatch.setenv(folders.ENVIRONMENT, str(blocker / "kernels"))
     with pytest.warns(UserWarning, match="cannot be written"):
         path = cache.store("VALUE = 7\n")
-    assert path.exists() and cache.folder() == path.parent
+    assert path.exists() and folders.folder() == path.parent
 
 
 def test_a_directory_in_the_place_of_a_file(folder):

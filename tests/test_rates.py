@@ -1,28 +1,33 @@
 """What kernels cost: the committed table, the fit that makes it, and what is chosen by it."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 import patternc as pc
 from patternc.args import bind
+from patternc.cards import COMMITTED, card, committed
 from patternc.codegen import configs
 from patternc.codegen.backend import _fit
-from patternc.codegen.tuning import SAMPLES, WIDTHS, fitted, jobs
+from patternc.codegen.fitting import fitted
+from patternc.codegen.trials import WIDTHS
 from patternc.orders.choose import options, predicted
 from patternc.passes import lower
 from patternc.plan import make_plan
-from patternc.rates import COMMITTED, KERNELS, Card, Config, Shape, card, mask_weight
+from patternc.rates import KERNELS, Card, Config, Shape, mask_weight
 from patternc.runtime import compiled
 
 BLOCKS = pc.parse("block(64, back=1, ahead=1) | global(64) | random_blocks(3, 64, seed=0)")
 
 
 def test_the_committed_table_has_every_candidate():
-    assert Card.read(card().json()) == card() and card().json() == COMMITTED.read_text()
-    assert set(card().merge) == set(card().rows) == set(WIDTHS["half"])
-    for job in (job for job in jobs() if job.kernel in KERNELS):
-        assert any(r.config == job.config for r in card().find(job.kernel, job.access, Shape(job.width, job.half))), job
-    assert {key[2] for key in card().rates} == set(WIDTHS["half"]) and {"descriptors", *SAMPLES} <= {key[1] for key in card().rates}
+    assert card() is committed() and Card.read(card().json()) == card() and card().json() == COMMITTED.read_text()
+    assert set(card().merge) == set(card().rows) == set(WIDTHS[True])
+    for half, ways in {True: ("descriptors", "box descriptors", "boxes"), False: ("pointers", "boxes")}.items():
+        for kernel, access, width in itertools.product(KERNELS, ways, WIDTHS[half]):
+            found = {r.config for r in card().rates[kernel, access, width, half]}
+            assert found == set(configs.candidates(kernel, access, width, width, 2 if half else 4))
 
 
 def test_costs_are_found_again():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -10,10 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from patternc.bench.tables import table
-from patternc.commands import Commands, console, write
-from patternc.errors import OperandError
-
-WIDE = 200  # columns of a table that is written to a file or a pipe
+from patternc.commands import Commands, check_writable, print_table, write
 
 bench = typer.Typer(cls=Commands, help="Benchmarks.", no_args_is_help=True)
 
@@ -62,9 +58,9 @@ def bench_attention(
     from patternc.bench.attention import run
     from patternc.bench.attention_report import OURS
 
-    _check(json, markdown)
+    check_writable(json, markdown)
     report = run(cases, against, backward, _line, keep=lambda report: _save(report, json, markdown))
-    _print(report.table())
+    print_table(report.table())
     for note in report.notes:
         write(note)
     if any(OURS not in row.ms for row in report.rows):
@@ -143,13 +139,6 @@ def _line(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _check(*paths: Path | None) -> None:
-    """Whether files can be written, before minutes of measuring.  Raises OperandError."""
-    for path in filter(None, paths):
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise OperandError(f"{path} cannot be written", fix="give the name of a file in a folder that is there")
-
-
 def _save(report, json: Path | None, markdown: Path | None) -> None:
     """Write the files that were asked for."""
     if json is not None:
@@ -158,15 +147,8 @@ def _save(report, json: Path | None, markdown: Path | None) -> None:
         markdown.write_text(report.markdown() + "\n")
 
 
-def _print(table) -> None:
-    screen = console()
-    if not screen.is_terminal:
-        screen.width = max(screen.width, WIDE)
-    screen.print(table)
-
-
 def _show(bench, rows: list, title: str, json: bool, markdown: bool) -> None:
     """The rows of a benchmark, as it writes them."""
     if json or markdown:
         return write(bench.as_json(rows) if json else bench.as_markdown(rows))
-    _print(table(title, bench.HEADINGS, map(bench.cells, rows)))
+    print_table(table(title, bench.HEADINGS, map(bench.cells, rows)))

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 
 from patternc.args import bind
 from patternc.bench.tables import markdown
+from patternc.cards import card
 from patternc.errors import BackendError
 from patternc.prediction import predict
-from patternc.rates import Shape, card
+from patternc.rates import Shape
 from patternc.zoo.registry import ENTRIES, Entry, entry
 
 HEADINGS = ("entry", "shape", "forward ms", "predicted", "error", "backward ms", "predicted", "error")

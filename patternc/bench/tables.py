@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-WORDS = ("case", "entry", "pattern", "implementation", "pass", "shape", "call")  # headings of columns of text; others hold figures
+# Headings of columns of text; others hold figures.
+WORDS = ("case", "entry", "pattern", "implementation", "pass", "shape", "call", "kernel", "memory")
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

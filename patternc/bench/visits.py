@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from patternc.args import bind
 from patternc.bench.tables import markdown
+from patternc.cards import card
 from patternc.expr.pattern import Pattern
 from patternc.layout import layout
 from patternc.orders.choose import access_of, visits_of
@@ -17,7 +18,7 @@ from patternc.orders.parts import parts_at
 from patternc.parsing import parse
 from patternc.plan import make_plan
 from patternc.prediction import fastest, plan_at
-from patternc.rates import Shape, card
+from patternc.rates import Shape
 
 TILE = (64, 64)
 WIDTHS = (64, 128)

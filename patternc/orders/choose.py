@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from patternc.args import Bound
+from patternc.cards import card
 from patternc.expr.node import fact, postorder, roomy
 from patternc.expr.pattern import Pattern
 from patternc.orders.boxes import BoxAxis, box_axis
@@ -15,7 +16,7 @@ from patternc.orders.digits import NATURAL, Order
 from patternc.orders.search import orders
 from patternc.passes import lower, variables
 from patternc.plan import AxisPlan, Plan
-from patternc.rates import HALF, Rate, Shape, card, mask_weight
+from patternc.rates import HALF, Rate, Shape, mask_weight
 from patternc.sampling import sampled
 from patternc.visits import Visits, visits
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import cache
 
 from patternc.args import Bound
+from patternc.cards import card
 from patternc.expr.node import fact, postorder, roomy
 from patternc.expr.pattern import H, Pattern, all_of, negate
 from patternc.orders.choose import TILE, Option, axes_in_digits, options
 from patternc.passes import lower
 from patternc.plan import make_plan
-from patternc.rates import HALF, Shape, card
+from patternc.rates import HALF, Shape
 
 MOST_ALTERNATIVES = 3
 
