@@ -19,7 +19,7 @@ from patternc.codegen.device import on, precision
 from patternc.codegen.dispatch import renamed
 from patternc.codegen.matrices import empty, in_rows
 from patternc.codegen.parameters import runtime_values
-from patternc.codegen.pieces import RESULTS, put_together, workspace
+from patternc.codegen.pieces import RESULTS, merge_of, workspace
 from patternc.codegen.prepared import Launch, kept, step_down
 from patternc.codegen.schedule import Dealt
 from patternc.orders.boxes import BoxAxis
@@ -128,7 +128,7 @@ def _positive(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float, int]:
 
 @dataclass(frozen=True)
 class Known:
-    """A forward that was run before: on inputs of its layout, only results are allocated and its one kernel launched."""
+    """A forward that was run before: on inputs of its layout, only results are allocated and its kernel launched."""
 
     call: Call
     ready: Ready
@@ -136,18 +136,16 @@ class Known:
 
     @staticmethod
     def of(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Known | None:
-        """None where a call makes copies, scales by less than 0, puts pieces together, or has args that may change."""
+        """None where a call makes copies, scales by less than 0, or has args that may change."""
         ready = [x for key, x in (call.ready or {}).items() if key[0] == "forward" and key[5:8] == tuple(map(layout_of, (q, k, v)))]
-        if len(ready) != 1 or call.scale <= 0 or (ready[0].dealt is not None and ready[0].dealt.cuts) or not ready[0].grid:
+        if len(ready) != 1 or call.scale <= 0 or not ready[0].grid:
             return None
         return Known(call, ready[0], call.scale * LOG2E)
 
     def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Partial:
         o = empty(q, q.shape[2], v.shape[3], q.dtype)
         lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-        values = {"lse_ptr": lse, "score_scale": self.score_scale, **self.ready.values}
-        with on(q.device):
-            self.ready.launch.run(self.ready.grid, values, {"q": q, "k": k, "v": v, "o": o})
+        self.ready.run({"lse_ptr": lse, "score_scale": self.score_scale}, {"q": q, "k": k, "v": v, "o": o}, q.device)
         return o, lse
 
 
@@ -168,25 +166,18 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
         ready = call.ready.get(key) if call.ready is not None else None
         if ready is None:
             ready = _ready(call, name, matrices, later, device, key)
-        launch, dealt = ready.launch, ready.dealt
         if not ready.grid:
             return
-        values = {**extra, **ready.values}
-        if dealt is not None and dealt.cuts:
-            values |= workspace(name, launch.values, dealt, launch.copies, device)
-        for number, (part, own) in enumerate(zip(launch.kernel.groups or (launch.kernel,), each)):
+        values = dict(extra)
+        for number, (part, own) in enumerate(zip(ready.launch.kernel.groups or (ready.launch.kernel,), each)):
             values |= renamed(number, part, own)
         try:
-            with on(device):
-                launch.run(ready.grid, values, matrices)
-                if dealt is not None and dealt.cuts:
-                    results = {x: matrices[x] for x in RESULTS[name]}
-                    put_together(call.plan, name, launch.parameters(values, matrices), results, dealt.cuts * launch.copies)
+            ready.run(values, matrices, device)
             return
         except OutOfResources as error:
             if call.ready is not None:
                 call.ready.pop(key, None)
-            step_down(call, name, launch, ready.key, error)
+            step_down(call, name, ready.launch, ready.key, error)
 
 
 @dataclass(frozen=True)
@@ -194,16 +185,28 @@ class Ready:
     """What a call's kernel is launched with, on matrices of one layout.
 
     Attributes:
+        name: of the kernel.
         key: of the launch in the usual order (`prepared.kept`).
         values: parameters that the call decides, whatever the matrices.
         dealt: how row tiles are dealt, None for the usual order.
     """
 
+    name: str
     launch: Launch
     key: tuple
     grid: int
     values: dict
     dealt: Dealt | None
+
+    def run(self, values: dict, matrices: dict[str, torch.Tensor], device: torch.device) -> None:
+        """Launch on matrices of that layout; `values` are parameters that differ from call to call."""
+        values, cuts, merge = {**values, **self.values}, self.dealt.cuts if self.dealt else 0, self.launch.merge
+        if cuts:
+            values |= workspace(self.name, self.launch.values, self.dealt, self.launch.copies, device)
+        with on(device):
+            self.launch.run(self.grid, values, matrices)
+            if cuts:
+                merge.run(cuts * merge.copies, {name: values[name] for name in merge.decided}, matrices)
 
 
 def _ready(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool, device: torch.device, layouts: tuple) -> Ready:
@@ -212,7 +215,7 @@ def _ready(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool
     key = (call.plan, call.variant, call.height, start, *layouts)
     launch = kept(call, key, name, matrices, later)
     if launch.grid == 0:
-        return Ready(launch, key, 0, {}, None)
+        return Ready(name, launch, key, 0, {}, None)
     grid, dealt = launch.grid, _dealt(call, name, launch)
     values = runtime_values(call, launch.kernel, launch.config, device)
     if dealt is not None:
@@ -220,7 +223,9 @@ def _ready(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool
         launch = kept(call, (*key, launch.config, dealt.form), name, matrices, later, dealt.form)
         grid = launch.copies * len(dealt.table)
         values |= dealt.values()
-    found = Ready(launch, key, grid, values, dealt)
+        if dealt.cuts and launch.merge is None:
+            launch.merge = merge_of(call.plan, name, launch, {x: matrices[x] for x in RESULTS[name]})
+    found = Ready(name, launch, key, grid, values, dealt)
     if call.ready is not None and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         if len(call.ready) >= MOST_LAYOUTS:
             call.ready.clear()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -16,6 +17,8 @@ from patternc.codegen.access import Matrix, access
 from patternc.codegen.frame import header, indent
 from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.kernels import frame_of
+from patternc.codegen.matrices import strides
+from patternc.codegen.prepared import Launch
 from patternc.codegen.schedule import Dealt, entry
 from patternc.plan import Plan
 
@@ -109,24 +112,23 @@ def _block(kernel: str, values: dict) -> int:
     return values["BLOCK_N" if kernel == "backward_dkdv" else "BLOCK_M"]
 
 
-def put_together(plan: Plan, kernel: str, values: dict, results: dict[str, torch.Tensor], grid: int) -> None:
-    """Make the rows of `results` from the pieces.
+def merge_of(plan: Plan, kernel: str, launch: Launch, results: dict[str, torch.Tensor]) -> Launch:
+    """What makes the rows of `results` from the pieces.
 
     Args:
-        kernel, values: what has made them, with what parameters and constants.
+        kernel, launch: what has made the pieces.
         results: o, dq, or dk and dv: [B, heads, n, width] with unit last stride.
-        grid: pieces of all heads and batch rows.
     """
     source = merges(plan)
     merge = source.kernels[MERGES[kernel]]
-    strides = {name: [0 if x.shape[axis] == 1 else x.stride(axis) for axis in range(3)] for name, x in results.items()}
-    align = math.gcd(16, *(step for three in strides.values() for step in three))
-    widths = sum(values[name] for name in merge.constants if name in ("BLOCK_D", "BLOCK_DV"))
-    size = 4 * widths * _block(kernel, values)
-    stages, warps = max(1, min(4, PIPELINED // size)), 4 if size <= WIDE else 8
-    given = {**values, "ALIGN": align, "STAGES": stages}
-    for name, x in results.items():
-        given[f"{name}_ptr"] = x
-        given |= dict(zip((f"{name}_stride_b", f"{name}_stride_h", f"{name}_stride_n"), (s // align for s in strides[name])))
+    steps = {name: strides(x) for name, x in results.items()}
+    align = math.gcd(16, *(step for three in steps.values() for step in three))
+    widths = sum(launch.values[name] for name in merge.constants if name in ("BLOCK_D", "BLOCK_DV"))
+    size = 4 * widths * _block(kernel, launch.values)
+    config = replace(launch.config, stages=max(1, min(4, PIPELINED // size)), warps=4 if size <= WIDE else 8)
+    values = launch.values | {"ALIGN": align, "STAGES": config.stages}
+    for name, three in steps.items():
+        values |= dict(zip((f"{name}_stride_b", f"{name}_stride_h", f"{name}_stride_n"), (step // align for step in three)))
+    values = {name: values[name] for name in (*merge.parameters, *merge.constants) if name in values}
     function = getattr(cache.load(source.text), merge.name)
-    function[(grid,)](**{name: given[name] for name in (*merge.parameters, *merge.constants)}, num_warps=warps, num_stages=stages)
+    return Launch(merge, function, config, launch.grid, launch.copies, values, list(results), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -33,6 +34,7 @@ class Launch:
         values: parameters that the layout fixes, constexprs among them.
         pointers: names of matrices that are passed as they are.
         descriptors: by parameter, the matrix that it describes and its descriptor.
+        merge: what puts the pieces of row tiles together, where they are cut.
         compiled: by the kinds of what a call decides, the compiled kernel; nothing where kernels are interpreted.
     """
 
@@ -44,6 +46,7 @@ class Launch:
     values: dict
     pointers: list[str]
     descriptors: dict[str, tuple[str, TensorDescriptor]]
+    merge: Launch | None = None
     compiled: dict[tuple, Positional] = field(default_factory=dict)
 
     def parameters(self, values: dict, matrices: dict[str, torch.Tensor]) -> dict:
@@ -54,6 +57,12 @@ class Launch:
         for parameter, (matrix, pattern) in self.descriptors.items():
             values[parameter] = moved(pattern, matrices[matrix])
         return values
+
+    @cached_property
+    def decided(self) -> list[str]:
+        """The parameters that a call decides."""
+        fixed = {*self.values, *self.descriptors, *(f"{matrix}_ptr" for matrix in self.pointers)}
+        return [name for name in self.kernel.parameters if name not in fixed]
 
     def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> None:
         """Launch on matrices and the parameters that a call decides.

@@ -60,9 +60,13 @@ def packed(made: Compiled, bound: Bound, group: int) -> tuple[Compiled, Bound]:
 def as_rows(q: torch.Tensor, group: int) -> torch.Tensor:
     """[B, H, n, d] as [B, H / group, n * group, d]."""
     b, heads, n, d = q.shape
+    if n == 1:
+        return q.reshape(b, heads // group, group, d)
     return q.unflatten(1, (heads // group, group)).transpose(2, 3).reshape(b, heads // group, n * group, d)
 
 
 def as_heads(x: torch.Tensor, group: int) -> torch.Tensor:
     """The inverse of `as_rows`, for [B, H / group, n * group] too."""
+    if x.shape[2] == group:
+        return x.flatten(1, 2).unsqueeze(2)
     return x.unflatten(2, (x.shape[2] // group, group)).transpose(2, 3).flatten(1, 2).contiguous()
