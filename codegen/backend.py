@@ -10,7 +10,7 @@ import torch
 
 from patternc.analysis.runs import members
 from patternc.args import Bound, bind
-from patternc.balance import Costs, of_groups, row_tiles, schedule, tiles_of_layout
+from patternc.balance import Costs, all_tiles, of_groups, row_tiles, schedule, tiles_of_layout
 from patternc.cards import card
 from patternc.codegen import short, tail_backend
 from patternc.codegen.device import precision, processors
@@ -265,17 +265,23 @@ def _schedule(compiled, plan: Plan, bound: Bound, device, shape: Shape, kernel: 
     """How row tiles of one length are dealt, a `Dealt` or None (`launch.Call.schedule`); kept, since it depends on no data."""
     transposed = kernel == "backward_dkdv"
     axis, tile = plan.transposed if transposed else plan.forward, config.tile(kernel)
-    if axis.kind == "table" or max(bound.n_q, bound.n_k) <= max(tile):
+    if max(bound.n_q, bound.n_k) <= max(tile):
         return None
-    scalars = tuple(sorted(bound.values.items()))
-    if not isinstance(bound.q_start, int) or not all(isinstance(value, int) for _, value in scalars):
-        return None  # nothing may wait for what tensors hold
+    bound = bound if transposed else short.rounded(compiled, axis, bound)
+    start, scalars = bound.q_start, tuple(sorted(bound.values.items()))
+    if axis.kind == "table" or not all(isinstance(value, int) for value in (start, *bound.values.values())):
+        # Only tensors say how many tiles rows visit, and nothing may wait for them.  Few rows are cut as if they visited all.
+        if copies * -(-(bound.n_k if transposed else bound.n_q) // tile[0]) >= processors(device):
+            return None
+        start = scalars = None
     kept = compiled.state.setdefault("schedules", {})
-    key = (device, kernel, axis.kind, access, shape, tile, bound.n_q, bound.n_k, bound.heads, bound.q_start, copies, group, scalars)
+    key = (device, kernel, axis.kind, access, shape, tile, bound.n_q, bound.n_k, bound.heads, start, copies, group, scalars)
     if key not in kept:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return None  # copies to the device cannot be captured, and the usual order is right too
-        if axis.kind == "list":
+        if start is None:
+            tiles = all_tiles(bound, tile, transposed)
+        elif axis.kind == "list":
             tiles = _static(compiled, axis, bound, device, "transposed" if transposed else "forward", *tile).counts
         else:
             tiles = row_tiles(compiled.exact, axis, bound, tile, transposed)

@@ -69,12 +69,11 @@ def argument_values(call, scalars, arrays, device: torch.device) -> dict:
     return values
 
 
-_prepared: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
 def prepared_args(bound: Bound, device: torch.device) -> Bound:
     """The normal form of a call's args on its device: a forward and its backward get the same `Bound`."""
-    return _prepared.get(bound) or _prepared.setdefault(bound, bound.torch(device))
+    if device not in bound.kept:
+        bound.kept[device] = bound.torch(device)
+    return bound.kept[device]
 
 
 def _value(parameter: str, stride: str, value) -> dict:

@@ -15,12 +15,14 @@ from patternc.balance import LONG_ALONE, row_tiles
 from patternc.expr.pattern import Q
 from patternc.expr.transform import substitute
 from patternc.passes import lower, variables
+from patternc.plan import AxisPlan
 from patternc.runtime import Compiled, compiled
 from patternc.signature import signature
 
 MOST_ROWS = 32  # queries of all heads that share keys
 LEAST_KEYS = 64 * LONG_ALONE
 HEIGHTS = (16, 32)  # rows of a tile
+MOST_LENGTHS = 64  # lengths that are remembered
 
 
 def height(n_q: int, n_k: int) -> int | None:
@@ -38,8 +40,25 @@ def packs(made: Compiled, bound: Bound, heads: int, kv_heads: int) -> bool:
 
 def _long(made: Compiled, bound: Bound) -> bool:
     """Whether rows are long enough to be cut, since fewer heads are fewer programs."""
-    tiles = row_tiles(made.exact, made.plan.forward, bound, (64, 64))
-    return tiles is None or float(sum(tiles).max(initial=0)) > LONG_ALONE
+    bound, kept = rounded(made, made.plan.forward, bound), made.state.setdefault("long", {})
+    key = (bound.n_q, bound.n_k, bound.q_start, bound.heads, *bound.values.items()) if bound.static else None
+    if key is None or key not in kept:
+        tiles = row_tiles(made.exact, made.plan.forward, bound, (64, 64))
+        found = tiles is None or float(sum(tiles).max(initial=0)) > LONG_ALONE
+        if key is None:
+            return found
+        if len(kept) >= MOST_LENGTHS:
+            kept.clear()
+        kept[key] = found
+    return kept[key]
+
+
+def rounded(made: Compiled, axis: AxisPlan, bound: Bound) -> Bound:
+    """A call of few queries with somewhat more keys before them, for what need not be known exactly: a cache that grows asks once in a while."""
+    if axis.kind != "formula" or not bound.static or bound.n_q > HEIGHTS[-1] or bound.n_k < LEAST_KEYS:
+        return bound
+    more = -bound.n_k % LEAST_KEYS
+    return replace(bound, n_k=bound.n_k + more, q_start=bound.q_start + more * made.state.get("group", 1))
 
 
 def _alike(made: Compiled) -> bool:
@@ -51,7 +70,11 @@ def _alike(made: Compiled) -> bool:
 def packed(made: Compiled, bound: Bound, group: int) -> tuple[Compiled, Bound]:
     """The attention and the call whose rows are the queries of `group` heads.  Kept with the call."""
     if "packed" not in bound.kept:
-        pattern = compiled(substitute(lower(made.exact), {Q: Q // group}))
+        patterns = made.state.setdefault("packed", {})
+        if group not in patterns:
+            patterns[group] = compiled(substitute(lower(made.exact), {Q: Q // group}))
+            patterns[group].state["group"] = group
+        pattern = patterns[group]
         sizes = {"n_q": bound.n_q * group, "heads": bound.heads // group, "q_start": bound.q_start * group, "default_start": False}
         bound.kept["packed"] = pattern, replace(bound, **sizes, uses=signature(pattern.exact))
     return bound.kept["packed"]

@@ -26,6 +26,7 @@ PROCESSORS = 132  # of an H100 or H200
 RESIDENT = 2  # programs that share a processor, each at half its rate
 SHORTEST = 16  # tiles: no shorter row is long
 LONG_ALONE, LEAST_PIECE = 32, 8  # tiles: rows that are cut where there are few of them, and the pieces of such rows
+TURNS = 3  # pieces of such rows that a processor takes one after the other, at most
 USUAL = 2  # times the median: a causal row is at most that long
 LATE = 0.1  # of the whole time: rows that would be late by less stay where neighbours read the same keys
 
@@ -107,6 +108,13 @@ def row_tiles(p: Pattern, axis: AxisPlan | BoxAxis, bound: Bound, tile: tuple[in
     return np.broadcast_arrays(full, partial)
 
 
+def all_tiles(bound: Bound, tile: tuple[int, int], transposed: bool = False) -> Tiles:
+    """The same if row tiles visited all tiles."""
+    rows, cols = (bound.n_k, bound.n_q) if transposed else (bound.n_q, bound.n_k)
+    full = np.full((1, 1, -(-rows // tile[0])), -(-cols // tile[1]), np.int64)
+    return full, np.zeros_like(full)
+
+
 def tiles_of_layout(exact: Layout) -> Tiles:
     """The same from exact tiles, one batch row's."""
     found, of = [], np.zeros(exact.heads, int)
@@ -131,7 +139,7 @@ def schedule(work: np.ndarray, copies: int, costs: Costs, processors: int = PROC
     Rows are long from twice the median on.  They are cut where the longest, sharing its processor, would outlast everything else by
     more than a second kernel takes: into pieces that are not long, or if that is more take a quarter of a processor's share of all work.
 
-    Where programs are fewer than processors, as many rows are cut as there are, each into its share of all.
+    Where programs are fewer than processors, long rows are cut so that all pieces run at once (`pieces_of_few`).
 
     Args:
         work: [kinds, row tiles] of one program, without its start.
@@ -141,8 +149,7 @@ def schedule(work: np.ndarray, copies: int, costs: Costs, processors: int = PROC
     rows = work.max(0, initial=0) + costs.program
     share = float((work + costs.program).sum(1).mean()) * copies / processors
     if copies * len(rows) < processors and rows.max(initial=0) > LONG_ALONE * costs.full:
-        least = max(share / RESIDENT, LEAST_PIECE * costs.full)
-        return in_pieces(rows, np.ceil(rows / least).astype(np.int64), np.zeros(len(rows), bool), last_first)
+        return in_pieces(rows, pieces_of_few(rows, copies, costs, processors), np.zeros(len(rows), bool), last_first)
     longest, usual = rows.max(initial=0), max(SHORTEST * costs.full, USUAL * float(np.median(rows)) if len(rows) else 0)
     if longest <= usual or RESIDENT * longest <= LATE * share:
         return None
@@ -150,6 +157,21 @@ def schedule(work: np.ndarray, copies: int, costs: Costs, processors: int = PROC
     if RESIDENT * longest > max(share, RESIDENT * usual) + costs.launch:
         pieces = np.ceil(rows / max(usual, share / 4)).astype(np.int64)
     return in_pieces(rows, pieces, rows > usual, last_first)
+
+
+def pieces_of_few(rows: np.ndarray, copies: int, costs: Costs, processors: int = PROCESSORS) -> np.ndarray:
+    """Into how many pieces to cut rows where they are fewer than processors.
+
+    Pieces of a row are equal, so one more than run at once would double the time: pieces are rounded down to what fits, or, where that
+    would leave processors idle, to what fits into a few turns.
+    """
+    most = np.maximum(1, rows // (LEAST_PIECE * costs.full)).astype(np.int64)
+    found = []
+    for turns in range(1, TURNS + 1):
+        places = turns * RESIDENT * processors / copies
+        pieces = np.minimum(np.maximum(1, rows / rows.sum() * places).astype(np.int64), most)
+        found.append(((rows / pieces).max() * -(-int(pieces.sum()) * copies // (RESIDENT * processors)) + turns * costs.piece, turns, pieces))
+    return min(found, key=lambda x: x[:2])[2]
 
 
 def in_pieces(rows: np.ndarray, pieces: np.ndarray, long: np.ndarray, last_first: bool = True) -> Schedule:

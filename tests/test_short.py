@@ -9,8 +9,9 @@ import patternc as pc
 from patternc import runtime
 from patternc.args import bind
 from patternc.balance import Costs, schedule
-from patternc.codegen import short
+from patternc.codegen import launch, short
 from patternc.codegen.backend import call_of
+from patternc.codegen.pieces import workspace
 
 pytestmark = [*MARKS, pytest.mark.usefixtures("one_thread")]
 
@@ -38,6 +39,23 @@ def test_few_queries(text, n_q, heads, kv_heads):
         weights = torch.randn(want.shape, generator=g, dtype=torch.float64).to(DEVICE)
         for a, b in zip(*(torch.autograd.grad((x.double() * weights).sum(), [q, k, v]) for x in (out, want))):
             torch.testing.assert_close(a, b, atol=10 * tolerance, rtol=10 * tolerance)
+
+
+@pytest.mark.parametrize("n_q, heads, kv_heads", [(1, 4, 1), (5, 2, 2)])
+@pytest.mark.parametrize("text", ["causal", "causal & (window(1900) | sink(4))", "causal & window(700) & documents(ids)"])
+def test_positions_that_only_a_tensor_says(monkeypatch, text, n_q, heads, kv_heads):
+    """As with a cache that is as long as it may become: rows are cut though nobody knows how many tiles they visit."""
+    n_k = 2200
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, h, n, 16, generator=g).to(DEVICE) for h, n in ((heads, n_q), (kv_heads, n_k), (kv_heads, n_k)))
+    args = {"ids": torch.arange(n_k, device=DEVICE) // 400} if "ids" in text else {}
+    start, cut = torch.tensor([2190, 77], device=DEVICE), []
+    monkeypatch.setattr(launch, "workspace", lambda *given: cut.append(given) or workspace(*given))
+    out = pc.compile(text, "triton")(q, k, v, q_start=start, **args)
+    want = pc.compile(text, "reference")(*(x.double() for x in (q, k, v)), q_start=start, **args)
+    tolerance = 2e-3 if DEVICE == "cuda" else 2e-5
+    torch.testing.assert_close(out.double(), want, atol=tolerance, rtol=tolerance)
+    assert cut
 
 
 @pytest.mark.parametrize("text, packs", [("causal", True), ("causal & documents(ids)", True), ("causal & (h > 0)", False), ("k < n_q", False), ("causal & window(500)", False)])
@@ -69,5 +87,7 @@ def test_one_row_tile_is_cut():
     costs = Costs(1.0, 1.5, 2.0, 1.0, 5.0)
     found = schedule(np.array([[1024.0]]), 8, costs, 132)
     assert found.cuts == len(found.entries) == 33  # two programs a processor
-    assert schedule(np.array([[64.0]]), 1, costs, 132).cuts == 9  # no shorter pieces than 8 tiles
+    assert schedule(np.array([[64.0]]), 1, costs, 132).cuts == 8  # no shorter pieces than 8 tiles
     assert schedule(np.array([[20.0]]), 1, costs, 132) is None
+    assert schedule(np.array([[1024.0]]), 64, costs, 132).cuts == 4  # 256 programs run at once, 320 would take twice as long
+    assert schedule(np.array([[1024.0]]), 100, costs, 132).cuts == 5  # 200 would leave processors idle: two turns
