@@ -19,7 +19,7 @@ from patternc.plan import AxisPlan
 from patternc.runtime import Compiled, compiled
 from patternc.signature import signature
 
-MOST_ROWS = 32  # queries of all heads that share keys
+MOST_ROWS = 64  # queries of all heads that share keys
 LEAST_KEYS = 64 * LONG_ALONE
 HEIGHTS = (16, 32)  # rows of a tile
 MOST_LENGTHS = 64  # lengths that are remembered
@@ -55,7 +55,7 @@ def _long(made: Compiled, bound: Bound) -> bool:
 
 def rounded(made: Compiled, axis: AxisPlan, bound: Bound) -> Bound:
     """A call of few queries with somewhat more keys before them, for what need not be known exactly: a cache that grows asks once in a while."""
-    if axis.kind != "formula" or not bound.static or bound.n_q > HEIGHTS[-1] or bound.n_k < LEAST_KEYS:
+    if axis.kind != "formula" or not bound.static or bound.n_q > MOST_ROWS or bound.n_k < LEAST_KEYS:
         return bound
     more = -bound.n_k % LEAST_KEYS
     return replace(bound, n_k=bound.n_k + more, q_start=bound.q_start + more * made.state.get("group", 1))

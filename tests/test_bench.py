@@ -141,6 +141,7 @@ def no_card(monkeypatch):
         return 1.0
 
     monkeypatch.setattr(timing, "median_ms", once)
+    monkeypatch.setattr(timing, "captured_ms", once)
     monkeypatch.setattr(attention, "DEVICE", "cpu")
     monkeypatch.setattr(attention, "patternc", on_cpu("cpu"))
     monkeypatch.setattr(attention, "PEERS", {**peers.PEERS, "flex": on_cpu("dense")})

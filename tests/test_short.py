@@ -65,7 +65,7 @@ def test_which_heads_are_taken_together(text, packs):
     made = runtime.compiled(p)
     assert short.packs(made, bind(p, args, 1, 3000, heads=8), 8, 2) == packs
     assert not short.packs(made, bind(p, args, 1, 3000, heads=8), 8, 8)  # nothing is shared
-    assert not short.packs(made, bind(p, args, 9, 3000, heads=8), 8, 2)  # too many rows
+    assert not short.packs(made, bind(p, args, 17, 3000, heads=8), 8, 2)  # too many rows
     assert not short.packs(made, bind(p, {**args, **({"ids": args["ids"][:1000]} if args else {})}, 1, 1000, heads=8), 8, 2)  # too few keys
 
 
