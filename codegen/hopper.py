@@ -10,6 +10,7 @@ and takes whatever `covers` refuses.  The ring of tiles is simulated before a te
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from patternc.codegen import bounds, helpers, hopper_ring, hopper_text
@@ -20,6 +21,9 @@ from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.hopper_consumer import consumer
 from patternc.codegen.hopper_text import assigned, function
 from patternc.compile import provably_causal
+from patternc.expr.node import Node
+from patternc.expr.pattern import K, Pattern, Q, between
+from patternc.expr.transform import rewrite
 from patternc.passes import variables
 from patternc.plan import Plan
 from patternc.signature import signature
@@ -72,6 +76,29 @@ def narrow(plan: Plan) -> bool:
     """Whether the keys at a row tile's own positions are a tile of their own."""
     axis = plan.forward
     return axis.kind in ("formula", "table") and axis.filler is None and bool(axis.count) and provably_causal(plan.mask)
+
+
+def _earlier(mask: Pattern) -> Pattern:
+    """The mask for keys before a row tile's own positions: their distance is at least 1."""
+    return _at_distances(mask, 1, None)
+
+
+def _near(mask: Pattern) -> Pattern:
+    """The mask for keys at a row tile's own positions, of which there are at most 128 / 2."""
+    return _at_distances(mask, 1 - ROWS, ROWS - 1)
+
+
+def _at_distances(mask: Pattern, low: int, high: int | None) -> Pattern:
+    """An equal pattern where `low <= q - k <= high`: comparisons of the distance lose the sides that hold anyway."""
+
+    def change(x: Node) -> Node | None:
+        if x.op != "in" or x.args[0] is not Q - K:
+            return None
+        _, least, most = x.args
+        least = None if least is not None and least <= low else least
+        return between(Q - K, least, None if None not in (most, high) and most >= high else most)
+
+    return rewrite(mask, change)
 
 
 class HopperFrame(Frame):
@@ -143,44 +170,46 @@ def constants(head_dim: int, heads: int, pack: int = 1) -> dict[str, int]:
 @lru_cache(maxsize=1024)
 def generate(plan: Plan, narrow: bool = False) -> Source:
     """The module of a plan's forward; equal bytes for equal plans.  Raises InternalError where its ring would hang."""
-    frame = HopperFrame(plan, narrow)
+    frame = HopperFrame(replace(plan, mask=_earlier(plan.mask)) if narrow else plan, narrow)
+    own = HopperFrame(replace(plan, mask=_near(plan.mask)), narrow) if narrow else frame
     matrices = [f"{m}_desc" for m in ("q", "k", "v", *(["k0", "v0"] if narrow else []), "o")]
-    parameters = [*matrices, "lse_ptr", "score_scale", "items", "n_q", "n_k", "q_start_value", "q_start_stride", *frame.parameters]
+    parameters = [*matrices, "lse_ptr", "score_scale", "items", "n_q", "n_k", "q_start_value", "q_start_stride", *dict.fromkeys((*frame.parameters, *own.parameters))]
     constants = ["HEADS", "GROUP", "D", "DV", "BLOCK_D", "BLOCK_DV", "BLOCK_M", "BLOCK_N", "STAGES", "PACK", "Q_STAGES", "SECTION"]
     tiles = {kind: frame.tile_lines(kind) for kind in ("partial", "full")}
     given = {"tile", "b", "h", "own", "layout", "start", "i", "s"}
     functions, calls = [], {}
+    doc = "Scores of the COLUMNS columns from `start` on, those outside the pattern set to -inf."
+    scores = ["s", "start", "layout: tl.constexpr", "COLUMNS: tl.constexpr"]
     for kind, lines in tiles.items():
         if lines is not None:
             text, calls[kind] = function(f"_{kind}_tile", ["i"], lines, "col_tile", f"Tile of columns number i of the {kind} ones.")
             functions.append(text)
     if frame.mask:
-        doc = "Scores of the COLUMNS columns from `start` on, those outside the pattern set to -inf."
-        scores = ["s", "start", "layout: tl.constexpr", "COLUMNS: tl.constexpr"]
         text, calls["mask"] = function("_masked", scores, [*frame.columns, *frame.mask], "s", doc)
         functions.append(text)
-        if narrow:
-            lines = [*frame.rows_in("layout"), *frame.columns, *frame.mask]
-            text, calls["first mask"] = function("_masked_first", [*scores, "own: tl.constexpr"], lines, "s", doc)
-            functions.append(text)
+    if narrow:
+        lines = [*own.rows_in("layout"), *own.columns, *own.mask]
+        text, calls["first mask"] = function("_masked_first", [*scores, "own: tl.constexpr"], lines, "s", doc)
+        functions.append(text)
     found = frame.find()
     fixed = ["first", "r0", "partial_count", "full_count", *(["first_col"] if narrow else [])]
     wanted = hopper_text.names([*frame.row_lines, *calls.values()]) | dict.fromkeys(fixed)
     results = [name for name in assigned(found) if name in wanted and name not in given]
     text, calls["find"] = function("_find_tiles", ["tile", "b", "h"], found, ", ".join(results), "Where the tiles of a row tile are.")
     functions.append(text)
+    calls["place"] = hopper_text.TILE
     calls["find"] = f"{', '.join(results)} = {calls['find']}"
-    shared = [name for name in hopper_text.names(calls.values()) | hopper_text.names(frame.row_lines) if name in parameters or name in constants]
+    shared = [name for name in hopper_text.names(call for name, call in calls.items() if name != "place") | hopper_text.names(frame.row_lines) if name in parameters or name in constants]
     shared = [name for name in (*parameters, *constants) if name in shared]
     pieces = hopper_text.Pieces(calls, tuple(frame.rows_in("s_layout")), tuple(shared), narrow, not frame.uses.arrays)
     kernel = hopper_text.kernel(pieces)
     top = header("forward", parameters, constants, DOC).replace("@triton.jit", "@gluon.jit")
-    texts = [*functions, hopper_text.PLACE.strip(), hopper_text.producer(pieces), consumer(pieces), top + indent(kernel)]
+    texts = [*functions, hopper_text.producer(pieces), consumer(pieces), top + indent(kernel)]
     body = "\n\n\n".join(texts)
     used = helpers.used_by(body, (*helpers.SOURCES, *hopper_text.HELPERS)).replace("@triton.jit", "@gluon.jit")
     closing = "\n".join(f"# {line}".rstrip() for line in ["Pattern:", *str(plan.mask).splitlines()])
     text = f"{HEADER}{used}\n\n{body}\n\n\n{closing}\n"
     hopper_ring.check(text)
-    reads = tuple(frame.uses.scalars), tuple(frame.uses.arrays.values())
+    reads = tuple(dict.fromkeys((*frame.uses.scalars, *own.uses.scalars))), tuple({**frame.uses.arrays, **own.uses.arrays}.values())
     made = Kernel("forward", body, tuple(parameters), tuple(constants), plan.forward, *reads, "hopper")
     return Source(text, {"forward": made}, "hopper", plan)

@@ -19,65 +19,80 @@ def consumer(pieces: Pieces) -> str:
         "o_rows: tl.constexpr = tl.SliceLayout(1, o_layout)",
     ]
     begin = [
-        pieces.calls["find"],
+        *([] if pieces.narrow else [pieces.calls["place"], pieces.calls["find"]]),
         *pieces.rows,
         "end = done + tl.maximum(partial_count + full_count, 1)",
         "place = turn % Q_STAGES * 2 + own",
-        "acc = tl.zeros([64, BLOCK_DV], tl.float32, o_layout)",
         "q = q_tiles.index(place).reshape([64, BLOCK_D])",
     ]
     lines = [*begin, *(_narrow_first(pieces, mask) if pieces.narrow else _first(pieces, mask))]
-    for kind, begin, number in pieces.rest():
-        start = [pieces.start(pieces.calls[kind])] if kind == "partial" and mask else []
-        lines += [f"for i in range({begin}, {kind}_count):", *("    " + x for x in _step(number, start, mask if kind == "partial" else []))]
     lines += [
+        "for i in range(1, partial_count + full_count):",
+        *("    " + line for line in _step(pieces.masked("i", mask))),
         "before = (end - 1) % STAGES",
         "mbarrier.wait(v_full.index(before), (end - 1) // STAGES & 1)",
         "values = warpgroup_mma(weights, v_tiles.index(before).reshape([BLOCK_N, BLOCK_DV]), acc, is_async=True)",
-        *(AHEAD if pieces.narrow else []),
-        "shrink = tl.convert_layout(1.0 / tl.where(total > 0, total, 1.0), o_rows)",
-        f"acc = warpgroup_mma_wait({int(pieces.narrow)}, deps=[values])",
-        "mbarrier.arrive(v_empty.index(before), count=1)",
-        "# The rows leave through the memory of their queries, which nobody reads any more.",
-        "out = q_tiles.index(place)",
-        "out.reshape([64, BLOCK_DV]).store((acc * shrink[:, None]).to(q_tiles.dtype))",
-        "fence_async_shared()",
-        "_store(o_desc, [b, h, first + own * (64 // PACK), 0], out)",
-        'lse = tl.where(total > 0, (peak + tl.log2(total)) * 0.6931471805599453, float("-inf"))',
-        "row = tl.arange(0, 64, s_rows)",
-        "rows = first + own * (64 // PACK) + row % (64 // PACK)",
-        "tl.store(lse_ptr + (b * HEADS + h + row // (64 // PACK)).to(tl.int64) * n_q + rows, lse, mask=rows < n_q)",
-        *(["s0 = warpgroup_mma_wait(0, deps=[scores0])", "mbarrier.arrive(k0_empty.index(0), count=1, pred=more)"] if pieces.narrow else []),
-        *([] if pieces.narrow else ["if Q_STAGES == 1:", "    tma.store_wait(0)", "    mbarrier.arrive(q_empty.index(place), count=1)"]),
+        *(_ahead(pieces) if pieces.narrow else LEAVE),
         "done = end",
         "turn += 1",
     ]
+    last = "tl.program_id(0) + (turn - 1) * tl.num_programs(0)"
+    last = [f"_leave({LEAVING.format('(turn + 1) % Q_STAGES * 2 + own', last)})"] if pieces.narrow else []
     doc = '    """Computes 64 rows of every row tile, number `own` of two."""\n'
-    body = [*layouts, *(FIRST_AHEAD if pieces.narrow else []), *ITEMS, *("    " + line for line in lines), "tma.store_wait(0)"]
+    body = [*layouts, *(_begin_ahead(pieces) if pieces.narrow else []), *ITEMS, *("    " + line for line in lines), *last, "tma.store_wait(0)"]
     return f"@gluon.jit\ndef _consumer(\n{wrap(['own: tl.constexpr', *typed(consumer_parameters(pieces))])}\n):\n{doc}{indent(body)}"
 
 
+LEAVING = "acc, total, peak, q_tiles, {}, o_desc, lse_ptr, {}, n_q, own, HEADS, GROUP, PACK, SECTION, BLOCK_M, BLOCK_DV, s_rows, o_rows"
+LEAVE = [
+    "acc = warpgroup_mma_wait(0, deps=[values])",
+    "mbarrier.arrive(v_empty.index(before), count=1)",
+    f"_leave({LEAVING.format('place', 'item')})",
+    "if Q_STAGES == 1:",
+    "    tma.store_wait(0)",
+    "    mbarrier.arrive(q_empty.index(place), count=1)",
+]
 LEFT = [
     "# The rows before have left meanwhile.",
     "tma.store_wait(0)",
     "mbarrier.arrive(q_empty.index((turn + 1) % Q_STAGES * 2 + own), count=1, pred=turn > 0)",
 ]
 SCORES_AHEAD = "scores0 = _scores(q_tiles.index({}).reshape([64, BLOCK_D]), k0_tiles.index(0), BLOCK_M, BLOCK_D, s0_layout)"
-FIRST_AHEAD = [
-    "mbarrier.wait(q_full.index(own), 0)",
-    "mbarrier.wait(k0_full.index(0), 0)",
-    SCORES_AHEAD.format("own"),
-    "s0 = warpgroup_mma_wait(0, deps=[scores0])",
-    "mbarrier.arrive(k0_empty.index(0), count=1)",
-]
-AHEAD = [
-    "# The first scores of the next row tile; after the last one they are of nothing, and nobody uses them.",
-    "more = item + tl.num_programs(0) < items",
-    "ahead = (turn + 1) % Q_STAGES * 2 + own",
-    "mbarrier.wait(q_full.index(ahead), (turn + 1) // Q_STAGES & 1, pred=more)",
-    "mbarrier.wait(k0_full.index(0), (turn + 1) & 1, pred=more)",
-    SCORES_AHEAD.format("ahead"),
-]
+
+
+def _begin_ahead(pieces: Pieces) -> list[str]:
+    """Before the first row tile: what `_ahead` does for the others."""
+    return [
+        "mbarrier.wait(q_full.index(own), 0)",
+        "mbarrier.wait(k0_full.index(0), 0)",
+        SCORES_AHEAD.format("own"),
+        pieces.calls["place"].replace("item", "tl.program_id(0)"),
+        pieces.calls["find"],
+        "total, peak = tl.zeros([64], tl.float32, s_rows), tl.zeros([64], tl.float32, s_rows)",
+        "acc = tl.zeros([64, BLOCK_DV], tl.float32, o_layout)",
+        "s0 = warpgroup_mma_wait(0, deps=[scores0])",
+        "mbarrier.arrive(k0_empty.index(0), count=1)",
+    ]
+
+
+def _ahead(pieces: Pieces) -> list[str]:
+    """The first scores of the next row tile, and where its tiles are, beside the last product of this one."""
+    return [
+        "# The first scores of the next row tile; after the last one they are of nothing, and nobody uses them.",
+        "more = item + tl.num_programs(0) < items",
+        "ahead = (turn + 1) % Q_STAGES * 2 + own",
+        "mbarrier.wait(q_full.index(ahead), (turn + 1) // Q_STAGES & 1, pred=more)",
+        "mbarrier.wait(k0_full.index(0), (turn + 1) & 1, pred=more)",
+        SCORES_AHEAD.format("ahead"),
+        pieces.calls["place"].replace("item,", "tl.minimum(item + tl.num_programs(0), items - 1),"),
+        pieces.calls["find"],
+        "acc = warpgroup_mma_wait(1, deps=[values])",
+        "mbarrier.arrive(v_empty.index(before), count=1)",
+        "s0 = warpgroup_mma_wait(0, deps=[scores0])",
+        "mbarrier.arrive(k0_empty.index(0), count=1, pred=more)",
+    ]
+
+
 NO_KEYS = "tl.full([64], -1.0e30, tl.float32, {})  # finite, so that rows without a key so far make no NaN"
 
 
@@ -86,16 +101,16 @@ def _first(pieces: Pieces, mask: list[str]) -> list[str]:
     return [
         f"peak = {NO_KEYS.format('s_rows')}",
         "total = tl.zeros([64], tl.float32, s_rows)",
+        "acc = tl.zeros([64, BLOCK_DV], tl.float32, o_layout)",
         "slot = done % STAGES",
         "mbarrier.wait(q_full.index(place), turn // Q_STAGES & 1)",
         "mbarrier.wait(k_full.index(slot), done // STAGES & 1)",
         "scores = _scores(q, k_tiles.index(slot), BLOCK_N, BLOCK_D, s_layout)",
         "if Q_STAGES > 1:",
         *("    " + line for line in LEFT),
-        pieces.start(pieces.first()),
         "s = warpgroup_mma_wait(0, deps=[scores])",
         "mbarrier.arrive(k_empty.index(slot), count=1)",
-        *mask,
+        *pieces.masked("0", mask),
         "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
         "mbarrier.wait(k_full.index((done + 1) % STAGES), (done + 1) // STAGES & 1, pred=done + 1 < end)",
         "weights = tl.convert_layout(p.to(v_tiles.dtype), p_layout)",
@@ -104,24 +119,25 @@ def _first(pieces: Pieces, mask: list[str]) -> list[str]:
 
 def _narrow_first(pieces: Pieces, mask: list[str]) -> list[str]:
     """The keys at the rows' own positions, whose scores `s0` are there already, and the first of the other tiles beside them."""
-    first = [f"s0 = {pieces.calls['first mask'].replace('layout, COLUMNS', 's0_layout, BLOCK_M').replace('(s, start', '(s0, r0')}"] if mask else []
+    first = [f"s0 = {pieces.calls['first mask'].replace('layout, COLUMNS', 's0_layout, BLOCK_M').replace('(s, start', '(s0, r0')}"]
     return [
-        *LEFT,
         *first,
         f"peak0 = {NO_KEYS.format('tl.SliceLayout(1, s0_layout)')}",
         "p0, total0, peak0, _ = _weights(s0, tl.zeros([64], tl.float32, tl.SliceLayout(1, s0_layout)), peak0, score_scale)",
-        "total, peak = tl.convert_layout(total0, s_rows), tl.convert_layout(peak0, s_rows)",
         "slot = done % STAGES",
         "mbarrier.wait(k_full.index(slot), done // STAGES & 1)",
         "weights0 = tl.convert_layout(p0.to(v_tiles.dtype), p_layout)",
         "scores = _scores(q, k_tiles.index(slot), BLOCK_N, BLOCK_D, s_layout)",
+        "if turn > 0:  # beside these the rows before leave",
+        f"    _leave({LEAVING.format('(turn + 1) % Q_STAGES * 2 + own', 'item - tl.num_programs(0)')})",
+        "total, peak = tl.convert_layout(total0, s_rows), tl.convert_layout(peak0, s_rows)",
         "mbarrier.wait(v0_full.index(0), turn & 1)",
-        "values = warpgroup_mma(weights0, v0_tiles.index(0).reshape([BLOCK_M, BLOCK_DV]), acc, is_async=True)",
-        pieces.start(pieces.first()),
+        "values = warpgroup_mma(weights0, v0_tiles.index(0).reshape([BLOCK_M, BLOCK_DV]), acc, use_acc=False, is_async=True)",
         "s = warpgroup_mma_wait(1, deps=[scores])",
         "mbarrier.arrive(k_empty.index(slot), count=1)",
-        *(["if full_count == 0:", *("    " + line for line in mask)] if "full" in pieces.calls and pieces.light else mask),
+        *pieces.masked("0", mask),
         "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
+        *LEFT,
         "mbarrier.wait(k_full.index((done + 1) % STAGES), (done + 1) // STAGES & 1, pred=done + 1 < end)",
         "acc = warpgroup_mma_wait(0, deps=[values])",
         "mbarrier.arrive(v0_empty.index(0), count=1)",
@@ -130,16 +146,15 @@ def _narrow_first(pieces: Pieces, mask: list[str]) -> list[str]:
     ]
 
 
-def _step(number: str, start: list[str], mask: list[str]) -> list[str]:
+def _step(mask: list[str]) -> list[str]:
     """A tile: its scores beside the weighted values of the tile before, and the softmax beside those."""
     return [
-        f"g = {number}",
+        "g = done + i",
         "slot = g % STAGES",
         "before = (g - 1) % STAGES",
         "scores = _scores(q, k_tiles.index(slot), BLOCK_N, BLOCK_D, s_layout)",
         "mbarrier.wait(v_full.index(before), (g - 1) // STAGES & 1)",
         "values = warpgroup_mma(weights, v_tiles.index(before).reshape([BLOCK_N, BLOCK_DV]), acc, is_async=True)",
-        *start,
         "s = warpgroup_mma_wait(1, deps=[scores])",
         "mbarrier.arrive(k_empty.index(slot), count=1)",
         *mask,

@@ -17,6 +17,17 @@ from patternc.codegen.frame import indent, wrap
 HELPERS = (
     '''
 @gluon.jit
+def _place(item, n_q, HEADS: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, SECTION: tl.constexpr, BLOCK_M: tl.constexpr):
+    """A row tile by its number, with its batch row and its first head: sections of heads, in each the last rows first, since often they have
+    most keys."""
+    row_tiles = tl.cdiv(n_q, BLOCK_M)
+    section = item // (row_tiles * SECTION)
+    within = item % (row_tiles * SECTION)
+    h = (section % (HEADS // PACK // SECTION) * SECTION + within % SECTION) * PACK
+    return row_tiles - 1 - within // SECTION, section // (HEADS // PACK // SECTION), h, h // GROUP
+''',
+    '''
+@gluon.jit
 def _fetch(desc, tiles, full, empty, g, b, head, row, STAGES: tl.constexpr):
     """Load the tile that starts at `row` as number g of a ring."""
     slot = g % STAGES
@@ -40,8 +51,26 @@ def _weights(s, total, peak, score_scale):
     shrink = tl.exp2(peak - higher)
     return p, total * shrink + tl.sum(p, 1), higher, shrink
 ''',
+    '''
+@gluon.jit
+def _leave(
+    acc, total, peak, q_tiles, place, o_desc, lse_ptr, item, n_q, own: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr,
+    PACK: tl.constexpr, SECTION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr, s_rows: tl.constexpr, o_rows: tl.constexpr,
+):
+    """Store 64 rows of an item; o leaves through the memory of their queries, which nobody reads any more."""
+    tile, b, h, _ = _place(item, n_q, HEADS, GROUP, PACK, SECTION, BLOCK_M)
+    first = tile * BLOCK_M
+    out = q_tiles.index(place)
+    share = tl.convert_layout(1.0 / tl.where(total > 0, total, 1.0), o_rows)
+    out.reshape([64, BLOCK_DV]).store((acc * share[:, None]).to(q_tiles.dtype))
+    fence_async_shared()
+    _store(o_desc, [b, h, first + own * (64 // PACK), 0], out)
+    lse = tl.where(total > 0, (peak + tl.log2(total)) * 0.6931471805599453, float("-inf"))
+    row = tl.arange(0, 64, s_rows)
+    rows = first + own * (64 // PACK) + row % (64 // PACK)
+    tl.store(lse_ptr + (b * HEADS + h + row // (64 // PACK)).to(tl.int64) * n_q + rows, lse, mask=rows < n_q)
+''',
 )
-
 
 
 @dataclass(frozen=True)
@@ -49,7 +78,7 @@ class Pieces:
     """What a plan adds to the text.
 
     Attributes:
-        calls: the statement that finds the tiles of a row tile ("find"), and calls that give the column tile of the number `i`
+        calls: the statements that say which row tile an item is ("place") and find its tiles ("find"), and calls that give the column tile of the number `i`
             ("partial", "full"), one of them perhaps absent, and masked scores ("mask"; of the tile of a row tile's own positions
             "first mask"), absent where nothing is masked.
         rows: statements about the rows' positions, `q_row`.
@@ -82,16 +111,24 @@ class Pieces:
         """Kinds of tiles in the order in which they are taken: a mask is best made while there are products to wait for."""
         return [kind for kind in (("full", "partial") if self.narrow else ("partial", "full")) if kind in self.calls]
 
-    def first(self) -> str:
-        """The first tile; where there is none tile 0, all of which the mask forbids."""
-        some = [self.calls[kind].replace("(i,", "(0,").replace("(i)", "(0)") for kind in self.kinds]
-        chosen = some[0] if len(some) == 1 else f"tl.where({self.kinds[0]}_count > 0, {some[0]}, {some[1]})"
-        return f"tl.where(partial_count + full_count > 0, {chosen}, 0)"
-
-    def rest(self) -> list[tuple[str, str, str]]:
-        """For every kind of tiles where its loop begins, the first tile of all being taken, and the number in the ring of its tile i."""
+    def tile(self, number: str) -> str:
+        """The tile of a number, 0 where there is none: all of it the mask forbids."""
         first, *others = self.kinds
-        return [(first, "1", "done + i"), *((kind, f"tl.where({first}_count > 0, 0, 1)", f"done + {first}_count + i") for kind in others)]
+        calls = {kind: self.calls[kind].replace("(i,", "({},").replace("(i)", "({})") for kind in self.kinds}
+        found = calls[first].format(number)
+        if others:
+            found = f"tl.where({number} < {first}_count, {found}, {calls[others[0]].format(f'{number} - {first}_count')})"
+        return f"tl.where(partial_count + full_count > 0, {found}, 0)" if number == "0" else found
+
+    def masked(self, number: str, mask: list[str]) -> list[str]:
+        """Statements that mask the scores of the tile of a number, where it is a partial one."""
+        if not mask:
+            return []
+        lines = [self.start(self.tile(number)), *mask]
+        if "full" not in self.kinds:
+            return lines
+        condition = {"partial": f"({number} < partial_count) | (full_count == 0)", "full": f"{number} >= full_count"}[self.kinds[0]]
+        return [f"if {condition}:", *("    " + line for line in lines)]
 
 
 def function(name: str, given: list[str], lines: list[str], result: str, doc: str) -> tuple[str, str]:
@@ -122,22 +159,11 @@ def typed(parameters: Iterable[str]) -> list[str]:
 
 
 SIZES = ["items", "n_q", "HEADS", "GROUP", "PACK", "SECTION", "BLOCK_M", "BLOCK_D", "BLOCK_DV", "BLOCK_N", "STAGES", "Q_STAGES"]
-PLACE = '''
-@gluon.jit
-def _place(item, n_q, HEADS: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, SECTION: tl.constexpr, BLOCK_M: tl.constexpr):
-    """A row tile by its number, with its batch row and its first head: sections of heads, in each the last rows first, since often they have
-    most keys."""
-    row_tiles = tl.cdiv(n_q, BLOCK_M)
-    section = item // (row_tiles * SECTION)
-    within = item % (row_tiles * SECTION)
-    h = (section % (HEADS // PACK // SECTION) * SECTION + within % SECTION) * PACK
-    return row_tiles - 1 - within // SECTION, section // (HEADS // PACK // SECTION), h, h // GROUP
-'''
 ITEMS = [
     "done, turn = 0, 0  # tiles of columns, and row tiles, before this one",
     "for item in range(tl.program_id(0), items, tl.num_programs(0)):",
-    "    tile, b, h, kv_h = _place(item, n_q, HEADS, GROUP, PACK, SECTION, BLOCK_M)",
 ]
+TILE = "tile, b, h, kv_h = _place(item, n_q, HEADS, GROUP, PACK, SECTION, BLOCK_M)"
 
 
 def _parameters(own: list[str], pieces: Pieces) -> list[str]:
@@ -155,6 +181,7 @@ def consumer_parameters(pieces: Pieces) -> list[str]:
 def producer(pieces: Pieces) -> str:
     """The warp that loads: Q, then K and V of every tile."""
     lines = [
+        pieces.calls["place"],
         pieces.calls["find"],
         "for own in tl.static_range(2):",
         "    place = turn % Q_STAGES * 2 + own",
@@ -162,14 +189,15 @@ def producer(pieces: Pieces) -> str:
         "    mbarrier.expect(q_full.index(place), q_desc.block_type.nbytes)",
         "    _load(q_desc, [b, h, first + own * (64 // PACK), 0], q_full.index(place), q_tiles.index(place))",
         *([_fetch("k0", "turn", "r0")] if pieces.narrow else []),
-        pieces.start(pieces.first()),
+        pieces.start(pieces.tile("0")),
         _fetch("k", "done"),
         *([_fetch("v0", "turn", "r0")] if pieces.narrow else []),
         _fetch("v", "done"),
+        "for i in range(1, partial_count + full_count):",
+        "    " + pieces.start(pieces.tile("i")),
+        "    " + _fetch("k", "done + i"),
+        "    " + _fetch("v", "done + i"),
     ]
-    for kind, begin, number in pieces.rest():
-        body = [pieces.start(pieces.calls[kind]), _fetch("k", number), _fetch("v", number)]
-        lines += [f"for i in range({begin}, {kind}_count):", *("    " + line for line in body)]
     lines += ["done += tl.maximum(partial_count + full_count, 1)", "turn += 1"]
     text = '    """Loads the tiles of every row tile."""\n'
     body = [*ITEMS, *("    " + line for line in lines)]
