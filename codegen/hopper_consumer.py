@@ -21,19 +21,17 @@ def consumer(pieces: Pieces) -> str:
     begin = [
         *([] if pieces.narrow else [pieces.calls["place"], pieces.calls["find"]]),
         *pieces.rows,
-        "end = done + tl.maximum(partial_count + full_count, 1)",
+        "count = partial_count + full_count",
         "place = turn % Q_STAGES * 2 + own",
         "q = q_tiles.index(place).reshape([64, BLOCK_D])",
     ]
     lines = [*begin, *(_narrow_first(pieces, mask) if pieces.narrow else _first(pieces, mask))]
     lines += [
-        "for i in range(1, partial_count + full_count):",
+        "for i in range(1, count):",
         *("    " + line for line in _step(pieces.masked("i", mask))),
-        "before = (end - 1) % STAGES",
-        "mbarrier.wait(v_full.index(before), (end - 1) // STAGES & 1)",
+        *BEFORE,
         "values = warpgroup_mma(weights, v_tiles.index(before).reshape([BLOCK_N, BLOCK_DV]), acc, is_async=True)",
         *(_ahead(pieces) if pieces.narrow else LEAVE),
-        "done = end",
         "turn += 1",
     ]
     last = "tl.program_id(0) + (turn - 1) * tl.num_programs(0)"
@@ -93,6 +91,8 @@ def _ahead(pieces: Pieces) -> list[str]:
     ]
 
 
+BEFORE = ["before = (g - 1) % STAGES", "mbarrier.wait(v_full.index(before), (g - 1) // STAGES & 1)"]
+NEXT = "mbarrier.wait(k_full.index((g + 1) % STAGES), (g + 1) // STAGES & 1, pred={} < count)"
 NO_KEYS = "tl.full([64], -1.0e30, tl.float32, {})  # finite, so that rows without a key so far make no NaN"
 
 
@@ -102,9 +102,9 @@ def _first(pieces: Pieces, mask: list[str]) -> list[str]:
         f"peak = {NO_KEYS.format('s_rows')}",
         "total = tl.zeros([64], tl.float32, s_rows)",
         "acc = tl.zeros([64, BLOCK_DV], tl.float32, o_layout)",
-        "slot = done % STAGES",
+        "slot = g % STAGES",
         "mbarrier.wait(q_full.index(place), turn // Q_STAGES & 1)",
-        "mbarrier.wait(k_full.index(slot), done // STAGES & 1)",
+        "mbarrier.wait(k_full.index(slot), g // STAGES & 1)",
         "scores = _scores(q, k_tiles.index(slot), BLOCK_N, BLOCK_D, s_layout)",
         "if Q_STAGES > 1:",
         *("    " + line for line in LEFT),
@@ -112,8 +112,9 @@ def _first(pieces: Pieces, mask: list[str]) -> list[str]:
         "mbarrier.arrive(k_empty.index(slot), count=1)",
         *pieces.masked("0", mask),
         "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
-        "mbarrier.wait(k_full.index((done + 1) % STAGES), (done + 1) // STAGES & 1, pred=done + 1 < end)",
+        NEXT.format("1"),
         "weights = tl.convert_layout(p.to(v_tiles.dtype), p_layout)",
+        "g += 1",
     ]
 
 
@@ -124,8 +125,8 @@ def _narrow_first(pieces: Pieces, mask: list[str]) -> list[str]:
         *first,
         f"peak0 = {NO_KEYS.format('tl.SliceLayout(1, s0_layout)')}",
         "p0, total0, peak0, _ = _weights(s0, tl.zeros([64], tl.float32, tl.SliceLayout(1, s0_layout)), peak0, score_scale)",
-        "slot = done % STAGES",
-        "mbarrier.wait(k_full.index(slot), done // STAGES & 1)",
+        "slot = g % STAGES",
+        "mbarrier.wait(k_full.index(slot), g // STAGES & 1)",
         "weights0 = tl.convert_layout(p0.to(v_tiles.dtype), p_layout)",
         "scores = _scores(q, k_tiles.index(slot), BLOCK_N, BLOCK_D, s_layout)",
         "if turn > 0:  # beside these the rows before leave",
@@ -138,31 +139,31 @@ def _narrow_first(pieces: Pieces, mask: list[str]) -> list[str]:
         *pieces.masked("0", mask),
         "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
         *LEFT,
-        "mbarrier.wait(k_full.index((done + 1) % STAGES), (done + 1) // STAGES & 1, pred=done + 1 < end)",
+        NEXT.format("1"),
         "acc = warpgroup_mma_wait(0, deps=[values])",
         "mbarrier.arrive(v0_empty.index(0), count=1)",
         "acc = acc * tl.convert_layout(shrink, o_rows)[:, None]",
         "weights = tl.convert_layout(p.to(v_tiles.dtype), p_layout)",
+        "g += 1",
     ]
 
 
 def _step(mask: list[str]) -> list[str]:
     """A tile: its scores beside the weighted values of the tile before, and the softmax beside those."""
     return [
-        "g = done + i",
         "slot = g % STAGES",
-        "before = (g - 1) % STAGES",
         "scores = _scores(q, k_tiles.index(slot), BLOCK_N, BLOCK_D, s_layout)",
-        "mbarrier.wait(v_full.index(before), (g - 1) // STAGES & 1)",
+        *BEFORE,
         "values = warpgroup_mma(weights, v_tiles.index(before).reshape([BLOCK_N, BLOCK_DV]), acc, is_async=True)",
         "s = warpgroup_mma_wait(1, deps=[scores])",
         "mbarrier.arrive(k_empty.index(slot), count=1)",
         *mask,
         "p, total, peak, shrink = _weights(s, total, peak, score_scale)",
         "# The assembler moves nothing across this: without it the exponentials would follow the next wait.",
-        "mbarrier.wait(k_full.index((g + 1) % STAGES), (g + 1) // STAGES & 1, pred=g + 1 < end)",
+        NEXT.format("i + 1"),
         "acc = warpgroup_mma_wait(0, deps=[values])",
         "mbarrier.arrive(v_empty.index(before), count=1)",
         "acc = acc * tl.convert_layout(shrink, o_rows)[:, None]",
         "weights = tl.convert_layout(p.to(v_tiles.dtype), p_layout)",
+        "g += 1",
     ]

@@ -160,7 +160,7 @@ def typed(parameters: Iterable[str]) -> list[str]:
 
 SIZES = ["items", "n_q", "HEADS", "GROUP", "PACK", "SECTION", "BLOCK_M", "BLOCK_D", "BLOCK_DV", "BLOCK_N", "STAGES", "Q_STAGES"]
 ITEMS = [
-    "done, turn = 0, 0  # tiles of columns, and row tiles, before this one",
+    "g, turn = 0, 0  # tiles of columns, and row tiles, before this one: counted one by one, so that the compiler sees that a warp agrees",
     "for item in range(tl.program_id(0), items, tl.num_programs(0)):",
 ]
 TILE = "tile, b, h, kv_h = _place(item, n_q, HEADS, GROUP, PACK, SECTION, BLOCK_M)"
@@ -179,7 +179,8 @@ def consumer_parameters(pieces: Pieces) -> list[str]:
 
 
 def producer(pieces: Pieces) -> str:
-    """The warp that loads: Q, then K and V of every tile."""
+    """The warp that loads: Q, then K and V of every tile in the order in which they are used, V beside the scores of the next tile."""
+    last = _fetch("v", "g - 1", "late", "late_b, late_head")
     lines = [
         pieces.calls["place"],
         pieces.calls["find"],
@@ -188,25 +189,30 @@ def producer(pieces: Pieces) -> str:
         "    mbarrier.wait(q_empty.index(place), (turn // Q_STAGES & 1) ^ 1)",
         "    mbarrier.expect(q_full.index(place), q_desc.block_type.nbytes)",
         "    _load(q_desc, [b, h, first + own * (64 // PACK), 0], q_full.index(place), q_tiles.index(place))",
-        *([_fetch("k0", "turn", "r0")] if pieces.narrow else []),
+        *([_fetch("k0", "turn", "r0"), "if turn > 0:", "    " + last] if pieces.narrow else []),
         pieces.start(pieces.tile("0")),
-        _fetch("k", "done"),
+        _fetch("k", "g"),
         *([_fetch("v0", "turn", "r0")] if pieces.narrow else []),
-        _fetch("v", "done"),
+        "late_b, late_head, late = b, kv_h, start",
+        "g += 1",
         "for i in range(1, partial_count + full_count):",
         "    " + pieces.start(pieces.tile("i")),
-        "    " + _fetch("k", "done + i"),
-        "    " + _fetch("v", "done + i"),
+        "    " + _fetch("k", "g"),
+        "    " + last,
+        "    late = start",
+        "    g += 1",
+        *([] if pieces.narrow else [last]),
+        "turn += 1",
     ]
-    lines += ["done += tl.maximum(partial_count + full_count, 1)", "turn += 1"]
     text = '    """Loads the tiles of every row tile."""\n'
-    body = [*ITEMS, *("    " + line for line in lines)]
+    begin = ["late_b, late_head, late = 0, 0, 0  # the tile whose K is loaded, and whose V is not"] if pieces.narrow else []
+    body = [*begin, *ITEMS, *("    " + line for line in lines), *([last] if pieces.narrow else [])]
     return f"@gluon.jit\ndef _producer(\n{wrap(typed(producer_parameters(pieces)))}\n):\n{text}{indent(body)}"
 
 
-def _fetch(ring: str, number: str, row: str = "start") -> str:
+def _fetch(ring: str, number: str, row: str = "start", head: str = "b, kv_h") -> str:
     stages = "1" if ring.endswith("0") else "STAGES"
-    return f"_fetch({ring}_desc, {ring}_tiles, {ring}_full, {ring}_empty, {number}, b, kv_h, {row}, {stages})"
+    return f"_fetch({ring}_desc, {ring}_tiles, {ring}_full, {ring}_empty, {number}, {head}, {row}, {stages})"
 
 
 def kernel(pieces: Pieces) -> list[str]:
