@@ -201,7 +201,7 @@ def generate(plan: Plan, narrow: bool = False) -> Source:
     calls["find"] = f"{', '.join(results)} = {calls['find']}"
     shared = [name for name in hopper_text.names(call for name, call in calls.items() if name != "place") | hopper_text.names(frame.row_lines) if name in parameters or name in constants]
     shared = [name for name in (*parameters, *constants) if name in shared]
-    pieces = hopper_text.Pieces(calls, tuple(frame.rows_in("s_layout")), tuple(shared), narrow, not frame.uses.arrays)
+    pieces = hopper_text.Pieces(calls, tuple(frame.rows_in("s_layout")), tuple(shared), narrow)
     kernel = hopper_text.kernel(pieces)
     top = header("forward", parameters, constants, DOC).replace("@triton.jit", "@gluon.jit")
     texts = [*functions, hopper_text.producer(pieces), consumer(pieces), top + indent(kernel)]

@@ -84,14 +84,12 @@ class Pieces:
         rows: statements about the rows' positions, `q_row`.
         shared: parameters and constants of the kernel that all these read.
         narrow: the keys at a row tile's own positions are a tile of their own, k0 and v0, before all others.
-        light: the mask reads nothing, so that a branch around it costs no registers.
     """
 
     calls: dict[str, str]
     rows: tuple[str, ...]
     shared: tuple[str, ...]
     narrow: bool = False
-    light: bool = True
 
     @property
     def rings(self) -> list[str]:
@@ -234,5 +232,5 @@ def kernel(pieces: Pieces) -> list[str]:
         f"    (_consumer, (0, {consume})),",
         f"    (_consumer, (1, {consume})),",
         f"    (_producer, ({', '.join(producer_parameters(pieces))})),",
-        "], [4, 1], [232, 40])",
+        "], [4, 1], [240, 24])",
     ]

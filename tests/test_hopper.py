@@ -62,7 +62,7 @@ def mutations(text: list[str]):
             if "& 1" in line:
                 yield i, line.replace("& 1", "& 1 ^ 1", 1)
             if "index(before)" in line and "(g - 1)" in line:
-                yield i, line.replace("index(before)", "index(slot)")
+                yield i, line.replace("index(before)", "index(g % STAGES)")
         if "mbarrier.arrive(" in line:
             yield i, space + "pass"
             yield i, line.replace("count=1", "count=2")
@@ -118,21 +118,21 @@ def reports():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_nothing_is_serialised(reports, case):
     report, (_, d), narrow = reports[case], case, packed(*case)
-    assert report.stack <= 64 and report.shared < offline.SHARED_LIMIT  # on the stack lies what a row tile needs once
-    # A wait after the first scores, two in each loop, one at the end, for each of two consumers: more would be the compiler's own.
-    assert len(re.findall(r"WARPGROUP\.DEPBAR", report.sass)) == 12 + 6 * narrow
-    assert report.instructions["UTMASTG"] == 2 and not {"LDGSTS", "HMMA"} & report.instructions.keys()
-    products = 3 * (d // 16 + COLUMNS[d] // 16) + narrow * (2 * d // 16 + 32 // 16)  # three places of both products, two and one of narrow ones
+    assert report.stack <= 160 and report.shared < offline.SHARED_LIMIT  # on the stack lies what a row tile needs once
+    # A wait after the first scores, two in the loop, one at the end, for each of two consumers: more would be the compiler's own.
+    assert len(re.findall(r"WARPGROUP\.DEPBAR", report.sass)) == 8 + 6 * narrow
+    assert report.instructions["UTMASTG"] == 2 + 2 * narrow and not {"LDGSTS", "HMMA"} & report.instructions.keys()
+    products = 2 * (d // 16 + COLUMNS[d] // 16) + narrow * (2 * d // 16 + 32 // 16)  # two places of both products, two and one of narrow ones
     assert report.instructions["HGMMA"] == 2 * products
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_exponentials_run_beside_the_product(reports, case):
-    """In the loops all exponentials lie between the wait for scores and the wait for the product before, and next to nothing of the stack."""
+    """In the loop all exponentials lie between the wait for scores and the wait for the product before, and next to nothing of the stack."""
     found = re.findall(r"WARPGROUP\.DEPBAR\.LE\s*gsb0, 0x([01])|(MUFU\.EX2)|(STL|LDL)", reports[case].sass)
     marks = "".join("s" if stack else "x" if ex2 else number for number, ex2, stack in found)
     beside = [x for x in re.findall(r"1([xs]*)0", marks) if x.count("x") == COLUMNS[case[1]] // 2 + 2]
-    assert len(beside) >= 4 and sorted(x.count("s") for x in beside)[3] <= 2, marks
+    assert len(beside) >= 2 and sorted(x.count("s") for x in beside)[1] <= 4, marks
 
 
 # The tiles that are visited
