@@ -173,7 +173,8 @@ def generate(plan: Plan, narrow: bool = False) -> Source:
     frame = HopperFrame(replace(plan, mask=_earlier(plan.mask)) if narrow else plan, narrow)
     own = HopperFrame(replace(plan, mask=_near(plan.mask)), narrow) if narrow else frame
     matrices = [f"{m}_desc" for m in ("q", "k", "v", *(["k0", "v0"] if narrow else []), "o")]
-    parameters = [*matrices, "lse_ptr", "score_scale", "items", "n_q", "n_k", "q_start_value", "q_start_stride", *dict.fromkeys((*frame.parameters, *own.parameters))]
+    read = dict.fromkeys((*frame.parameters, *own.parameters))
+    parameters = [*matrices, "lse_ptr", "score_scale", "items", "n_q", "n_k", "q_start_value", "q_start_stride", *read]
     constants = ["HEADS", "GROUP", "D", "DV", "BLOCK_D", "BLOCK_DV", "BLOCK_M", "BLOCK_N", "STAGES", "PACK", "Q_STAGES", "SECTION"]
     tiles = {kind: frame.tile_lines(kind) for kind in ("partial", "full")}
     given = {"tile", "b", "h", "own", "layout", "start", "i", "s"}
@@ -199,7 +200,8 @@ def generate(plan: Plan, narrow: bool = False) -> Source:
     functions.append(text)
     calls["place"] = hopper_text.TILE
     calls["find"] = f"{', '.join(results)} = {calls['find']}"
-    shared = [name for name in hopper_text.names(call for name, call in calls.items() if name != "place") | hopper_text.names(frame.row_lines) if name in parameters or name in constants]
+    read = hopper_text.names([*(call for name, call in calls.items() if name != "place"), *frame.row_lines])
+    shared = [name for name in read if name in parameters or name in constants]
     shared = [name for name in (*parameters, *constants) if name in shared]
     pieces = hopper_text.Pieces(calls, tuple(frame.rows_in("s_layout")), tuple(shared), narrow)
     kernel = hopper_text.kernel(pieces)

@@ -78,9 +78,9 @@ class Pieces:
     """What a plan adds to the text.
 
     Attributes:
-        calls: the statements that say which row tile an item is ("place") and find its tiles ("find"), and calls that give the column tile of the number `i`
-            ("partial", "full"), one of them perhaps absent, and masked scores ("mask"; of the tile of a row tile's own positions
-            "first mask"), absent where nothing is masked.
+        calls: the statements that say which row tile an item is ("place") and find its tiles ("find"), and calls that give the column
+            tile of the number `i` ("partial", "full"), one of them perhaps absent, and masked scores ("mask"; of the tile of a row tile's
+            own positions "first mask"), absent where nothing is masked.
         rows: statements about the rows' positions, `q_row`.
         shared: parameters and constants of the kernel that all these read.
         narrow: the keys at a row tile's own positions are a tile of their own, k0 and v0, before all others.
