@@ -67,6 +67,25 @@ def bench_attention(
         raise typer.Exit(1)
 
 
+@bench.command("latency")
+def bench_latency(
+    patterns: Annotated[Optional[list[str]], typer.Option("--pattern", help="A pattern; may be given several times. A few by default.")] = None,
+    n: Annotated[int, typer.Option("-n", "--n", min=16, help="Tokens.")] = 128,
+    calls: Annotated[int, typer.Option("--calls", min=1, help="Calls of a round; the median of rounds counts.")] = 100,
+    first: Annotated[bool, typer.Option("--first/--no-first", help="Also measure first calls, in new processes.")] = True,
+    json: JsonFile = None,
+    markdown: MarkdownFile = None,
+):  # fmt: skip
+    """What a call costs the host on this machine's GPU: launches, what Python adds, and the first call of a pattern."""
+    from patternc.bench.latency import run
+
+    check_writable(json, markdown)
+    report = run(patterns or None, n, calls, first, _line)
+    _save(report, json, markdown)
+    for found in report.tables():
+        print_table(found)
+
+
 @bench.command("tail")
 def bench_tail(
     cases: Annotated[Optional[str], typer.Option("--case", help="Comma-separated names of cases; all by default.")] = None,
