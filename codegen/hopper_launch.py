@@ -19,9 +19,10 @@ try:
 except ImportError:  # an older Triton
     language = None
 
-# Measured on an H100 (docs/performance.md).  From so many row tiles a processor on, programs stay, each for many of them.  Then rows may be
-# short: any with a narrow tile, others of a causal pattern from SHORT tiles on.  Else rows must be LONG to be faster than by the portable kernel.
-MANY, SHORT, LONG = 16, 4, 12
+# Measured on an H100 and an H200 (docs/performance.md).  From so many row tiles a processor on, programs may stay, each for many of them.  Then
+# rows may be short: any with a narrow tile, others of a causal pattern from SHORT tiles on.  Else rows must be LONG to be faster than by the
+# portable kernel.  Rows without a narrow tile and LASTING are balanced better by the device, which starts a program for each.
+MANY, SHORT, LONG, LASTING = 16, 4, 12, 24
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -53,15 +54,17 @@ def _config(q: torch.Tensor) -> Config:
 def pays(call: Call, matrices: dict[str, torch.Tensor]) -> bool:
     """Whether a forward that this kernel can run is faster by it than by the portable kernel, as far as was measured."""
     q, config, plan = matrices["q"], _config(matrices["q"]), call.plan
-    if q.shape[3] < 128 or plan.forward.kind == "list" or plan.forward.filler is not None:
-        return False
     pack = pack_of(plan, matrices)
+    if plan.forward.kind == "list" or plan.forward.filler is not None or (q.shape[3] < 128 and pack == 1):
+        return False
     items = q.shape[0] * q.shape[1] // pack * -(-q.shape[2] // (config.block_m // pack))
     if items < processors(q.device):  # the portable kernel's rows can be cut
         return False
     many = hopper.narrow(plan) and items >= MANY * processors(q.device)
     if many and pack > 1:
         return True
+    if q.shape[3] < 128:
+        return False
     length = call.length(config.block_m // pack, config.block_n) if call.length is not None else None
     return length is not None and length >= (SHORT if many else LONG)
 
@@ -84,9 +87,15 @@ def pack_of(plan: Plan, matrices: dict[str, torch.Tensor]) -> int:
     return hopper.pack_of(plan, q.shape[3], q.shape[1], k.shape[1])
 
 
-def programs(items: int, device: torch.device) -> int:
-    """Programs for so many row tiles: where these are many one for each processor, which stays; few are balanced better by the device."""
-    return processors(device) if items >= MANY * processors(device) else items
+def programs(call: Call, pack: int, config: Config, items: int, device: torch.device) -> int:
+    """Programs for so many row tiles: one for each, or one for each processor, which stays."""
+    if items < MANY * processors(device):
+        return items
+    if pack == 1 or not hopper.narrow(call.plan):
+        length = call.length(config.block_m, config.block_n) if call.length is not None else None
+        if length is not None and length >= LASTING:
+            return items
+    return processors(device)
 
 
 def descriptors(kernel: Kernel, matrix: str, x: torch.Tensor, config: Config, pack: int) -> dict[str, tuple[str, TensorDescriptor]]:

@@ -191,7 +191,7 @@ def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
     grid = sum(counts)
     if fast:  # programs that stay, each for many row tiles
         values["items"] = grid // pack
-        grid = hopper_launch.programs(values["items"], any_v.device)
+        grid = hopper_launch.programs(call, pack, config, values["items"], any_v.device)
     text = source.text if form == "even" else generate(call.plan, variant, later, form).text
     return Launch(kernel, getattr(cache.load(text), name), config, grid, copies, values, pointers, descriptors)
 

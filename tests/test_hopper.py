@@ -163,7 +163,7 @@ def test_every_pair_is_visited_once(p, n_q, n_k, pack):
 PAYS = [
     ("causal", 1, 16, 4, 4096, 128, True), ("causal", 4, 16, 4, 1024, 128, False), ("causal & window(512)", 4, 16, 4, 16384, 128, True),
     ("causal & window(512)", 1, 4, 1, 2048, 128, False), ("causal & window(512)", 4, 16, 16, 16384, 128, True), ("causal & window(128)", 4, 16, 16, 16384, 128, False),
-    ("causal", 4, 16, 4, 8192, 64, False), ("full", 2, 16, 16, 8192, 256, True), ("full", 2, 16, 16, 512, 256, False), ("window(200)", 4, 16, 4, 16384, 128, False),
+    ("causal", 4, 16, 16, 8192, 64, False), ("causal & window(512)", 4, 16, 4, 16384, 64, True), ("full", 2, 16, 16, 8192, 256, True), ("full", 2, 16, 16, 512, 256, False), ("window(200)", 4, 16, 4, 16384, 128, False),
     ("causal & documents(ids)", 4, 16, 4, 16384, 128, True), ("causal & documents(ids)", 1, 16, 16, 16384, 128, False),
     ("random_blocks(3, 64, seed=0)", 4, 16, 4, 16384, 128, False), ("causal & (k // 16 % 8 == 7)", 4, 16, 4, 16384, 128, False),
 ]  # fmt: skip
@@ -176,6 +176,23 @@ def test_when_it_pays(text, batch, heads, kv_heads, n, d, pays):
     bound = bind(p, {"ids": torch.zeros(n, dtype=torch.int32)} if "ids" in text else {}, n, heads=heads, batch=batch)
     call = replace(call_of(compiled(p), 1.0, bound, q, k, k), plan=compiled(p).plan)
     assert hopper_launch.pays(call, {"q": q, "k": k, "v": k}) is pays
+
+
+STAYS = [
+    ("causal & window(512)", 4, 16, 4, 16384, True), ("causal & window(4096)", 4, 16, 4, 16384, True), ("causal", 4, 16, 4, 8192, True),
+    ("causal", 4, 16, 16, 8192, False), ("full", 4, 16, 16, 8192, False), ("causal & window(512)", 4, 16, 16, 16384, True), ("causal", 1, 16, 4, 4096, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, batch, heads, kv_heads, n, stays", STAYS)
+def test_whether_programs_stay(text, batch, heads, kv_heads, n, stays):
+    p = pc.parse(text)
+    q, k = (torch.empty(1).expand(batch, h, n, 128) for h in (heads, kv_heads))
+    call = replace(call_of(compiled(p), 1.0, bind(p, {}, n, heads=heads, batch=batch), q, k, k), plan=compiled(p).plan)
+    pack = hopper.pack_of(call.plan, 128, heads, kv_heads)
+    config = replace(configs.HOPPER["forward", 128][0], block_m=128 // pack)
+    items = batch * heads // pack * n // config.block_m
+    assert hopper_launch.programs(call, pack, config, items, q.device) == (132 if stays else items)
 
 
 @pytest.mark.parametrize("dtype, d", [(torch.bfloat16, 128), (torch.float16, 64), (torch.float32, 128), (torch.bfloat16, 256)], ids=str)
