@@ -207,7 +207,7 @@ class AttentionModule(nn.Module):
 
 
 def _in_autocast(q) -> bool:
-    return isinstance(q, torch.Tensor) and q.device.type != "meta" and torch.is_autocast_enabled(q.device.type)
+    return isinstance(q, torch.Tensor) and (kind := q.device.type) != "meta" and torch.is_autocast_enabled(kind)
 
 
 def _as_autocast(q, *others):
