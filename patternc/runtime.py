@@ -15,7 +15,7 @@ import importlib
 import math
 import threading
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 import torch
 
@@ -109,7 +109,7 @@ def compiled(spec: Pattern | Attention) -> Compiled:
     return _registry[key]
 
 
-@lru_cache(maxsize=None)
+@cache
 def backend_module(name: str):
     return importlib.import_module(BACKENDS[name])
 
