@@ -38,7 +38,7 @@ LENGTHS = (129, 1000, 4096, 16384)  # of calls after the first one
 MOST_ADDED_US, MOST_FIRST_S, MOST_CACHED_S = 40, 3.0, 0.2  # what is aimed at
 
 CALL_HEADINGS = ("pattern", "pass", "us", "launches", "launches alone us", "Python adds us")
-FIRST_HEADINGS = ("pattern", "cache", "driver s", "forward s", "backward s", "kernels compiled", "by new lengths")
+FIRST_HEADINGS = ("pattern", "cache", "Triton s", "forward s", "backward s", "kernels compiled", "by new lengths")
 
 
 @dataclass
@@ -66,7 +66,7 @@ class FirstRow:
 
     Attributes:
         cached: whether an earlier process left its kernels.
-        driver_s: of starting Triton's driver, which has to be done once for all patterns.
+        driver_s: of starting Triton: its driver, and the hash of itself that names what it keeps. Once for all patterns.
         compiled: kernels that were compiled, not loaded.
         lengths: kernels that calls at other lengths compiled or loaded, by length.
     """
