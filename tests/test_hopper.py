@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from hopper_walk import walk
+from hypothesis import given, settings, strategies as st
+from strategies import HEADS, patterns
 
 import patternc as pc
 from patternc.args import bind
@@ -133,6 +135,26 @@ def test_exponentials_run_beside_the_product(reports, case):
     marks = "".join("s" if stack else "x" if ex2 else number for number, ex2, stack in found)
     beside = [x for x in re.findall(r"1([xs]*)0", marks) if x.count("x") == COLUMNS[case[1]] // 2 + 2]
     assert len(beside) >= 2 and sorted(x.count("s") for x in beside)[1] <= 4, marks
+
+
+# Masks
+
+
+@settings(deadline=None)
+@given(patterns(args=False), st.integers(1, 12), st.integers(0, 28))
+def test_masks_at_distances(p, n_q, before):
+    """What a mask loses holds anyway, for keys before the row tile and for those at its own positions."""
+    q, k = torch.arange(before, before + n_q)[:, None], torch.arange(before + n_q)[None]
+    mask = lower(p) if not signature(p) and "[" not in str(p) else p  # the reference knows no guards of reads
+    want = dense(p, n_q, before + n_q, heads=HEADS, q_start=before)
+    for lost, where in ((hopper._earlier(mask), k < q), (hopper._near(mask), (q - k).abs() < hopper.ROWS)):
+        assert (dense(lost, n_q, before + n_q, heads=HEADS, q_start=before) == want)[..., where].all()
+
+
+def test_comparisons_of_the_distance_are_lost():
+    window = lower(pc.parse("causal & window(512)"))
+    assert str(hopper._earlier(window)) == "q - k < 512" and str(hopper._near(window)) == "causal"
+    assert hopper._earlier(lower(pc.causal)) is pc.full and hopper._near(lower(pc.causal & pc.window(40))) is lower(pc.causal & pc.window(40))
 
 
 # The tiles that are visited
