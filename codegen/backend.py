@@ -15,7 +15,8 @@ from patternc.cards import card
 from patternc.codegen import short, tail_backend
 from patternc.codegen.device import precision, processors
 from patternc.codegen.kernels import generate
-from patternc.codegen.launch import Call, Known, attention_backward, attention_forward, layout_of
+from patternc.codegen.known import Known, KnownBackward
+from patternc.codegen.launch import Call, attention_backward, attention_forward, layout_of
 from patternc.codegen.norms import backward_norms, norms
 from patternc.codegen.parameters import ChoiceTables, TileLists, prepared_args
 from patternc.codegen.quotients import backward_quotient, quotient
@@ -86,18 +87,34 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
     for part in parts:
         call = call_of(part, scale, bound, q, k, v)
         found = attention_forward(call, q, k, v, found, part is not parts[-1])
-    if len(parts) == 1 and (known := Known.of(call, q, k, v)):
-        if len(bound.kept) >= MOST_KEPT:
-            bound.kept.clear()
-        bound.kept[key] = known
+    if len(parts) == 1:
+        _keep(bound, key, Known.of(call, q, k, v))
     return found
 
 
+def _keep(bound: Bound, key: tuple, known: Known | KnownBackward | None) -> None:
+    if known is not None:
+        if len(bound.kept) >= MOST_KEPT:
+            bound.kept.clear()
+        bound.kept[key] = known
+
+
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound, onto: tuple | None = None):
+    dout = dout.to(out.dtype)
+    dlse = torch.zeros_like(lse) if dlse is None else dlse.float().contiguous()
+    key = None
+    if onto is None:
+        key = compiled, scale, *map(layout_of, (q, k, v, out, dout)), precision(q.dtype)
+        known = bound.kept.get(key)
+        if known is not None:
+            return known.run(q, k, v, out, lse, dout, dlse)
     by_queries, by_keys = (compiled.parts_at(bound, shape_of(q, v), column) for column in "kq")
     calls = {part: call_of(part, scale, bound, q, k, v, out, dout) for part in dict.fromkeys((*by_queries, *by_keys))}
-    by_queries, by_keys = ([calls[part] for part in parts] for parts in (by_queries, by_keys))
-    return attention_backward(by_queries, q, k, v, out, lse, dout, dlse, by_keys, onto)
+    queries, keys = ([calls[part] for part in parts] for parts in (by_queries, by_keys))
+    found = attention_backward(queries, q, k, v, out, lse, dout, dlse, keys, onto)
+    if key is not None and len(calls) == 1:
+        _keep(bound, key, KnownBackward.of(queries[0], q, k, v, out, dout))
+    return found
 
 
 def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool, onto: tuple | None = None):

@@ -49,7 +49,7 @@ def _convert(n: Node, parts: list):
     if op == "div":
         return sp.floor(parts[0] / parts[1])
     if op == "where":
-        return sp.Piecewise((parts[1], parts[0]), (parts[2], True))
+        return sp.Piecewise((parts[1], _plain(parts[0])), (parts[2], True))
     if op == "table":
         return sp.Symbol(n.args[0].name or "T" + n.args[0].order[1:7])
     if op == "read":
@@ -69,6 +69,21 @@ _SYMPY = {
     "mul": sp.Mul, "mod": sp.Mod, "min": sp.Min, "max": sp.Max, "abs": sp.Abs, "true": lambda: sp.true, "false": lambda: sp.false,
     "and": sp.And, "or": sp.Or, "not": sp.Not, "xor": sp.Xor,
 }  # fmt: skip
+
+
+def _plain(condition):
+    """A condition with cases of conditions in the place of conditions on cases, which sympy 1.14 cannot take apart if they depend on no symbol."""
+    asked = [r for r in condition.atoms(sp.Rel) if r.has(sp.Piecewise)]
+    return condition.xreplace({r: _by_cases(r, sp.piecewise_fold(r.lhs)) for r in asked})
+
+
+def _by_cases(relation, cases):
+    if not isinstance(cases, sp.Piecewise):
+        return relation.func(cases, relation.rhs)
+    found = sp.true
+    for value, condition in reversed(cases.args):
+        found = sp.ITE(condition, _by_cases(relation, value), found)
+    return found
 
 
 def _relation(p: Pattern, core):

@@ -245,6 +245,18 @@ def test_sympy_agrees_with_dense(p, data):
         assert bool(value) == bool(mask[0, hh, qq, kk])
 
 
+def test_sympy_takes_cases_of_cases():
+    """A case that depends on no symbol, in the condition of another."""
+    q = sympy.Symbol("q")
+    inner = pc.where(pc.table([0], "t")[0] < 0, 0, pc.q)
+    relation = (pc.where(inner < 2, 0, 1) < 1).sympy()
+    assert relation.subs(sympy.Function("t", integer=True)(0), 5).subs(q, 1) == sympy.true
+    relation = (pc.where(pc.where(pc.q < pc.k, pc.where(pc.k < 3, 1, 2), 5) < 2, 0, 1) < 1).sympy()
+    for a in range(5):
+        for b in range(5):
+            assert bool(relation.subs({"q": a, "k": b})) == (a < b < 3)
+
+
 def test_sympy_forms():
     x, y = sympy.symbols("q k")
     assert pc.causal.sympy() == sympy.Ge(x - y, 0)

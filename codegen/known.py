@@ -1,0 +1,70 @@
+"""Calls that were made before: on inputs of equal layouts only results are allocated, and kernels launched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from patternc.codegen.call import Call
+from patternc.codegen.launch import LOG2E, Partial, Ready, layout_of
+from patternc.codegen.matrices import empty
+from patternc.orders.vectors import whole
+
+
+@dataclass(frozen=True)
+class Known:
+    """A forward: one kernel, and what puts its pieces together."""
+
+    ready: Ready
+    score_scale: float
+
+    @staticmethod
+    def of(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Known | None:
+        """None where a call makes copies, scales by less than 0, or has args that may change."""
+        ready = _ready(call, "forward", q, k, v)
+        return ready and Known(ready, call.scale * LOG2E)
+
+    def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Partial:
+        """`(o, lse)`."""
+        o = empty(q, q.shape[2], v.shape[3], q.dtype)
+        lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+        self.ready.run({"lse_ptr": lse, "score_scale": self.score_scale}, {"q": q, "k": k, "v": v, "o": o}, q.device)
+        return o, lse
+
+
+@dataclass(frozen=True)
+class KnownBackward:
+    """A backward: its three kernels, and what puts pieces together."""
+
+    rows: Ready
+    dq: Ready
+    dkdv: Ready
+    scale: float
+
+    @staticmethod
+    def of(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor, do: torch.Tensor) -> KnownBackward | None:
+        """None as for a forward, and where vectors of the queries are laid out anew or groups of heads have kernels of their own."""
+        if {call.plan.forward.kind, call.plan.transposed.kind} & {"boxes", "heads"}:
+            return None
+        found = _ready(call, "backward_rows", o, do), *(_ready(call, name, q, k, v, do) for name in ("backward_dq", "backward_dkdv"))
+        return KnownBackward(*found, call.scale) if all(found) else None
+
+    def run(self, q, k, v, o, lse, do, dlse) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`(dq, dk, dv)`; `dlse` is contiguous and in float32."""
+        delta, lse2 = torch.empty(2, *lse.shape[:2], whole(lse.shape[2]), dtype=torch.float32, device=lse.device)
+        vectors = {"delta_ptr": delta, "lse2_ptr": lse2}
+        self.rows.run({"lse_ptr": lse, "dlse_ptr": dlse, **vectors}, {"o": o, "do": do}, q.device)
+        dq, dk, dv = (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
+        values = {"scale": self.scale, "score_scale": self.scale * LOG2E, **vectors}
+        matrices = {"q": q, "k": k, "v": v, "do": do}
+        self.dq.run(values, {**matrices, "dq": dq}, q.device)
+        self.dkdv.run(values, {**matrices, "dk": dk, "dv": dv}, q.device)
+        return dq, dk, dv
+
+
+def _ready(call: Call, name: str, *matrices: torch.Tensor) -> Ready | None:
+    """What a kernel is launched with on matrices of these layouts, the first that it takes; None where that is not kept, or not all of it."""
+    layouts = tuple(map(layout_of, matrices))
+    found = [x for key, x in (call.ready or {}).items() if key[0] == name and not key[4] and key[5 : 5 + len(layouts)] == layouts]
+    return found[0] if len(found) == 1 and call.scale > 0 and found[0].grid else None
