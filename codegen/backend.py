@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-import numpy as np
 import torch
 
-from patternc.analysis.runs import members
 from patternc.args import Bound, bind
-from patternc.balance import Costs, all_tiles, of_groups, row_tiles, schedule, tiles_of_layout
+from patternc.balance import Costs, all_tiles, of_groups, row_tiles, schedule
 from patternc.cards import card
 from patternc.codegen import short, tail_backend
 from patternc.codegen.device import precision, processors
@@ -18,29 +16,25 @@ from patternc.codegen.kernels import generate
 from patternc.codegen.known import Known, KnownBackward
 from patternc.codegen.launch import Call, attention_backward, attention_forward, layout_of
 from patternc.codegen.norms import backward_norms, norms
-from patternc.codegen.parameters import ChoiceTables, TileLists, prepared_args
+from patternc.codegen.parameters import prepared_args
 from patternc.codegen.quotients import backward_quotient, quotient
+from patternc.codegen.reads import bounds_of, static_of
 from patternc.codegen.schedule import Dealt
 from patternc.codegen.tail_backend import tail_backward
 from patternc.codegen.widths import check_width
 from patternc.errors import BackendError, DeviceError, DtypeError, InternalError, PatterncError
 from patternc.expr.pattern import Pattern
-from patternc.kept import unchanged
-from patternc.layout import layout
 from patternc.orders.count import Boxes, Sizes, choose_boxes
 from patternc.orders.heads import groups_of
-from patternc.plan import AxisPlan, Plan
+from patternc.plan import Plan
 from patternc.prediction import fastest
 from patternc.rates import Config, Rate, Shape, mask_weight
 from patternc.signature import signature
-from patternc.tables import run_table
-from patternc.visits import choice_tables
 
 MOST_HEAD_DIM = 256
 TYPICAL, TYPICAL_HEADS = 8192, 8  # tokens and heads for which configurations are chosen
 MOST_KEPT = 256  # things that are kept with a call's args
-MOST_LENGTHS = 64  # lengths whose tile lists are kept
-MOST_TABLES = 8  # tables of runtime data that are kept: two directions for a few sets of args
+MOST_LENGTHS = 64  # lengths whose schedules are kept
 
 
 def check(q: torch.Tensor, v: torch.Tensor) -> None:
@@ -156,7 +150,7 @@ def _make_call(compiled, scale: float, bound: Bound, device: torch.device, shape
             scale=scale,
             q_start=on_device.q_start,
             args=on_device.values,
-            bounds=lambda direction, rows, cols: _bounds(own, bound, on_device, device, direction, rows, cols),
+            bounds=lambda direction, rows, cols: bounds_of(own, bound, on_device, device, direction, rows, cols),
             boxes=lambda direction, rows, cols: _boxes(plan, bound, direction, rows, cols),
             fit=lambda kernel, access, candidates: _fit(own.exact, plan, bound, shape, kernel, access, candidates),
             height=short.height(bound.n_q, bound.n_k),
@@ -204,80 +198,6 @@ def _boxes(plan: Plan, bound: Bound, direction: str, block_m: int, block_n: int)
     return choose_boxes(getattr(plan, direction), Sizes(bound.n_q, bound.n_k, bound.q_start), *tile)
 
 
-def _bounds(compiled, bound: Bound, on_device: Bound, device: torch.device, direction: str, rows: int, cols: int):
-    """The table or the lists that a plan reads beside its formulas."""
-    axis = compiled.plan.forward if direction == "forward" else compiled.plan.transposed
-    if axis.kind != "table":
-        return _static(compiled, axis, on_device, device, direction, rows, cols)
-    key = unchanged(bound)
-    if key is None:
-        return run_table(compiled.conjuncts, "k" if direction == "forward" else "q", on_device, rows)
-    kept = compiled.state.setdefault("tables", {})
-    key = device, direction, rows, *key
-    if key not in kept:
-        if len(kept) >= MOST_TABLES:
-            kept.pop(next(iter(kept)))
-        # The values are kept beside their table, so that their memory, whose address is in the key, is not given to others.
-        kept[key] = run_table(compiled.conjuncts, "k" if direction == "forward" else "q", on_device, rows), bound
-    return kept[key][0]
-
-
-def _static(compiled, axis: AxisPlan, bound: Bound, device: torch.device, direction: str, rows: int, cols: int) -> TileLists | ChoiceTables:
-    """The lists of one length; kept, since a static pattern's tiles depend on nothing else."""
-    kept = compiled.state.setdefault("lists", {})
-    start = bound.q_start
-    if not isinstance(start, int):
-        raise BackendError("this pattern's tiles are lists, and lists need `q_start` as an int", fix="give q_start as an int")
-    # Only lists of all tiles depend on args, and those that are tensors are not kept.
-    scalars = tuple(sorted(bound.values.items())) if axis.kind == "list" else ()
-    key = (device, direction, rows, cols, bound.n_q, bound.n_k, bound.heads, start, scalars)
-    known = all(isinstance(value, int) for _, value in scalars)
-    if not known or key not in kept:
-        made = (_make_lists if axis.kind == "list" else _make_choices)(compiled, axis, bound, device, rows, cols)
-        if not known:
-            return made
-        if len(kept) >= MOST_LENGTHS:
-            kept.pop(next(iter(kept)))
-        kept[key] = made
-    return kept[key]
-
-
-def _make_choices(compiled, axis: AxisPlan, bound: Bound, device: torch.device, rows: int, cols: int) -> ChoiceTables:
-    made = choice_tables(axis, bound, rows, cols, transposed=axis is compiled.plan.transposed)
-    return ChoiceTables(*(None if x is None else torch.from_numpy(x).to(device) for x in made))
-
-
-def _make_lists(compiled, axis: AxisPlan, bound: Bound, device: torch.device, rows: int, cols: int) -> TileLists:
-    """The exact layout, tile by tile."""
-    transposed = axis is compiled.plan.transposed
-    exact = layout(compiled.exact, bound, (cols, rows) if transposed else (rows, cols), transposed=transposed)
-    group = np.zeros(bound.heads, np.int32)
-    parts = {"full": ([], []), "partial": ([], [])}
-    for i, cell in enumerate(exact.groups):
-        group[list(cell.heads)] = i
-        for (pointers, tiles), runs in zip(parts.values(), cell.tiles.whole):
-            keys = members(runs)
-            row = keys // cell.tiles.grid.width
-            before = sum(len(t) for t in tiles)
-            pointers.append(before + np.searchsorted(row, np.arange(cell.tiles.grid.row.tiles + 1)))
-            tiles.append(keys - row * cell.tiles.grid.width)
-
-    def tensor(x) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(x, np.int32)).to(device)
-
-    def entries(tiles) -> torch.Tensor:
-        return tensor(np.concatenate([*tiles, [0]]))  # kernels read one entry ahead
-
-    return TileLists(
-        tensor(group),
-        tensor(np.stack(parts["partial"][0])),
-        entries(parts["partial"][1]),
-        tensor(np.stack(parts["full"][0])),
-        entries(parts["full"][1]),
-        tiles_of_layout(exact),
-    )
-
-
 def _schedule(compiled, plan: Plan, bound: Bound, device, shape: Shape, kernel: str, access: str, config: Config, copies: int, group: int):
     """How row tiles of one length are dealt, a `Dealt` or None (`launch.Call.schedule`); kept, since it depends on no data."""
     transposed = kernel == "backward_dkdv"
@@ -299,7 +219,7 @@ def _schedule(compiled, plan: Plan, bound: Bound, device, shape: Shape, kernel: 
         if start is None:
             tiles = all_tiles(bound, tile, transposed)
         elif axis.kind == "list":
-            tiles = _static(compiled, axis, bound, device, "transposed" if transposed else "forward", *tile).counts
+            tiles = static_of(compiled, axis, bound, device, "transposed" if transposed else "forward", *tile).counts
         else:
             tiles = row_tiles(compiled.exact, axis, bound, tile, transposed)
         weight = mask_weight(axis.mask if axis.kind == "boxes" else plan.mask)
