@@ -9,7 +9,7 @@ import patternc as pc
 from patternc import balance, runtime
 from patternc.args import bind
 from patternc.balance import Costs, schedule
-from patternc.codegen import launch, short
+from patternc.codegen import backend, launch, short
 from patternc.codegen.backend import call_of
 from patternc.codegen.pieces import workspace
 
@@ -99,3 +99,14 @@ def test_one_row_tile_is_cut():
     assert schedule(np.array([[20.0]]), 1, costs, 132) is None
     assert schedule(np.array([[1024.0]]), 64, costs, 132).cuts == 4  # 256 programs run at once, 320 would take twice as long
     assert schedule(np.array([[1024.0]]), 100, costs, 132).cuts == 5  # 200 would leave processors idle: two turns
+
+
+def test_a_cache_that_grows_asks_little_anew(sooner, monkeypatch):
+    """How many tiles rows visit is asked at lengths rounded up."""
+    p, asked = pc.parse("causal & window(601)"), []
+    for where in (short, backend):
+        monkeypatch.setattr(where, "row_tiles", lambda *given, plain=where.row_tiles: asked.append(given) or plain(*given))
+    for n_k in range(700, 704):
+        q, k = torch.randn(1, 4, 1, 16, device=DEVICE), torch.randn(1, 1, n_k, 16, device=DEVICE)
+        pc.compile(p, "triton")(q, k, k)
+    assert len(asked) == 2  # whether rows are long, and the schedule
