@@ -94,8 +94,6 @@ def _keep(bound: Bound, key: tuple, known: Known | KnownBackward | None) -> None
 
 
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound, onto: tuple | None = None):
-    dout = dout.to(out.dtype)
-    dlse = torch.zeros_like(lse) if dlse is None else dlse.float().contiguous()
     key = None
     if onto is None:
         key = compiled, scale, *map(layout_of, (q, k, v, out, dout)), precision(q.dtype)

@@ -198,9 +198,8 @@ def generate(plan: Plan, narrow: bool = False) -> Source:
     results = [name for name in assigned(found) if name in wanted and name not in given]
     text, calls["find"] = function("_find_tiles", ["tile", "b", "h"], found, ", ".join(results), "Where the tiles of a row tile are.")
     functions.append(text)
-    calls["place"] = hopper_text.TILE
     calls["find"] = f"{', '.join(results)} = {calls['find']}"
-    read = hopper_text.names([*(call for name, call in calls.items() if name != "place"), *frame.row_lines])
+    read = hopper_text.names([*calls.values(), *frame.row_lines])
     shared = [name for name in read if name in parameters or name in constants]
     shared = [name for name in (*parameters, *constants) if name in shared]
     pieces = hopper_text.Pieces(calls, tuple(frame.rows_in("s_layout")), tuple(shared), narrow)

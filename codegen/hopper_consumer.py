@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patternc.codegen.frame import indent, wrap
-from patternc.codegen.hopper_text import ITEMS, Pieces, consumer_parameters, typed
+from patternc.codegen.hopper_text import ITEMS, TILE, Pieces, consumer_parameters, typed
 
 
 def consumer(pieces: Pieces) -> str:
@@ -19,7 +19,7 @@ def consumer(pieces: Pieces) -> str:
         "o_rows: tl.constexpr = tl.SliceLayout(1, o_layout)",
     ]
     begin = [
-        *([] if pieces.narrow else [pieces.calls["place"], pieces.calls["find"]]),
+        *([] if pieces.narrow else [TILE.format("item"), pieces.calls["find"]]),
         *pieces.rows,
         "count = partial_count + full_count",
         "place = turn % Q_STAGES * 2 + own",
@@ -64,7 +64,7 @@ def _begin_ahead(pieces: Pieces) -> list[str]:
         "mbarrier.wait(q_full.index(own), 0)",
         "mbarrier.wait(k0_full.index(0), 0)",
         SCORES_AHEAD.format("own"),
-        pieces.calls["place"].replace("item", "tl.program_id(0)"),
+        TILE.format("tl.program_id(0)"),
         pieces.calls["find"],
         "total, peak = tl.zeros([64], tl.float32, s_rows), tl.zeros([64], tl.float32, s_rows)",
         "acc = tl.zeros([64, BLOCK_DV], tl.float32, o_layout)",
@@ -82,7 +82,7 @@ def _ahead(pieces: Pieces) -> list[str]:
         "mbarrier.wait(q_full.index(ahead), (turn + 1) // Q_STAGES & 1, pred=more)",
         "mbarrier.wait(k0_full.index(0), (turn + 1) & 1, pred=more)",
         SCORES_AHEAD.format("ahead"),
-        pieces.calls["place"].replace("item,", "tl.minimum(item + tl.num_programs(0), items - 1),"),
+        TILE.format("tl.minimum(item + tl.num_programs(0), items - 1)"),
         pieces.calls["find"],
         "acc = warpgroup_mma_wait(1, deps=[values])",
         "mbarrier.arrive(v_empty.index(before), count=1)",

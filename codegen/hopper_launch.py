@@ -55,7 +55,7 @@ def pays(call: Call, matrices: dict[str, torch.Tensor]) -> bool:
     """Whether a forward that this kernel can run is faster by it than by the portable kernel, as far as was measured."""
     q, config, plan = matrices["q"], _config(matrices["q"]), call.plan
     pack = pack_of(plan, matrices)
-    if plan.forward.kind == "list" or plan.forward.filler is not None or (q.shape[3] < 128 and pack == 1):
+    if plan.forward.kind == "list" or plan.forward.filler is not None:
         return False
     items = q.shape[0] * q.shape[1] // pack * -(-q.shape[2] // (config.block_m // pack))
     if items < processors(q.device):  # the portable kernel's rows can be cut

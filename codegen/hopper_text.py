@@ -78,9 +78,9 @@ class Pieces:
     """What a plan adds to the text.
 
     Attributes:
-        calls: the statements that say which row tile an item is ("place") and find its tiles ("find"), and calls that give the column
-            tile of the number `i` ("partial", "full"), one of them perhaps absent, and masked scores ("mask"; of the tile of a row tile's
-            own positions "first mask"), absent where nothing is masked.
+        calls: the statement that finds the tiles of a row tile ("find"), and calls that give the column tile of the number `i`
+            ("partial", "full"), one of them perhaps absent, and masked scores ("mask"; of the tile of a row tile's own positions
+            "first mask"), absent where nothing is masked.
         rows: statements about the rows' positions, `q_row`.
         shared: parameters and constants of the kernel that all these read.
         narrow: the keys at a row tile's own positions are a tile of their own, k0 and v0, before all others.
@@ -161,7 +161,7 @@ ITEMS = [
     "g, turn = 0, 0  # tiles of columns, and row tiles, before this one: counted one by one, so that the compiler sees that a warp agrees",
     "for item in range(tl.program_id(0), items, tl.num_programs(0)):",
 ]
-TILE = "tile, b, h, kv_h = _place(item, n_q, HEADS, GROUP, PACK, SECTION, BLOCK_M)"
+TILE = "tile, b, h, kv_h = _place({}, n_q, HEADS, GROUP, PACK, SECTION, BLOCK_M)"
 
 
 def _parameters(own: list[str], pieces: Pieces) -> list[str]:
@@ -180,7 +180,7 @@ def producer(pieces: Pieces) -> str:
     """The warp that loads: Q, then K and V of every tile in the order in which they are used, V beside the scores of the next tile."""
     last = _fetch("v", "g - 1", "late", "late_b, late_head")
     lines = [
-        pieces.calls["place"],
+        TILE.format("item"),
         pieces.calls["find"],
         "for own in tl.static_range(2):",
         "    place = turn % Q_STAGES * 2 + own",

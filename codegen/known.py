@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from patternc.codegen.call import Call
-from patternc.codegen.launch import LOG2E, Partial, Ready, layout_of
+from patternc.codegen.launch import LOG2E, Partial, Ready, gradient_of_lse, layout_of
 from patternc.codegen.matrices import empty
 from patternc.orders.vectors import whole
 
@@ -51,10 +51,10 @@ class KnownBackward:
         return KnownBackward(*found, call.scale) if all(found) else None
 
     def run(self, q, k, v, o, lse, do, dlse) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`(dq, dk, dv)`; `dlse` is contiguous and in float32."""
+        """`(dq, dk, dv)`."""
         delta, lse2 = torch.empty(2, *lse.shape[:2], whole(lse.shape[2]), dtype=torch.float32, device=lse.device)
         vectors = {"delta_ptr": delta, "lse2_ptr": lse2}
-        self.rows.run({"lse_ptr": lse, "dlse_ptr": dlse, **vectors}, {"o": o, "do": do}, q.device)
+        self.rows.run({"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), **vectors}, {"o": o, "do": do}, q.device)
         dq, dk, dv = (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
         values = {"scale": self.scale, "score_scale": self.scale * LOG2E, **vectors}
         matrices = {"q": q, "k": k, "v": v, "do": do}

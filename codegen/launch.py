@@ -56,7 +56,7 @@ def attention_backward(
     """
     calls = calls if isinstance(calls, list) else [calls]
     do = in_rows(do.to(o.dtype), warn=False)
-    dlse = torch.zeros_like(lse) if dlse is None else dlse.float().contiguous()
+    dlse = gradient_of_lse(lse, dlse)
     vectors = torch.empty(2, *lse.shape[:2], whole(lse.shape[2]), dtype=torch.float32, device=lse.device)
     delta, lse2 = vectors
     o = in_rows(o)
@@ -76,6 +76,11 @@ def attention_backward(
             _launch(call, kernel, {**matrices, **mine}, shared, bool(before), _in_order(call, kernel, vectors, q.shape[2]))
     dq = found["dq"]
     return (dq if sign == 1 else dq.neg_() if sign else dq.zero_()), found["dk"], found["dv"]
+
+
+def gradient_of_lse(lse: torch.Tensor, dlse: torch.Tensor | None) -> torch.Tensor:
+    """As the kernels read it, 0 where there is none."""
+    return torch.zeros_like(lse) if dlse is None else dlse.float().contiguous()
 
 
 def run_kernel(call: Call, kernel: str, q, k, v, do, merge: bool = False) -> Callable[[], None]:

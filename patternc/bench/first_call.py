@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import contextmanager
 
 
 def inputs(n: int):
@@ -32,33 +31,12 @@ def of_spec(spec, args: dict) -> dict:
     return {name: x for name, x in args.items() if name in signature(spec)}
 
 
-@contextmanager
-def compilations():
-    """A list that grows with every kernel that Triton is asked for: whether it was found on disk."""
-    import triton
-
-    found, before = [], triton.knobs.compilation.listener
-    triton.knobs.compilation.listener = lambda *, cache_hit, **about: found.append(cache_hit)
-    try:
-        yield found
-    finally:
-        triton.knobs.compilation.listener = before
-
-
-def _start_triton() -> None:
-    """What Triton does once a process, for all kernels: its driver, and hashes of itself and of its assembler for the names in its cache."""
-    import triton
-    from triton.runtime.cache import triton_key
-
-    triton.compiler.make_backend(triton.runtime.driver.active.get_current_target()).hash()
-    triton_key()
-
-
 def measure(text: str, n: int, lengths: list[int]) -> dict:
     """Times and counts of `patternc.bench.latency.FirstRow`; calls at `lengths` should find their kernels."""
     import torch
 
     from patternc.bench.latency import HEAD_DIM, HEADS
+    from patternc.codegen import timing
     from patternc.compile import compile
     from patternc.parsing import parse
     from patternc.runtime import backend_module
@@ -78,9 +56,9 @@ def measure(text: str, n: int, lengths: list[int]) -> dict:
     (grad @ grad.mT).sum().item()
     started = time.perf_counter()
     if torch.cuda.is_available():
-        _start_triton()
+        timing.start()
     driver = since(started)
-    with compilations() as found:
+    with timing.compilations() as found:
         started = time.perf_counter()
         module = compile(text, "triton", num_heads=HEADS, head_dim=HEAD_DIM).to(q.device)
         out = module(q, k, v, **of_spec(module.spec, args))
