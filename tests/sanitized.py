@@ -1,14 +1,14 @@
-"""Small launches of every kernel, for compute-sanitizer: `python tests/sanitized.py all|portable`."""
+"""Small launches of every kernel, for compute-sanitizer: `python tests/sanitized.py CASE`, a key of `CASES`."""
 
 import sys
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 import patternc as pc
 from patternc.args import bind
 from patternc.codegen.backend import call_of
-from patternc.codegen.device import has_tma
 from patternc.codegen.launch import attention_backward, attention_forward
 from patternc.runtime import compiled
 
@@ -29,42 +29,39 @@ TERMS = {
 }
 
 
-def inputs(n_q=N, n_k=N, width=WIDTH):
-    return [torch.randn(1, h, n, width, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h, n in ((4, n_q), (2, n_k), (2, n_k))]
+def inputs(n_q=N, n_k=N):
+    return [torch.randn(1, h, n, WIDTH, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h, n in ((4, n_q), (2, n_k), (2, n_k))]
 
 
 def args_of(text, n):
     return {"ids": torch.arange(n, device="cuda", dtype=torch.int32) // 70} if "ids" in text else {}
 
 
-def whole(text, *rows):
-    out = pc.compile(text, "triton", num_heads=4, head_dim=rows[0].shape[3]).cuda()(*rows, **args_of(text, rows[1].shape[2]))
+def whole(text, n_q=N, n_k=N):
+    rows = inputs(n_q, n_k)
+    out = pc.compile(text, "triton", num_heads=4, head_dim=WIDTH).cuda()(*rows, **args_of(text, rows[1].shape[2]))
     out.float().square().sum().backward()
 
 
-def by_variant(text, variant, backward):
+def by_variant(text, variant):
+    """One kernel of each kind; those for Hopper are forwards."""
     q, k, v = (x.detach() for x in inputs())
     p = pc.parse(text)
     call = replace(call_of(compiled(p), 0.1, bind(p, args_of(text, N), N, heads=4), q, k, v), plan=compiled(p).plan, variant=variant)
     o, lse = attention_forward(call, q, k, v)
-    if backward:
+    if variant != "hopper":
         attention_backward(call, q, k, v, o, lse, torch.ones_like(o))
 
 
-def main(kernels: str) -> None:
-    portable = ["pointers", *(["descriptors"] if kernels == "all" and has_tma(torch.device("cuda")) else [])]
-    for text in (PATTERNS["causal"], PATTERNS["tables"], PATTERNS["lists"]):
-        for variant in portable:
-            by_variant(text, variant, True)
-        if kernels == "all" and torch.cuda.get_device_capability()[0] == 9:
-            by_variant(text, "hopper", False)
-    if kernels == "all":
-        for text in (*PATTERNS.values(), *TERMS.values()):
-            whole(text, *inputs())
-        whole("causal", *inputs(1, 2200))  # cut into pieces
-        whole("window(left=10, right=10) | global(3)", *inputs(2200, 2200))
-    torch.cuda.synchronize()
+VARIANTS = ["pointers", "descriptors", "hopper"]
+CASES = {
+    **{f"{name}, {variant}": partial(by_variant, PATTERNS[name], variant) for name in ("causal", "tables", "lists") for variant in VARIANTS},
+    **{name: partial(whole, text) for name, text in (PATTERNS | TERMS).items()},
+    "cut into pieces": partial(whole, "causal", n_q=1, n_k=2200),
+    "long rows": partial(whole, "window(left=10, right=10) | global(3)", n_q=2200, n_k=2200),
+}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    CASES[sys.argv[1]]()
+    torch.cuda.synchronize()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sanitized import CASES
 
 import patternc as pc
 from patternc.args import bind
@@ -141,9 +142,10 @@ def _sanitizer() -> str | None:
 
 
 @pytest.mark.skipif(_sanitizer() is None, reason="compute-sanitizer is not installed")
-@pytest.mark.parametrize("tool, kernels", [("memcheck", "all"), ("racecheck", "portable")])
-def test_sanitizer(tool, kernels):
-    script = str(Path(__file__).with_name("sanitized.py"))
-    command = [_sanitizer(), "--tool", tool, "--error-exitcode", "9", sys.executable, script, kernels]
+@pytest.mark.parametrize("tool, case", [*(("memcheck", case) for case in CASES), *(("racecheck", case) for case in CASES if "pointers" in case)])
+def test_sanitizer(tool, case):
+    if case.endswith(tuple({"descriptors", "hopper"} - set(VARIANTS))):
+        pytest.skip("these kernels are for Hopper")
+    command = [_sanitizer(), "--tool", tool, "--error-exitcode", "9", sys.executable, str(Path(__file__).with_name("sanitized.py")), case]
     done = subprocess.run(command, env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0 and "SUMMARY: 0 " in done.stdout + done.stderr, (done.stdout + done.stderr)[-3000:]
