@@ -114,8 +114,8 @@ def tile_layout(block: list[int], dtype: str):
     return language.NVMMASharedLayout.get_default_for(block, {"bf16": language.bfloat16, "fp16": language.float16}[dtype])
 
 
-def describe_tiles(x: torch.Tensor, rows: int, heads: int = 1):
-    """Gluon's descriptor of [B, heads, n, d] for tiles of [heads, rows, d]."""
-    plain = describe(x, rows, x.shape[3], "descriptors")
+def describe_tiles(x: torch.Tensor, rows: int, heads: int = 1, width: int | None = None):
+    """Gluon's descriptor of [B, heads, n, d] for tiles of [heads, rows, width], by default all columns."""
+    plain = describe(x, rows, width or x.shape[3], "descriptors")
     block = [1, heads, *plain.block_shape[2:]]
     return TensorDescriptor(x, plain.shape, plain.strides, block, tile_layout(block, DTYPES[x.dtype]))

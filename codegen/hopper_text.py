@@ -142,7 +142,7 @@ def names(lines: Iterable[str]) -> dict[str, None]:
     tree = ast.parse("\n".join(lines))
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     read = (n for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and id(n) not in called)
-    found = list(dict.fromkeys(n.id for n in read if n.id not in ("tl", "float")))
+    found = list(dict.fromkeys(n.id for n in read if n.id not in ("tl", "float", "mbarrier", "tma")))
     return dict.fromkeys([*(n for n in found if not n.isupper()), *(n for n in found if n.isupper())])
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from triton.runtime.errors import OutOfResources
 
-from patternc.codegen import cache, tail_configs
+from patternc.codegen import cache, tail_configs, tail_pass
 from patternc.codegen.configs import padded
 from patternc.codegen.descriptors import describe, reachable
 from patternc.codegen.device import has_tma, on, precision, processors
@@ -89,7 +89,8 @@ def tail_forward(call: TailCall, q, k, v, sums: bool, keep: bool = True, onto: t
     )
     q, k, v = run.operands(q, k, v)
     states = run.key_states(k, v)
-    run.clear(o, weights)
+    if not add:
+        run.clear(o, weights)
     run.launch("forward", {"q": q, "k": k, "v": v, "o": o}, {"sums_ptr": weights, "states_ptr": states[0], "vectors_ptr": states[1]})
     return o, weights, states if keep else None
 
@@ -102,7 +103,8 @@ def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: States | None
     """
     run = _Run(call, q, k, v, dsums is not None, onto is not None)
     dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
-    run.clear(dq)
+    if onto is None:
+        run.clear(dq)
     q, k, v = run.operands(q, k, v)
     do = in_rows(do.to(v.dtype), warn=False)
     dsums = None if dsums is None else dsums.contiguous()
@@ -153,6 +155,12 @@ _launches: dict[tuple, Launch] = {}
 MOST_LAUNCHES = 4096
 
 
+def _remember(key: tuple, launch: Launch) -> None:
+    if len(_launches) >= MOST_LAUNCHES:
+        _launches.clear()
+    _launches[key] = launch
+
+
 class _Run:
     """The kernels of a call on tensors of one shape."""
 
@@ -167,18 +175,30 @@ class _Run:
         self.configs = call.configs or tail_configs.choose(self.dtype.itemsize, self.precision, halves * self.d, self.heads // self.kv_heads)
         self.tables = call.tables(self.configs.slot)
         slots = self.slots = self.tables.slots
-        tables = (x is not None for x in (slots.first, slots.low, slots.live))
-        self.form = Form(call.feature, sums, *tables, slots.mirrored)
+        self.form = Form(call.feature, sums, slots.first is not None, slots.low is not None, slots.live is not None, slots.mirrored)
+        self.one_pass = call.configs is None and self._in_one_pass(q, k, v)
+        if self.one_pass:
+            heads = self.batch * self.kv_heads * self.d // tail_pass.SLICE
+            slot = tail_pass.slot_of(max(self.n_k, self.n_q - slots.offset), heads, processors(self.device))
+            self.configs = replace(self.configs, slot=slot)
+            self.tables = call.tables(slot)
+            slots = self.slots = self.tables.slots
         values = {"slots": slots.count, "n_q": self.n_q, "n_k": self.n_k, "per_row": self.tables.per_row}
         self.values = {**values, "offset": slots.offset, **self.tables.tensors}
         self.shape = self.batch * self.kv_heads * slots.count * halves, padded(self.d), padded(self.dv)
+
+    def _in_one_pass(self, q, k, v) -> bool:
+        """Whether the kernels of `tail_pass` take this."""
+        if not tail_pass.covers(self.form, q, v) or min(self.n_q, self.n_q - self.slots.offset) < tail_pass.LEAST:
+            return False
+        return all(map(reachable, map(in_rows, (q, k, v))))
 
     def operands(self, *tensors):
         return [in_rows(x.to(self.dtype)) for x in tensors]
 
     def clear(self, *results) -> None:
         """Rows before the first slot read nothing."""
-        offset = None if self.add else self.slots.offset
+        offset = self.slots.offset
         for x in results if offset is not None and offset > 0 else ():
             if x is not None:
                 (x[:, :, max(x.shape[2] - offset, 0) :] if self.slots.mirrored else x[:, :, :offset]).zero_()
@@ -193,6 +213,8 @@ class _Run:
 
     def _states(self, name: str, matrices: dict, vectors: dict) -> States:
         count, d, dv = self.shape
+        if self.one_pass and self.slots.count == 1:  # nothing enters it
+            return torch.empty(0, dtype=self.dtype, device=self.device), torch.empty(0, dtype=torch.float32, device=self.device)
         states = torch.empty(count, d, dv, dtype=self.dtype, device=self.device)
         own, summed = torch.empty(2, count, d + dv, dtype=torch.float32, device=self.device)
         self.launch(name, matrices, {**vectors, "states_ptr": states, "vectors_ptr": own})
@@ -214,6 +236,8 @@ class _Run:
         return -(-padded(self.dv) // min(config.slice, padded(self.dv)))
 
     def launch(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> None:
+        if self.one_pass and name in tail_pass.text.ROLES:
+            return self._launch_pass(name, matrices, values)
         layout = tuple((m, x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
         while True:
             config = _chosen.get((name, self.configs.of[name], self.form, self.dtype, self.d, self.dv), self.configs.of[name])
@@ -222,9 +246,7 @@ class _Run:
             launch = _launches.get(key)
             if launch is None:
                 launch = self._prepare(name, config, matrices)
-                if len(_launches) >= MOST_LAUNCHES:
-                    _launches.clear()
-                _launches[key] = launch
+                _remember(key, launch)
             values = {**self.values, **values, **self._tiles(name, config)}
             programs = self._programs(name, config, values)
             values = {p: values[p] for p in launch.kernel.parameters if p in values}
@@ -235,6 +257,34 @@ class _Run:
                 return
             except OutOfResources as error:
                 self._step_down(name, config, error)
+
+    def _launch_pass(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> None:
+        """A kernel that goes through its slots in one pass; two halves of a gradient are added at the end."""
+        form = tail_pass.PassForm(name, self.form.feature, self.slots.mirrored, self.add)
+        result = matrices[form.roles["o"]]
+        if form.apart:
+            matrices = {**matrices, "p": empty(result, result.shape[2], result.shape[3], result.dtype)}
+            if form.of_rows:
+                self.clear(matrices["p"])
+        matrices = {m: matrices[m] for m in (*form.roles.values(), *["p"] * form.apart)}
+        layout = tuple((m, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
+        key = form, self.configs.slot, self.heads, self.kv_heads, self.device, layout
+        launch = _launches.get(key)
+        if launch is None:
+            launch = tail_pass.prepare(form, self.configs.slot, matrices, self.heads, self.kv_heads)
+            _remember(key, launch)
+        extent = self.n_q - self.slots.offset if form.of_rows else max(self.n_k, self.n_q - self.slots.offset)
+        values = {**self.values, **values, "extent": extent}
+        values = {p: values[p] for p in launch.decided}
+        programs = self.batch * self.kv_heads * self.slots.count * tail_pass.parts(form, self.d)
+
+        def run() -> None:
+            launch.run(programs, values, matrices)
+            if form.apart:
+                result.add_(matrices["p"])
+
+        with on(self.device):
+            self.call.watch(name, run)
 
     def _prepare(self, name: str, config: TailConfig, matrices: dict[str, torch.Tensor]) -> Launch:
         described = described_by(matrices, self.dtype)
