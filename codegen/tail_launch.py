@@ -176,22 +176,24 @@ class _Run:
         self.tables = call.tables(self.configs.slot)
         slots = self.slots = self.tables.slots
         self.form = Form(call.feature, sums, slots.first is not None, slots.low is not None, slots.live is not None, slots.mirrored)
-        self.one_pass = call.configs is None and self._in_one_pass(q, k, v)
-        if self.one_pass:
-            heads = self.batch * self.kv_heads * self.d // tail_pass.SLICE
-            slot = tail_pass.slot_of(max(self.n_k, self.n_q - slots.offset), heads, processors(self.device))
-            self.configs = replace(self.configs, slot=slot)
-            self.tables = call.tables(slot)
+        self.each = self._in_one_pass(q, k, v) if call.configs is None else 0
+        if self.each:
+            self.configs = replace(self.configs, slot=tail_pass.SLOT)
+            self.tables = call.tables(tail_pass.SLOT)
             slots = self.slots = self.tables.slots
         values = {"slots": slots.count, "n_q": self.n_q, "n_k": self.n_k, "per_row": self.tables.per_row}
         self.values = {**values, "offset": slots.offset, **self.tables.tensors}
         self.shape = self.batch * self.kv_heads * slots.count * halves, padded(self.d), padded(self.dv)
 
-    def _in_one_pass(self, q, k, v) -> bool:
-        """Whether the kernels of `tail_pass` take this."""
-        if not tail_pass.covers(self.form, q, v) or min(self.n_q, self.n_q - self.slots.offset) < tail_pass.LEAST:
-            return False
-        return all(map(reachable, map(in_rows, (q, k, v))))
+    def _in_one_pass(self, q, k, v) -> int:
+        """How many slots a program of `tail_pass` goes through; 0 where these kernels do not take the call."""
+        if not tail_pass.covers(self.form, q, v) or not all(map(reachable, map(in_rows, (q, k, v)))):
+            return 0
+        rows = self.n_q - self.slots.offset
+        heads = self.batch * self.kv_heads * self.d // tail_pass.SLICE
+        slots = -(-max(self.n_k, rows) // tail_pass.SLOT)
+        each = tail_pass.slots_each(slots, heads, processors(self.device))
+        return each if min(self.n_q, rows) >= tail_pass.LEAST and 2 * heads * -(-slots // each) >= processors(self.device) else 0
 
     def operands(self, *tensors):
         return [in_rows(x.to(self.dtype)) for x in tensors]
@@ -213,7 +215,7 @@ class _Run:
 
     def _states(self, name: str, matrices: dict, vectors: dict) -> States:
         count, d, dv = self.shape
-        if self.one_pass and self.slots.count == 1:  # nothing enters it
+        if self.each >= self.slots.count:  # a program begins where nothing has been added
             return torch.empty(0, dtype=self.dtype, device=self.device), torch.empty(0, dtype=torch.float32, device=self.device)
         states = torch.empty(count, d, dv, dtype=self.dtype, device=self.device)
         own, summed = torch.empty(2, count, d + dv, dtype=torch.float32, device=self.device)
@@ -236,7 +238,7 @@ class _Run:
         return -(-padded(self.dv) // min(config.slice, padded(self.dv)))
 
     def launch(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> None:
-        if self.one_pass and name in tail_pass.text.ROLES:
+        if self.each and name in tail_pass.text.ROLES:
             return self._launch_pass(name, matrices, values)
         layout = tuple((m, x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
         while True:
@@ -268,15 +270,15 @@ class _Run:
                 self.clear(matrices["p"])
         matrices = {m: matrices[m] for m in (*form.roles.values(), *["p"] * form.apart)}
         layout = tuple((m, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
-        key = form, self.configs.slot, self.heads, self.kv_heads, self.device, layout
+        key = form, self.heads, self.kv_heads, self.device, layout
         launch = _launches.get(key)
         if launch is None:
-            launch = tail_pass.prepare(form, self.configs.slot, matrices, self.heads, self.kv_heads)
+            launch = tail_pass.prepare(form, matrices, self.heads, self.kv_heads)
             _remember(key, launch)
         extent = self.n_q - self.slots.offset if form.of_rows else max(self.n_k, self.n_q - self.slots.offset)
-        values = {**self.values, **values, "extent": extent}
+        values = {**self.values, **values, "extent": extent, "span": self.each}
         values = {p: values[p] for p in launch.decided}
-        programs = self.batch * self.kv_heads * self.slots.count * tail_pass.parts(form, self.d)
+        programs = self.batch * self.kv_heads * -(-self.slots.count // self.each) * tail_pass.parts(form, self.d)
 
         def run() -> None:
             launch.run(programs, values, matrices)

@@ -155,7 +155,7 @@ def _features(f: PassForm, x: str, columns: str) -> str:
 
 def _in_place(f: PassForm, x: str, columns: str) -> list[str]:
     """Put features in the place of a tile."""
-    return [f"{x}.store({_features(f, f'{x}.load(plain)', columns)}.to({x}.dtype))"] if f.featured(x) else []
+    return [f"{x}.store({_features(f, f'{x}.load(plain)', columns)}.to({x}.dtype))"]
 
 
 def _buffer(f: PassForm, term: int) -> str:
@@ -165,11 +165,6 @@ def _buffer(f: PassForm, term: int) -> str:
 
 def states(f: PassForm) -> tuple[str, str]:
     """The warpgroup that sums a state and hands on, before every chunk, what the chunks before it have added."""
-    make = [
-        *_in_place(f, "y", "D"),
-        *_in_place(f, "z", "W"),
-        *["fence_async_shared()", "mbarrier.arrive(yz_ready.index(slot), count=1)"] * f.made,
-    ]
     hand_on = [
         "mbarrier.wait(s_empty.index((t - BUFFERS) % 2), (t - BUFFERS) // 2 & 1, pred=t >= BUFFERS)",
         "high = s.to(state_tiles.dtype)",
@@ -178,37 +173,51 @@ def states(f: PassForm) -> tuple[str, str]:
         "fence_async_shared()",
         "mbarrier.arrive(s_full.index(t % 2), count=1)",
     ]
-    n = "t" if f.of_rows else "n"
+    n, total = ("t", "chunks") if f.of_rows else ("n", "chunks * GROUP")
     step = [
-        f"slot = {n} % STAGES",
-        "y, z = y_tiles.index(slot).reshape([64, D]), z_tiles.index(slot).reshape([64, W])",
-        f"mbarrier.wait(yz_full.index(slot), {n} // STAGES & 1)",
-        *make,
         *(hand_on if f.of_rows else ["if r == 0:", *_indented(hand_on)]),
-        "s = warpgroup_mma(y.permute((1, 0)), z, s, is_async=True)",
-        "s = warpgroup_mma_wait(0, deps=[s])",
+        f"slot = {n} % STAGES",
+        *([] if f.made else [f"mbarrier.wait(yz_full.index(slot), {n} // STAGES & 1)"]),
+        "y, z = y_tiles.index(slot).reshape([64, D]), z_tiles.index(slot).reshape([64, W])",
+        "more = warpgroup_mma(y.permute((1, 0)), z, s, is_async=True)",
+        *([f"if {n} + 1 < {total}:  # beside the product", *_indented(_make(f, f"{n} + 1"))] if f.made else []),
+        "s = warpgroup_mma_wait(0, deps=[more])",
         "mbarrier.arrive(yz_empty.index(slot), count=1)",
     ]
     lines = [
         _layout("layout", "W"),
         *[f"plain: tl.constexpr = {PLAIN}"] * f.made,
         "s = tl.zeros([D, W], tl.float32, layout)",
-        "if slots > 1:",
+        "if spans > 1:",
         *_indented(_entering(f)),
+        *(["if chunks > 0:", *_indented(_make(f, "0"))] if f.made else []),
         "for t in range(chunks):",
         *_indented(step if f.of_rows else ["for r in range(GROUP):", *_indented(["n = t * GROUP + r", *step])]),
     ]
     return _partition("_states", "Sums y^T z over the chunks.", [], lines)
 
 
+def _make(f: PassForm, number: str) -> list[str]:
+    """Put features in the place of tiles of y or z."""
+    slot = f"({number}) % STAGES" if " " in number else number
+    return [
+        f"mbarrier.wait(yz_full.index({slot}), {f'({number}) // STAGES & 1' if ' ' in number else '0'})",
+        *(f"{x}_next = {x}_tiles.index({slot}).reshape([64, {w}])" for x, w in zip("yz", "DW") if f.featured(x)),
+        *(line for x, w in zip("yz", "DW") if f.featured(x) for line in _in_place(f, f"{x}_next", w)),
+        "fence_async_shared()",
+        f"mbarrier.arrive(yz_ready.index({slot}), count=1)",
+    ]
+
+
 def _entering(f: PassForm) -> list[str]:
-    """The state that enters a program's slot, from memory: [features, columns of v], here perhaps transposed."""
+    """The state that enters a program's slots, from memory: [features, columns of v], here perhaps transposed."""
     rows, columns = "tl.arange(0, D, tl.SliceLayout(1, layout))[:, None]", "tl.arange(0, W, tl.SliceLayout(0, layout))[None, :]"
     columns = columns if f.apart else f"column + {columns}"
     d, e = (rows, columns) if "u" not in f.roles else (columns, rows)
     lines = [
         f"d, e = {d}, {e}",
-        f"cell = ((b * (HEADS // GROUP) + kv_h).to(tl.int64) * slots + slot_of_program){' * 2 + column // W' * f.apart}",
+        f"cell = (b * (HEADS // GROUP) + kv_h).to(tl.int64) * slots + {'first_slot' if f.of_rows else 'tl.minimum(first_slot + span, slots) - 1'}",
+        *["cell = cell * 2 + column // W"] * f.apart,
         "s = tl.load(states_ptr + cell * D * D + d * D + e).to(tl.float32)",
     ]
     if f.of_rows:
@@ -222,7 +231,7 @@ STATE_LEFT = "mbarrier.arrive(s_empty.index(t % 2), count=1)"
 def results(f: PassForm) -> tuple[str, str]:
     """A warpgroup that computes the results of every other tile of x."""
     n = "t" if f.of_rows else "n"
-    make = [*_in_place(f, "x", "D"), *["fence_async_shared()"] * f.featured("x")]
+    make = [*_in_place(f, "x", "D"), "fence_async_shared()"] if f.featured("x") else []
     step = [
         f"slot = {n} % STAGES",
         f"mbarrier.wait({'yz_ready' if f.made else 'yz_full'}.index(slot), {n} // STAGES & 1)",
