@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from patternc.codegen import cache, configs, hopper, hopper_launch, tail_configs
+from patternc.codegen import cache, configs, hopper, hopper_launch, tail_configs, tail_pass, tail_pass_launch
 from patternc.codegen.configs import Config
 from patternc.codegen.dispatch import renamed
 from patternc.codegen.frame import is_wide
@@ -24,6 +24,7 @@ from patternc.codegen.parameters import box_constants
 from patternc.codegen.tail_blocks import BlockSource
 from patternc.codegen.tail_configs import TailConfig
 from patternc.codegen.tail_kernels import TailSource
+from patternc.codegen.tail_pass import PassConfig, PassSource
 from patternc.codegen.uses import is_pointer
 from patternc.errors import BackendError
 from patternc.orders.count import Boxes
@@ -67,12 +68,12 @@ class TailJob:
         precision: of products of float32.
     """
 
-    source: TailSource | BlockSource
+    source: TailSource | BlockSource | PassSource
     kernel: str
     dtype: str
     head_dim: int
     value_dim: int
-    config: TailConfig
+    config: TailConfig | PassConfig
     slot: int = 256
     heads: int = 16
     group: int = 1
@@ -155,6 +156,8 @@ def _type(parameter: str, job: Job, kernel: Kernel) -> str:
 
 def _tail_signature(job: TailJob) -> tuple[dict[str, str], dict[str, object]]:
     kernel = job.source.kernels[job.kernel]
+    if isinstance(job.source, PassSource):
+        return _pass_signature(job)
     constants = tail_configs.constants(job.config, job.slot, job.head_dim, job.value_dim, job.heads, job.group)
     constants |= {"ALIGN": 16, "PRECISION": job.precision, "ADD": False, "TARGETS": TARGETS, "CHUNK": CHUNK}
     constants |= {"SLAB": job.config.slice, "WIDTH": job.head_dim * job.value_dim}
@@ -171,6 +174,20 @@ def _tail_signature(job: TailJob) -> tuple[dict[str, str], dict[str, object]]:
         return "i64" if f"{parameter}: tl.int64" in kernel.text else "i32"
 
     return {p: kind(p) for p in kernel.parameters}, {c: constants[c] for c in kernel.constants}
+
+
+def _pass_signature(job: TailJob) -> tuple[dict[str, str], dict[str, object]]:
+    form = job.source.form
+
+    def kind(parameter: str) -> str:
+        name, _, what = parameter.rpartition("_")
+        if what == "desc":
+            block = [1, 1, tail_pass.CHUNK, tail_pass.width(form, job.head_dim) if name in "zuop" else job.head_dim]
+            return f"tensordesc<bf16{block},{hopper_launch.tile_layout(block, 'bf16')!r}>"
+        return "i32" if what != "ptr" else "*fp32" if name == "vectors" else "*bf16"
+
+    constants = tail_pass_launch.constants(form, job.head_dim, job.heads, job.group)
+    return {p: kind(p) for p in job.source.kernels[job.kernel].parameters}, constants
 
 
 def compile_one(job: Job | TailJob) -> Report:

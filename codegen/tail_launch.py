@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from triton.runtime.errors import OutOfResources
 
-from patternc.codegen import cache, tail_configs, tail_pass
+from patternc.codegen import cache, tail_configs, tail_pass, tail_pass_launch
 from patternc.codegen.configs import padded
 from patternc.codegen.descriptors import describe, reachable
 from patternc.codegen.device import has_tma, on, precision, processors
@@ -22,6 +22,7 @@ from patternc.codegen.matrices import empty, in_rows, strides
 from patternc.codegen.prepared import Launch
 from patternc.codegen.tail_configs import SCANS, STATES, TailConfig, TailConfigs
 from patternc.codegen.tail_kernels import TailSource, generate
+from patternc.codegen.tail_pass_form import ROLES, PassForm
 from patternc.codegen.tail_text import Form
 from patternc.errors import BackendError
 from patternc.tail import result_of
@@ -155,12 +156,6 @@ _launches: dict[tuple, Launch] = {}
 MOST_LAUNCHES = 4096
 
 
-def _remember(key: tuple, launch: Launch) -> None:
-    if len(_launches) >= MOST_LAUNCHES:
-        _launches.clear()
-    _launches[key] = launch
-
-
 class _Run:
     """The kernels of a call on tensors of one shape."""
 
@@ -176,7 +171,7 @@ class _Run:
         self.tables = call.tables(self.configs.slot)
         slots = self.slots = self.tables.slots
         self.form = Form(call.feature, sums, slots.first is not None, slots.low is not None, slots.live is not None, slots.mirrored)
-        self.each = self._in_one_pass(q, k, v) if call.configs is None else 0
+        self.each = 0 if call.configs else tail_pass_launch.slots_of_program(self.form, slots.offset, q, k, v)
         if self.each:
             self.configs = replace(self.configs, slot=tail_pass.SLOT)
             self.tables = call.tables(tail_pass.SLOT)
@@ -184,16 +179,6 @@ class _Run:
         values = {"slots": slots.count, "n_q": self.n_q, "n_k": self.n_k, "per_row": self.tables.per_row}
         self.values = {**values, "offset": slots.offset, **self.tables.tensors}
         self.shape = self.batch * self.kv_heads * slots.count * halves, padded(self.d), padded(self.dv)
-
-    def _in_one_pass(self, q, k, v) -> int:
-        """How many slots a program of `tail_pass` goes through; 0 where these kernels do not take the call."""
-        if not tail_pass.covers(self.form, q, v) or not all(map(reachable, map(in_rows, (q, k, v)))):
-            return 0
-        rows = self.n_q - self.slots.offset
-        heads = self.batch * self.kv_heads * self.d // tail_pass.SLICE
-        slots = -(-max(self.n_k, rows) // tail_pass.SLOT)
-        each = tail_pass.slots_each(slots, heads, processors(self.device))
-        return each if min(self.n_q, rows) >= tail_pass.LEAST and 2 * heads * -(-slots // each) >= processors(self.device) else 0
 
     def operands(self, *tensors):
         return [in_rows(x.to(self.dtype)) for x in tensors]
@@ -215,7 +200,7 @@ class _Run:
 
     def _states(self, name: str, matrices: dict, vectors: dict) -> States:
         count, d, dv = self.shape
-        if self.each >= self.slots.count:  # a program begins where nothing has been added
+        if 0 < self.slots.count <= self.each:  # programs begin where nothing has been added
             return torch.empty(0, dtype=self.dtype, device=self.device), torch.empty(0, dtype=torch.float32, device=self.device)
         states = torch.empty(count, d, dv, dtype=self.dtype, device=self.device)
         own, summed = torch.empty(2, count, d + dv, dtype=torch.float32, device=self.device)
@@ -238,8 +223,9 @@ class _Run:
         return -(-padded(self.dv) // min(config.slice, padded(self.dv)))
 
     def launch(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> None:
-        if self.each and name in tail_pass.text.ROLES:
-            return self._launch_pass(name, matrices, values)
+        if self.each and name in ROLES:
+            self._launch_pass(PassForm(name, self.form.feature, self.slots.mirrored, self.add), matrices, values)
+            return
         layout = tuple((m, x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
         while True:
             config = _chosen.get((name, self.configs.of[name], self.form, self.dtype, self.d, self.dv), self.configs.of[name])
@@ -248,7 +234,9 @@ class _Run:
             launch = _launches.get(key)
             if launch is None:
                 launch = self._prepare(name, config, matrices)
-                _remember(key, launch)
+                if len(_launches) >= MOST_LAUNCHES:
+                    _launches.clear()
+                _launches[key] = launch
             values = {**self.values, **values, **self._tiles(name, config)}
             programs = self._programs(name, config, values)
             values = {p: values[p] for p in launch.kernel.parameters if p in values}
@@ -260,33 +248,26 @@ class _Run:
             except OutOfResources as error:
                 self._step_down(name, config, error)
 
-    def _launch_pass(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> None:
-        """A kernel that goes through its slots in one pass; two halves of a gradient are added at the end."""
-        form = tail_pass.PassForm(name, self.form.feature, self.slots.mirrored, self.add)
-        result = matrices[form.roles["o"]]
+    def _launch_pass(self, form: PassForm, matrices: dict[str, torch.Tensor], values: dict) -> None:
+        """A kernel that goes through its slots in one pass; what two halves of the features give is added at the end."""
+        matrices, result = {m: matrices[m] for m in form.roles.values()}, matrices[form.roles["o"]]
         if form.apart:
-            matrices = {**matrices, "p": empty(result, result.shape[2], result.shape[3], result.dtype)}
+            half = matrices["p"] = empty(result, result.shape[2], result.shape[3], result.dtype)
             if form.of_rows:
-                self.clear(matrices["p"])
-        matrices = {m: matrices[m] for m in (*form.roles.values(), *["p"] * form.apart)}
-        layout = tuple((m, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
-        key = form, self.heads, self.kv_heads, self.device, layout
-        launch = _launches.get(key)
-        if launch is None:
-            launch = tail_pass.prepare(form, matrices, self.heads, self.kv_heads)
-            _remember(key, launch)
-        extent = self.n_q - self.slots.offset if form.of_rows else max(self.n_k, self.n_q - self.slots.offset)
-        values = {**self.values, **values, "extent": extent, "span": self.each}
+                self.clear(half)
+        launch = tail_pass_launch.launch_of(form, matrices, self.heads, self.kv_heads)
+        rows = self.n_q - self.slots.offset
+        values = {**self.values, **values, "extent": rows if form.of_rows else max(self.n_k, rows), "span": self.each}
         values = {p: values[p] for p in launch.decided}
         programs = self.batch * self.kv_heads * -(-self.slots.count // self.each) * tail_pass.parts(form, self.d)
 
         def run() -> None:
             launch.run(programs, values, matrices)
             if form.apart:
-                result.add_(matrices["p"])
+                result.add_(half)
 
         with on(self.device):
-            self.call.watch(name, run)
+            self.call.watch(form.kernel, run)
 
     def _prepare(self, name: str, config: TailConfig, matrices: dict[str, torch.Tensor]) -> Launch:
         described = described_by(matrices, self.dtype)

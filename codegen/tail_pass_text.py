@@ -8,19 +8,12 @@ waited for with the parity of i // STAGES, its barrier `empty` with the other on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from patternc.codegen.frame import indent, wrap
 from patternc.codegen.hopper_text import assigned, names, typed
+from patternc.codegen.tail_pass_form import OF_ROWS, PassForm
 from patternc.codegen.tail_text import FEATURES
 
-ROLES = {  # x, y, z, u and the result of each kernel
-    "forward": ("q", "k", "v", None, "o"),
-    "backward_q": ("do", "v", "k", "q", "dq"),
-    "backward_k": ("v", "do", "q", "k", "dk"),
-    "backward_v": ("k", "q", "do", None, "dv"),
-}
-OF_ROWS = ("q", "do", "o", "dq")
 HELPERS = (
     '''
 @gluon.jit
@@ -32,61 +25,6 @@ def _store_rows(ptr, stride_b, stride_h, stride_n, b, head, first, column, value
     tl.store(at, values.to(ptr.dtype.element_ty), mask=row >= 0)
 ''',
 )
-
-
-@dataclass(frozen=True)
-class PassForm:
-    """What a one-pass kernel is generated for.
-
-    Attributes:
-        kernel: a name in ROLES.
-        feature: a name in `tail_text.FEATURES`.
-        mirrored: rows and keys are counted from the last ones.
-        add: the result is added to what is there.
-    """
-
-    kernel: str
-    feature: str
-    mirrored: bool = False
-    add: bool = False
-
-    @property
-    def roles(self) -> dict[str, str]:
-        """The matrix of each role: x and y, whose products weigh z; u, whose features have the gradient that is found; o, the result."""
-        return {role: matrix for role, matrix in zip("xyzuo", ROLES[self.kernel]) if matrix}
-
-    @property
-    def of_rows(self) -> bool:
-        """Whether rows have results, of earlier keys, or keys, of later rows."""
-        return self.kernel in ("forward", "backward_q")
-
-    def featured(self, role: str) -> bool:
-        """Whether features of a matrix are multiplied, not the matrix itself."""
-        return self.feature != "identity" and self.roles.get(role) in ("q", "k")
-
-    @property
-    def apart(self) -> bool:
-        """Whether programs take one half of the features each, and the results are added afterwards; else they take slices of columns."""
-        return self.feature == "softmax"
-
-    @property
-    def terms(self) -> int:
-        """Rounded terms of a state: one would spoil dq, since do is nearly orthogonal to the mean of v, which is most of it."""
-        return 2 if self.kernel == "backward_q" else 1
-
-    @property
-    def made(self) -> bool:
-        """Whether the warpgroup that sums a state makes features of y or z for the others."""
-        return self.featured("y") or self.featured("z")
-
-    @property
-    def may_begin_before(self) -> bool:
-        """Whether a tile of results may begin before the first one there is."""
-        return self.of_rows or self.mirrored
-
-    @property
-    def rings(self) -> list[str]:
-        return ["x", "yz", "s", *["o"] * self.add]
 
 
 def _partition(name: str, doc: str, own: list[str], lines: list[str]) -> tuple[str, str]:
@@ -311,11 +249,11 @@ def _load_sum(f: PassForm) -> list[str]:
 
 
 def _add_sum(f: PassForm) -> list[str]:
-    there = "o_tiles.index(own).reshape([64, W]).load(o_layout).to(tl.float32)"
-    return [
-        f"mbarrier.wait(o_full.index(own), number // 2 & 1{', pred=column == 0' * f.apart})",
-        f"o += tl.where(column == 0, {there}, 0.0)" if f.apart else f"o += {there}",
+    lines = [
+        "mbarrier.wait(o_full.index(own), number // 2 & 1)",
+        "o += o_tiles.index(own).reshape([64, W]).load(o_layout).to(tl.float32)",
     ]
+    return ["if column == 0:", *_indented(lines)] if f.apart else lines
 
 
 def kernel(f: PassForm, entries: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 
 import patternc as pc
 from patternc.args import bind
+from patternc.codegen import tail_pass_launch
 from patternc.codegen.backend import call_of
 from patternc.codegen.launch import attention_backward, attention_forward
 from patternc.runtime import compiled
@@ -27,6 +28,7 @@ TERMS = {
     "two sides": 'window(20) + linear_tail(feature="elu+1", norm="denominator")',
     "block sums": "causal & (dilate(4) & window(64) + linear_tail)",
 }
+ONE_PASS = {"prefix": 'causal & (window(32) + linear_tail(norm="none"))', "two sides": 'window(20) + linear_tail(feature="elu+1", norm="none")'}
 
 
 def inputs(n_q=N, n_k=N):
@@ -53,10 +55,18 @@ def by_variant(text, variant):
         attention_backward(call, q, k, v, o, lse, torch.ones_like(o))
 
 
+def one_pass(text):
+    """The kernels of a term that go through many slots, as if the card had few processors."""
+    tail_pass_launch.processors = lambda device: 8
+    rows = [torch.randn(2, h, n, WIDTH, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h, n in ((4, 1100), (2, 1300), (2, 1300))]
+    pc.compile(text, "triton")(*rows).float().square().sum().backward()
+
+
 VARIANTS = ["pointers", "descriptors", "hopper"]
 CASES = {
     **{f"{name}, {variant}": partial(by_variant, PATTERNS[name], variant) for name in ("causal", "tables", "lists") for variant in VARIANTS},
     **{name: partial(whole, text) for name, text in (PATTERNS | TERMS).items()},
+    **{f"{name}, one pass": partial(one_pass, text) for name, text in ONE_PASS.items()},
     "cut into pieces": partial(whole, "causal", n_q=1, n_k=2200),
     "long rows": partial(whole, "window(left=10, right=10) | global(3)", n_q=2200, n_k=2200),
 }

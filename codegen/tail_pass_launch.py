@@ -1,0 +1,85 @@
+"""Host side of the one-pass kernels of a linear tail: when they are taken, how slots are dealt, and their launches."""
+
+from __future__ import annotations
+
+import torch
+
+from patternc.codegen import cache, hopper_launch
+from patternc.codegen.descriptors import reachable
+from patternc.codegen.device import has_tma, processors
+from patternc.codegen.matrices import in_rows
+from patternc.codegen.prepared import Launch
+from patternc.codegen.tail_pass import CHUNK, SLICE, SLOT, config_of, generate, parts, width
+from patternc.codegen.tail_pass_form import PassForm
+from patternc.codegen.tail_text import Form
+
+WIDTHS = (64, 128)  # of heads
+LEAST = 1024  # rows from which on this pays, measured on an H100
+
+
+def slots_of_program(form: Form, offset: int | None, q, k, v) -> int:
+    """How many slots a program goes through; 0 where these kernels do not take the term.
+
+    They take scans without tables, of heads that fit, on a Hopper card, and where there is something to do for half of its processors.
+    """
+    if form.sums or form.steps or form.gated or form.dead or q.dtype != torch.bfloat16 or q.shape[3] not in WIDTHS or v.shape[3] != q.shape[3]:
+        return 0
+    if hopper_launch.language is None or not has_tma(q.device) or torch.cuda.get_device_capability(q.device)[0] != 9:
+        return 0
+    rows = q.shape[2] - offset
+    if min(q.shape[2], rows) < LEAST or not all(reachable(in_rows(x)) for x in (q, k, v)):
+        return 0
+    heads = k.shape[0] * k.shape[1] * k.shape[3] // SLICE
+    slots = -(-max(k.shape[2], rows) // SLOT)
+    each = deal(slots, heads, processors(q.device))
+    return each if 2 * heads * -(-slots // each) >= processors(q.device) else 0
+
+
+def deal(slots: int, heads: int, processors: int) -> int:
+    """How many slots of each of `heads` to give to a program, so that processors have equally much to do.
+
+    Where a head has several programs, other kernels sum what slots add before, which takes about a third of the time.
+    """
+
+    def cost(programs: int) -> float:
+        return -(-heads * programs // processors) * -(-slots // programs) * (1.0 if programs == 1 else 1.3 + 0.01 * programs)
+
+    return -(-slots // min(range(1, min(slots, 2 * processors) + 1), key=cost))
+
+
+_launches: dict[tuple, Launch] = {}
+MOST_LAUNCHES = 1024
+
+
+def launch_of(form: PassForm, matrices: dict[str, torch.Tensor], heads: int, kv_heads: int) -> Launch:
+    """The launch on matrices of one layout, the result of the other half among them as "p" where halves are apart."""
+    layout = tuple((m, x.device, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
+    key = form, heads, kv_heads, layout
+    launch = _launches.get(key)
+    if launch is None:
+        if len(_launches) >= MOST_LAUNCHES:
+            _launches.clear()
+        launch = _launches[key] = _prepare(form, matrices, heads, kv_heads)
+    return launch
+
+
+def _prepare(form: PassForm, matrices: dict[str, torch.Tensor], heads: int, kv_heads: int) -> Launch:
+    source, d = generate(form), matrices[form.roles["x"]].shape[3]
+    config, w = config_of(form, d), width(form, d)
+    described = {}
+    for role, matrix in {**form.roles, **({"p": "p"} if form.apart else {})}.items():
+        pattern = hopper_launch.describe_tiles(matrices[matrix], CHUNK, width=w if role in "zuop" else d)
+        pattern.base = None
+        described[f"{role}_desc"] = matrix, pattern
+    kernel = source.kernels[form.kernel]
+    pointers = [m for m in matrices if f"{m}_ptr" in kernel.parameters]
+    fixed = {f"{m}_stride_{axis}": matrices[m].stride(i) for m in pointers for i, axis in enumerate("bhn")}
+    fixed |= constants(form, d, heads, heads // kv_heads)
+    return Launch(kernel, getattr(cache.load(source.text), form.kernel), config, 0, 0, fixed, pointers, described)
+
+
+def constants(form: PassForm, d: int, heads: int, group: int) -> dict[str, int]:
+    """Constexprs by name."""
+    config = config_of(form, d)
+    sizes = {"HEADS": heads, "GROUP": group, "D": d, "W": width(form, d), "PARTS": parts(form, d), "SLOT": SLOT}
+    return sizes | {"STAGES": config.stages, "BUFFERS": config.buffers}

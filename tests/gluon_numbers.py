@@ -1,0 +1,213 @@
+"""Runs the text of a Gluon kernel with numpy, as far as the kernels of a linear tail need: Triton's own interpreter knows no Gluon.
+
+Numbers are float64 whatever the text rounds to.  Those that run beside each other are coroutines, which go on in random order; loads
+arrive at random times, and products read shared memory until they are waited for.  What a card would answer with a hang, a wrong number
+or an illegal instruction is an AssertionError here.
+"""
+
+import ast
+import random
+from types import SimpleNamespace
+
+import numpy as np
+
+from patternc.codegen.hopper_ring import _coroutines
+from patternc.codegen.ring_parts import ANYTHING, Barrier
+
+
+class Tensor(np.ndarray):
+    type = SimpleNamespace(layout=None)
+
+    def to(self, dtype):
+        return self
+
+
+def tensor(x):
+    return np.asarray(x).view(Tensor)
+
+
+class Number(int):
+    """An integer that a kernel computes."""
+
+    def to(self, dtype):
+        return self
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod", "radd", "rsub", "rmul", "rfloordiv", "rmod"):
+    def _operate(self, other, name=f"__{_name}__"):
+        found = getattr(int, name)(self, int(other)) if isinstance(other, (int, np.integer)) else NotImplemented
+        return Number(found) if found is not NotImplemented else found
+
+    setattr(Number, f"__{_name}__", _operate)
+
+
+class Pointer:
+    dtype = SimpleNamespace(element_ty=None)
+
+    def __init__(self, array, offset=0):
+        self.array, self.offset = array, offset
+
+    def __add__(self, offset):
+        return Pointer(self.array, self.offset + offset)
+
+
+class Tile:
+    """Shared memory of one tile."""
+
+    dtype = None
+
+    def __init__(self, shape):
+        self.data, self.there, self.reading, self.version = tensor(np.full(shape, np.nan)), False, 0, 0
+
+    def reshape(self, shape):
+        assert list(self.data.shape) == list(shape)
+        return self
+
+    def load(self, layout):
+        assert self.there, "read before it arrived"
+        return self.data.copy()
+
+    def store(self, value):
+        self.write(value)
+
+    def write(self, value):
+        assert not self.reading, "overwritten while a product reads it"
+        assert value.shape == self.data.shape
+        self.data, self.there, self.version = tensor(np.array(value)), True, self.version + 1
+
+    def permute(self, axes):
+        return SimpleNamespace(tile=self, transposed=True)
+
+
+class Product:
+    def __init__(self, a, b, acc):
+        self.operands, self.acc, self.value = [(self._tile(x), x) for x in (a, b)], acc, None
+        for tile, _ in self.operands:
+            if tile is not None:
+                assert tile.there, "a product of a tile that has not arrived"
+                tile.reading += 1
+
+    @staticmethod
+    def _tile(x):
+        return x if isinstance(x, Tile) else getattr(x, "tile", None)
+
+    def end(self):
+        a, b = (x if tile is None else tile.data.T if tile is not x else tile.data for tile, x in self.operands)
+        acc = self.acc.value if isinstance(self.acc, Product) else self.acc
+        self.value = tensor(a @ b + acc)
+        for tile, _ in self.operands:
+            if tile is not None:
+                tile.reading -= 1
+
+
+class Card:
+    """Runs one program after the other."""
+
+    def __init__(self, text: str, kernel: str, seed: int):
+        self.random, self.program = random.Random(seed), 0
+        self.namespace = self._modules()
+        exec(compile(_coroutines(ast.parse(text)), "<gluon>", "exec"), self.namespace)
+        self.kernel = self.namespace[kernel]
+
+    def run(self, grid: int, *parameters) -> None:
+        for self.program in range(grid):
+            self.kernel(*parameters)
+
+    @staticmethod
+    def describe(array, rows, width):
+        shape = [rows, width]
+        return SimpleNamespace(array=array, dtype=None, layout="tile", block_type=SimpleNamespace(nbytes=rows * width, shape=shape))
+
+    def _modules(self) -> dict:
+        tl = SimpleNamespace(
+            constexpr=ANYTHING, int64=np.int64, float32=np.float64, static_range=range, program_id=lambda _: Number(self.program),
+            cdiv=lambda a, b: Number(-(-a // b)), minimum=lambda a, b: Number(min(a, b)) if isinstance(a, int) else np.minimum(a, b), where=self._where,
+            maximum=lambda a, b: Number(max(a, b)) if isinstance(a, int) else np.maximum(a, b), exp2=np.exp2, max=lambda x, axis: x.max(axis),
+            sum=lambda x, axis: x.sum(axis), arange=lambda a, b, layout=None: tensor(np.arange(a, b)), zeros=lambda shape, *_: tensor(np.zeros(shape)),
+            convert_layout=lambda x, _: x, load=lambda p: tensor(p.array.ravel()[p.offset]), store=self._store_pointers, warp_specialize=self._beside,
+            allocate_shared_memory=self._allocate, NVMMASharedLayout=ANYTHING, NVMMADistributedLayout=ANYTHING, DotOperandLayout=ANYTHING,
+            SliceLayout=ANYTHING, BlockedLayout=ANYTHING,
+        )  # fmt: skip
+        barriers = SimpleNamespace(
+            MBarrierLayout=lambda: "barriers", init=self._init, wait=lambda barrier, phase, pred=True: (barrier, phase) if pred else None,
+            arrive=lambda barrier, count=1, pred=True: barrier.arrive(count) if pred else None,
+            expect=lambda barrier, size, pred=True: barrier.arrive(1, size) if pred else None,
+        )  # fmt: skip
+        tma = SimpleNamespace(async_load=self._load, async_store=self._store, store_wait=lambda count: None)
+        gluon = SimpleNamespace(jit=lambda f=None, **_: f if f else lambda g: g)
+        return {
+            "gluon": gluon, "tl": tl, "mbarrier": barriers, "tma": tma, "fence_async_shared": lambda: None, "warpgroup_mma": self._multiply,
+            "warpgroup_mma_wait": self._wait,
+        }  # fmt: skip
+
+    @staticmethod
+    def _where(condition, a, b):
+        return tensor(np.where(condition, a, b))
+
+    def _allocate(self, dtype, shape, layout):
+        make = (lambda i: Barrier(f"barrier {i}")) if layout == "barriers" else (lambda i: Tile(shape[1:]))
+        slots = [make(i) for i in range(shape[0])]
+        return SimpleNamespace(index=slots.__getitem__, dtype=None)
+
+    def _init(self, barrier, count):
+        barrier.arrivals = barrier.pending = count
+
+    def _rows(self, desc, place, slot):
+        b, h, first, column = place
+        rows = np.arange(first, first + slot.data.shape[0])
+        inside = (rows >= 0) & (rows < desc.array.shape[2])
+        return desc.array[b, h], rows, inside, slice(column, column + slot.data.shape[1])
+
+    def _load(self, desc, place, barrier, slot, pred=True):
+        if pred:
+            assert not slot.reading, "a load overwrites what a product reads"
+            slot.there = False
+            self.arriving.append((desc, place, barrier, slot))
+
+    def _arrive(self, desc, place, barrier, slot):
+        matrix, rows, inside, columns = self._rows(desc, place, slot)
+        data = np.zeros(slot.data.shape)
+        data[inside] = matrix[rows[inside], columns]
+        slot.write(data)
+        barrier.receive(desc.block_type.nbytes)
+
+    def _store(self, desc, place, slot):
+        assert place[2] >= 0, "TMA cannot store where a tile begins before the first row"
+        matrix, rows, inside, columns = self._rows(desc, place, slot)
+        matrix[rows[inside], columns] = slot.data[inside]
+
+    @staticmethod
+    def _store_pointers(pointer, values, mask):
+        at = np.broadcast_to(pointer.offset, values.shape)
+        mask = np.broadcast_to(mask, values.shape)
+        pointer.array.ravel()[at[mask]] = values[mask]
+
+    def _multiply(self, a, b, acc, use_acc=True, is_async=False):
+        made = Product(a, b, acc if use_acc else 0.0)
+        self.issued.setdefault(id(self.now), []).append(made)
+        return made
+
+    def _wait(self, count, deps):
+        issued = self.issued.get(id(self.now), [])
+        while len(issued) > count:
+            issued.pop(0).end()
+        values = tuple(d.value if isinstance(d, Product) else d for d in deps)
+        assert all(v is not None for v in values), "a product is used that may not have ended"
+        return values if len(values) > 1 else values[0]
+
+    def _beside(self, partitions, warps, registers):
+        self.arriving, self.issued = [], {}
+        running = [SimpleNamespace(steps=f(*own), waits=None) for f, own in partitions]
+        while running:
+            ready = [p for p in running if p.waits is None or p.waits[0].done & 1 != p.waits[1]]
+            assert ready or self.arriving, "the kernel would hang"
+            at = self.random.randrange(len(ready) + len(self.arriving))
+            if at >= len(ready):
+                self._arrive(*self.arriving.pop(at - len(ready)))
+                continue
+            self.now = ready[at]
+            try:
+                self.now.waits = next(self.now.steps)
+            except StopIteration:
+                running.remove(self.now)
+        assert not any(self.issued.values()), "a product that nobody waited for"

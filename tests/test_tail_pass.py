@@ -1,0 +1,149 @@
+"""The one-pass kernels of a linear tail: their numbers by numpy, their compiled form, how slots are dealt."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from gluon_numbers import Card, Pointer
+
+from patternc.codegen import offline, tail_pass, tail_pass_launch
+from patternc.codegen.tail_pass_form import ROLES, PassForm
+from patternc.errors import InternalError
+from patternc.tail import feature_map
+
+SLOT, HEADS = 128, 2
+
+
+def problem(feature, d, group, n_q, n_k, offset, mirrored, seed=0):
+    """Matrices by name, and the gradients of a sum over the pairs of a shifted prefix, or suffix."""
+    torch.manual_seed(seed)
+    heads = (HEADS, HEADS // group, HEADS // group)
+    q, k, v = (torch.randn(1, h, n, d, dtype=torch.float64, requires_grad=True) for h, n in zip(heads, (n_q, n_k, n_k)))
+    do = torch.randn(1, HEADS, n_q, d, dtype=torch.float64)
+    rows, keys = torch.arange(n_q)[:, None], torch.arange(n_k)
+    reads = n_k - 1 - keys <= n_q - 1 - rows - offset if mirrored else keys <= rows - offset
+    phi = feature_map(feature)
+    o = (phi(q) @ phi(k).repeat_interleave(group, 1).mT * reads) @ v.repeat_interleave(group, 1)
+    dq, dk, dv = torch.autograd.grad(o, (q, k, v), do)
+    return {name: x.detach().numpy() for name, x in (("q", q), ("k", k), ("v", v), ("do", do), ("o", o), ("dq", dq), ("dk", dk), ("dv", dv))}, phi
+
+
+def entering(form, m, phi, slots, offset, group):
+    """What other kernels find: the states that enter slots, centred, or the gradients of those that leave them, one after the other, and vectors."""
+    q, k, v, do = (m[x][:, :, ::-1] if form.mirrored else m[x] for x in ("q", "k", "v", "do"))
+    d, halves = k.shape[3], 2 if form.feature == "softmax" else 1
+    phi_q, phi_k = (phi(torch.from_numpy(x.copy())).numpy() for x in (q, k))
+    states, vectors = np.zeros((k.shape[1], slots, halves, d, d)), np.zeros((k.shape[1], slots, halves, 2 * d))
+    for h in range(k.shape[1]):
+        for slot in range(slots):
+            for half in range(halves):
+                part = slice(half * d, (half + 1) * d)
+                if form.of_rows:
+                    features = phi_k[0, h, : slot * SLOT, part]
+                    z, c = features.sum(0), np.random.default_rng(slot).normal(size=d)
+                    states[h, slot, half] = features.T @ v[0, h, : slot * SLOT] - z[:, None] * c
+                    vectors[h, slot, half] = np.concatenate([z, c])
+                else:
+                    first = max((slot + 1) * SLOT + offset, 0)
+                    for r in range(h * group, (h + 1) * group):
+                        states[h, slot, half] += phi_q[0, r, first:, part].T @ do[0, r, first:]
+    return states, vectors
+
+
+def result(form, d, group, n_q, n_k, offset, span, seed, edit=lambda text: text):
+    """`(found, wanted)` of a kernel, the other half of the features added."""
+    m, phi = problem(form.feature, d, group, n_q, n_k, offset, form.mirrored)
+    slots = -(-max(n_k, n_q - offset) // SLOT)
+    states, vectors = entering(form, m, phi, slots, offset, group)
+    name, before = form.roles["o"], np.random.default_rng(1).normal(size=m[form.roles["o"]].shape)
+    start, w = before if form.add else np.zeros_like(before), tail_pass.width(form, d)
+    given = {**m, name: start.copy(), "p": np.zeros_like(start)}
+    source = tail_pass.generate(form)
+    roles = {**form.roles, "p": "p"}
+    values = {f"{role}_desc": Card.describe(given[matrix], 64, w if role in "zuop" else d) for role, matrix in roles.items()}
+    for matrix in (name, "p"):
+        strides = (s // 8 for s in given[matrix].strides)
+        values |= {f"{matrix}_ptr": Pointer(given[matrix]), **{f"{matrix}_stride_{a}": s for a, s in zip("bhn", strides)}}
+    values |= {"states_ptr": Pointer(states), "vectors_ptr": Pointer(vectors), "slots": slots, "span": span, "n_q": n_q, "n_k": n_k, "offset": offset}
+    values |= {"extent": n_q - offset if form.of_rows else max(n_k, n_q - offset)}
+    values |= tail_pass_launch.constants(form, d, HEADS, group) | {"SLOT": SLOT}
+    kernel = source.kernels[form.kernel]
+    grid = HEADS // group * -(-slots // span) * tail_pass.parts(form, d)
+    Card(edit(source.text), form.kernel, seed).run(grid, *(values[p] for p in (*kernel.parameters, *kernel.constants)))
+    return given[name] + given["p"], start + m[name]
+
+
+@pytest.mark.parametrize("kernel", ROLES)
+@pytest.mark.parametrize("feature", ["identity", "elu+1", "softmax"])
+@pytest.mark.parametrize("group, n_q, n_k, offset, span, mirrored, add", [
+    (1, 300, 300, 0, 9, False, False), (2, 330, 330, 77, 1, False, False), (1, 200, 330, -130, 2, False, True), (2, 257, 200, 40, 1, True, True),
+    (1, 300, 190, -50, 2, True, False),
+])  # fmt: skip
+def test_numbers(kernel, feature, group, n_q, n_k, offset, span, mirrored, add):
+    form = PassForm(kernel, feature, mirrored, add)
+    found, wanted = result(form, 64, group, n_q, n_k, offset, span, seed=n_q)
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernel", ROLES)
+@pytest.mark.parametrize("seed", range(3))
+def test_any_order_of_partitions(kernel, seed):
+    """Slices of columns, and three heads' tiles through rings of two."""
+    found, wanted = result(PassForm(kernel, "elu+1"), 128, 2, 190, 190, 5, 2, seed)
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
+MISTAKES = {
+    "results do not wait for the state": ("mbarrier.wait(s_full.index(t % 2), t // 2 & 1)", "pass"),
+    "states are overwritten": ("mbarrier.wait(s_empty.index((t - BUFFERS) % 2), (t - BUFFERS) // 2 & 1, pred=t >= BUFFERS)", "pass"),
+    "tiles are overwritten": ("mbarrier.wait(x_empty.index(x_slot), (n // 2 & 1) ^ 1)", "pass"),
+    "nobody gives tiles back": ("mbarrier.arrive(x_empty.index(x_slot), count=1)", "pass"),
+    "the diagonal is left out": ("allowed = j <= i", "allowed = j < i"),
+    "TMA stores before the first row": ("if first < 0:", "if False:"),
+    "a state is of the chunks up to this one": ("state_tiles.index(t % BUFFERS).store(high)", "state_tiles.index(t % BUFFERS).store(high + 1.0)"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_found(mistake):
+    """What these tests would miss, they would miss silently."""
+    right, wrong = MISTAKES[mistake]
+
+    def edit(text):
+        assert right in text
+        return text.replace(right, wrong)
+
+    with pytest.raises((AssertionError, InternalError)):
+        for seed in range(6):
+            found, wanted = result(PassForm("forward", "elu+1"), 64, 1, 500, 600, -100, 9, seed, edit)
+            np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
+def test_compiled():
+    """Products run while others are issued, and at most some addresses go through the stack."""
+    cases = [(PassForm(kernel, feature), 128, 1) for kernel in ROLES for feature in ("elu+1", "softmax")]
+    cases += [(PassForm(kernel, "softmax", mirrored=True, add=True), 64, 4) for kernel in ("forward", "backward_k")]
+    jobs = [offline.TailJob(tail_pass.generate(f), f.kernel, "bf16", d, d, tail_pass.config_of(f, d), heads=16, group=group) for f, d, group in cases]
+    for (form, d, group), report in zip(cases, offline.compile_all(jobs)):
+        products = d // 16 * form.terms + d // 16 + 4  # of a warpgroup that computes results: by the state, scores, and values
+        assert report.instructions["HGMMA"] == 2 * products + d // 64 * 4, (form, d, group)
+        assert len(re.findall(r"WARPGROUP.DEPBAR", report.sass)) <= 7, (form, d, group)  # else products wait for each other
+        assert report.stack <= (160 if form.apart and d == 128 else 32), (form, d, group, report.stack)
+        assert report.shared <= offline.SHARED_LIMIT
+
+
+DEALT = [(16, 128, 132, 16), (16, 64, 132, 8), (16, 32, 132, 4), (64, 2, 132, 1), (4, 160, 132, 1), (8, 256, 132, 8)]
+
+
+@pytest.mark.parametrize("slots, heads, processors, wanted", DEALT)
+def test_deal(slots, heads, processors, wanted):
+    assert tail_pass_launch.deal(slots, heads, processors) == wanted
+
+
+@pytest.mark.parametrize("kernel", ROLES)
+@pytest.mark.parametrize("feature", ["elu+1", "softmax"])
+def test_everything_fits(kernel, feature):
+    form = PassForm(kernel, feature)
+    for d in tail_pass_launch.WIDTHS:
+        assert tail_pass.shared_bytes(form, d, tail_pass.config_of(form, d)) <= tail_pass.SHARED_LIMIT
