@@ -7,6 +7,7 @@ import pytest
 import torch
 from gluon_numbers import Card, Pointer
 
+import patternc as pc
 from patternc.codegen import offline, tail_pass, tail_pass_launch
 from patternc.codegen.tail_pass_form import ROLES, PassForm
 from patternc.errors import InternalError
@@ -92,6 +93,49 @@ def test_any_order_of_partitions(kernel, seed):
     """Slices of columns, and three heads' tiles through rings of two."""
     found, wanted = result(PassForm(kernel, "elu+1"), 128, 2, 190, 190, 5, 2, seed)
     np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
+class Emulated:
+    """A launch whose kernel runs by numpy, on the memory of torch tensors."""
+
+    def __init__(self, form, matrices, heads, kv_heads):
+        self.form, self.source = form, tail_pass.generate(form)
+        self.constants = tail_pass_launch.constants(form, matrices[form.roles["x"]].shape[3], heads, heads // kv_heads)
+        fixed = {f"{m}_{what}" for m in matrices for what in ("ptr", "stride_b", "stride_h", "stride_n")}
+        self.decided = [p for p in self.source.kernels[form.kernel].parameters if p not in fixed and not p.endswith("_desc")]
+
+    def run(self, programs, values, matrices):
+        w, d = self.constants["W"], self.constants["D"]
+        roles = {**self.form.roles, **({"p": "p"} if self.form.apart else {})}
+        given = {p: Pointer(x.numpy()) if isinstance(x, torch.Tensor) else x for p, x in values.items()}
+        given |= {f"{role}_desc": Card.describe(matrices[m].numpy(), 64, w if role in "zuop" else d) for role, m in roles.items()}
+        for m, x in matrices.items():
+            given |= {f"{m}_ptr": Pointer(x.numpy()), **{f"{m}_stride_{axis}": x.stride(i) for i, axis in enumerate("bhn")}} | self.constants
+        kernel = self.source.kernels[self.form.kernel]
+        Card(self.source.text, self.form.kernel, 0).run(programs, *(given[p] for p in (*kernel.parameters, *kernel.constants)))
+
+
+@pytest.mark.parametrize("text, kv_heads, n_q, n_k, span", [
+    ("causal & (window(20) + linear_tail)", 2, 150, 150, 1), ('causal & (window(20) + linear_tail(feature="elu+1", norm="none"))', 2, 150, 150, 9),
+    ('causal & (window(30) + linear_tail(norm="none"))', 2, 100, 170, 2), ('window(30) + linear_tail(feature="elu+1")', 1, 130, 130, 2),
+    ('window(30) + linear_tail(norm="none")', 2, 130, 130, 1),
+])  # fmt: skip
+def test_calls(monkeypatch, text, kv_heads, n_q, n_k, span):
+    """A module whose term takes these kernels, beside the reference, outputs and all gradients."""
+    for module in (tail_pass, tail_pass_launch):
+        monkeypatch.setattr(module, "SLOT", 64)
+    monkeypatch.setattr(tail_pass_launch, "slots_of_program", lambda *_: span)
+    monkeypatch.setattr(tail_pass_launch, "launch_of", Emulated)
+    torch.manual_seed(0)
+    rows = [torch.randn(1, h, n, 64) for h, n in ((2, n_q), (kv_heads, n_k), (kv_heads, n_k))]
+    grad, results = torch.randn(1, 2, n_q, 64), []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        module = pc.compile(text, backend, num_heads=2, head_dim=64).to(dtype)
+        given = [x.to(dtype).requires_grad_() for x in rows]
+        out = module(*given)
+        results.append([out, *torch.autograd.grad(out, [*given, *module.parameters()], grad.to(dtype))])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a.double(), b.double(), atol=2e-4, rtol=2e-4)
 
 
 MISTAKES = {
