@@ -9,7 +9,7 @@ from patternc.codegen.descriptors import reachable
 from patternc.codegen.device import has_tma, processors
 from patternc.codegen.matrices import in_rows
 from patternc.codegen.prepared import Launch
-from patternc.codegen.tail_pass import CHUNK, SLICE, SLOT, config_of, generate, parts, width
+from patternc.codegen.tail_pass import CHUNK, SLOT, config_of, generate, parts, width
 from patternc.codegen.tail_pass_form import PassForm
 from patternc.codegen.tail_text import Form
 
@@ -29,7 +29,7 @@ def slots_of_program(form: Form, offset: int | None, q, k, v) -> int:
     rows = q.shape[2] - offset
     if min(q.shape[2], rows) < LEAST or not all(reachable(in_rows(x)) for x in (q, k, v)):
         return 0
-    heads = k.shape[0] * k.shape[1] * k.shape[3] // SLICE
+    heads = k.shape[0] * k.shape[1] * parts(PassForm("forward", form.feature), k.shape[3])
     slots = -(-max(k.shape[2], rows) // SLOT)
     each = deal(slots, heads, processors(q.device))
     return each if 2 * heads * -(-slots // each) >= processors(q.device) else 0
