@@ -68,4 +68,5 @@ class PassForm:
 
     @property
     def rings(self) -> list[str]:
+        """What has barriers: tiles of x and u, of y and z, states, and what results are added to."""
         return ["x", "yz", "s", *["o"] * self.add]

@@ -272,5 +272,5 @@ def kernel(f: PassForm, entries: list[str]) -> list[str]:
         lines += [f"for i in tl.static_range({slots}):", *(f"    mbarrier.init({x}.index(i), count={arrivals.get(x, 1)})" for x in found)]
     loading, summing, computing = entries
     beside = [*(computing.format(own=own) for own in range(2)), summing, loading]
-    registers = "136, 208" if f.apart else "152, 152"
+    registers = "136, 208" if f.apart else "152, 152"  # the state is D x D, or half of it; the first warpgroup has what is left
     return [*lines, "fence_async_shared()", "tl.warp_specialize([", *_indented(beside), f"], [4, 4, 1], [{registers}, 24])"]
