@@ -184,7 +184,7 @@ def _pass_signature(job: TailJob) -> tuple[dict[str, str], dict[str, object]]:
         if what == "desc":
             block = [1, 1, tail_pass.CHUNK, tail_pass.width(form, job.head_dim) if name in "zuop" else job.head_dim]
             return f"tensordesc<bf16{block},{hopper_launch.tile_layout(block, 'bf16')!r}>"
-        return "i32" if what != "ptr" else "*fp32" if name == "vectors" else "*bf16"
+        return "i32" if what != "ptr" else {"vectors": "*fp32", "live": "*u8"}.get(name, "*bf16")
 
     constants = tail_pass_launch.constants(form, job.head_dim, job.heads, job.group)
     return {p: kind(p) for p in job.source.kernels[job.kernel].parameters}, constants

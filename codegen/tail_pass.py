@@ -77,7 +77,8 @@ def generate(form: PassForm) -> PassSource:
     described = [f"{role}_desc" for role in form.roles] + ["p_desc"] * form.apart
     results = [form.roles["o"], *["p"] * form.apart] if form.may_begin_before else []
     stored = [p for matrix in results for p in text.pointer_parameters(matrix)]
-    parameters = [*described, *stored, "states_ptr", *["vectors_ptr"] * form.of_rows, "slots", "span", "extent", "n_q", "n_k", "offset"]
+    tables = [*["vectors_ptr"] * form.of_rows, *["live_ptr", "per_row"] * form.dead]
+    parameters = [*described, *stored, "states_ptr", *tables, "slots", "span", "extent", "n_q", "n_k", "offset"]
     body = [
         "program = tl.program_id(0)",
         f"column = program % PARTS * W{'  # 0 or W: which half of the features' * form.apart}",

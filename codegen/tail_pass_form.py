@@ -25,12 +25,14 @@ class PassForm:
         feature: a name in `tail_text.FEATURES`.
         mirrored: rows and keys are counted from the last ones.
         add: the result is added to what is there.
+        dead: a table says which keys are read at all.
     """
 
     kernel: str
     feature: str
     mirrored: bool = False
     add: bool = False
+    dead: bool = False
 
     @property
     def roles(self) -> dict[str, str]:
@@ -46,6 +48,10 @@ class PassForm:
         """Whether features of a matrix are multiplied, not the matrix itself."""
         return self.feature != "identity" and self.roles.get(role) in ("q", "k")
 
+    def changed(self, role: str) -> bool:
+        """Whether the tiles of a matrix are replaced before they are multiplied: by features, by 0 where keys are dead."""
+        return self.featured(role) or self.dead and self.of_rows and self.roles.get(role) == "k"
+
     @property
     def apart(self) -> bool:
         """Whether programs take one half of the features each, and the results are added afterwards; else they take slices of columns."""
@@ -58,8 +64,8 @@ class PassForm:
 
     @property
     def made(self) -> bool:
-        """Whether the warpgroup that sums a state makes features of y or z for the others."""
-        return self.featured("y") or self.featured("z")
+        """Whether the warpgroup that sums a state changes tiles of y or z for the others."""
+        return self.changed("y") or self.changed("z")
 
     @property
     def may_begin_before(self) -> bool:

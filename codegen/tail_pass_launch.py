@@ -20,9 +20,10 @@ LEAST = 1024  # rows from which on this pays, measured on an H100
 def slots_of_program(form: Form, offset: int | None, q, k, v) -> int:
     """How many slots a program goes through; 0 where these kernels do not take the term.
 
-    They take scans without tables, of heads that fit, on a Hopper card, and where there is something to do for half of its processors.
+    They take scans of which no table says more than which keys are dead, of heads that fit, on a Hopper card, and where there is
+    something to do for half of its processors.
     """
-    if form.sums or form.steps or form.gated or form.dead or q.dtype != torch.bfloat16 or q.shape[3] not in WIDTHS or v.shape[3] != q.shape[3]:
+    if form.sums or form.steps or form.gated or q.dtype != torch.bfloat16 or q.shape[3] not in WIDTHS or v.shape[3] != q.shape[3]:
         return 0
     if hopper_launch.language is None or not has_tma(q.device) or torch.cuda.get_device_capability(q.device)[0] != 9:
         return 0

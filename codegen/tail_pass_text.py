@@ -88,12 +88,16 @@ SIGN = {True: "1.0 - 2.0 * (column // W)", False: "1.0"}  # of the half of the f
 
 
 def _features(f: PassForm, x: str, columns: str) -> str:
-    return f"_{FEATURES[f.feature]}_features({x}, {SIGN[f.apart]}, 0, {columns})"
+    return x if f.feature == "identity" else f"_{FEATURES[f.feature]}_features({x}, {SIGN[f.apart]}, 0, {columns})"
 
 
-def _in_place(f: PassForm, x: str, columns: str) -> list[str]:
-    """Put features in the place of a tile."""
-    return [f"{x}.store({_features(f, f'{x}.load(plain)', columns)}.to({x}.dtype))"]
+def _live(f: PassForm, chunk: str, layout: str) -> list[str]:
+    """Which of a chunk's keys are read at all."""
+    key = f"tl.arange(0, 64, tl.SliceLayout(1, {layout}))"
+    return [
+        f"key = {f'({chunk} + 1) * 64 - 1 - {key}' if f.mirrored else f'{chunk} * 64 + {key}'}",
+        "live = tl.load(live_ptr + b * per_row * n_k + key, mask=key < n_k, other=0) != 0",
+    ]
 
 
 def _buffer(f: PassForm, term: int) -> str:
@@ -136,15 +140,17 @@ def states(f: PassForm) -> tuple[str, str]:
 
 
 def _make(f: PassForm, number: str) -> list[str]:
-    """Put features in the place of tiles of y or z."""
-    slot = f"({number}) % STAGES" if " " in number else number
-    return [
-        f"mbarrier.wait(yz_full.index({slot}), {f'({number}) // STAGES & 1' if ' ' in number else '0'})",
-        *(f"{x}_next = {x}_tiles.index({slot}).reshape([64, {w}])" for x, w in zip("yz", "DW") if f.featured(x)),
-        *(line for x, w in zip("yz", "DW") if f.featured(x) for line in _in_place(f, f"{x}_next", w)),
-        "fence_async_shared()",
-        f"mbarrier.arrive(yz_ready.index({slot}), count=1)",
-    ]
+    """Put features in the place of tiles of y or z, and 0 in that of dead keys."""
+    slot, phase = ("0", "0") if number == "0" else (f"({number}) % STAGES", f"({number}) // STAGES & 1")
+    lines = [f"mbarrier.wait(yz_full.index({slot}), {phase})"]
+    for x, columns in (("y", "D"), ("z", "W")):
+        if f.changed(x):
+            features = _features(f, f"{x}_next.load(plain)", columns)
+            mask = f.dead and f.of_rows
+            lines.append(f"{x}_next = {x}_tiles.index({slot}).reshape([64, {columns}])")
+            lines += _live(f, f"(from_chunk + {number})", "plain") if mask else []
+            lines.append(f"{x}_next.store({f'tl.where(live[:, None], {features}, 0.0)' if mask else features}.to({x}_next.dtype))")
+    return [*lines, "fence_async_shared()", f"mbarrier.arrive(yz_ready.index({slot}), count=1)"]
 
 
 def _entering(f: PassForm) -> list[str]:
@@ -169,7 +175,7 @@ STATE_LEFT = "mbarrier.arrive(s_empty.index(t % 2), count=1)"
 def results(f: PassForm) -> tuple[str, str]:
     """A warpgroup that computes the results of every other tile of x."""
     n = "t" if f.of_rows else "n"
-    make = [*_in_place(f, "x", "D"), "fence_async_shared()"] if f.featured("x") else []
+    make = [f"x.store({_features(f, 'x.load(plain)', 'D')}.to(x.dtype))", "fence_async_shared()"] if f.featured("x") else []
     step = [
         f"slot = {n} % STAGES",
         f"mbarrier.wait({'yz_ready' if f.made else 'yz_full'}.index(slot), {n} // STAGES & 1)",
@@ -195,6 +201,7 @@ def results(f: PassForm) -> tuple[str, str]:
         *(f"o = warpgroup_mma(x, {_buffer(f, i)}, {'o' if i else 'no_o'}, use_acc={i > 0}, is_async=True)" for i in range(f.terms)),
         *through,
         *(gradient if "u" in f.roles and f.feature != "identity" else []),
+        *([*_live(f, "c", "o_layout"), "o = tl.where(live[:, None], o, 0.0)"] if f.dead and not f.of_rows else []),
         "mbarrier.arrive(x_empty.index(x_slot), count=1)",
         *(_add_sum(f) if f.add else ["tma.store_wait(0)"]),
         *_leave(f),

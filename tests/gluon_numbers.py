@@ -124,7 +124,7 @@ class Card:
             cdiv=lambda a, b: Number(-(-a // b)), minimum=lambda a, b: Number(min(a, b)) if isinstance(a, int) else np.minimum(a, b), where=self._where,
             maximum=lambda a, b: Number(max(a, b)) if isinstance(a, int) else np.maximum(a, b), exp2=np.exp2, max=lambda x, axis: x.max(axis),
             sum=lambda x, axis: x.sum(axis), arange=lambda a, b, layout=None: tensor(np.arange(a, b)), zeros=lambda shape, *_: tensor(np.zeros(shape)),
-            convert_layout=lambda x, _: x, load=lambda p: tensor(p.array.ravel()[p.offset]), store=self._store_pointers, warp_specialize=self._beside,
+            convert_layout=lambda x, _: x, load=self._load_pointers, store=self._store_pointers, warp_specialize=self._beside,
             allocate_shared_memory=self._allocate, NVMMASharedLayout=ANYTHING, NVMMADistributedLayout=ANYTHING, DotOperandLayout=ANYTHING,
             SliceLayout=ANYTHING, BlockedLayout=ANYTHING,
         )  # fmt: skip
@@ -175,6 +175,14 @@ class Card:
         assert place[2] >= 0, "TMA cannot store where a tile begins before the first row"
         matrix, rows, inside, columns = self._rows(desc, place, slot)
         matrix[rows[inside], columns] = slot.data[inside]
+
+    @staticmethod
+    def _load_pointers(pointer, mask=True, other=0.0):
+        at = np.asarray(pointer.offset)
+        mask = np.broadcast_to(mask, at.shape)
+        found = np.full(at.shape, other, dtype=np.float64)
+        found[mask] = pointer.array.ravel()[at[mask]]
+        return tensor(found)
 
     @staticmethod
     def _store_pointers(pointer, values, mask):

@@ -14,6 +14,7 @@ CASES = [  # pattern, batch, query and key heads, rows, keys
     ("causal & (window(300) + linear_tail({}))", 2, 4, 2, 2500, 2500),
     ("causal & (window(300) + linear_tail({}))", 2, 6, 2, 1100, 2700),
     ("window(100) + linear_tail({})", 1, 8, 2, 2333, 2333),
+    ("causal & ((window(100) | sink(4)) + linear_tail({}))", 2, 4, 4, 2000, 2100),
 ]
 
 

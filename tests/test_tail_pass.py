@@ -118,7 +118,8 @@ class Emulated:
 @pytest.mark.parametrize("text, kv_heads, n_q, n_k, span", [
     ("causal & (window(20) + linear_tail)", 2, 150, 150, 1), ('causal & (window(20) + linear_tail(feature="elu+1", norm="none"))', 2, 150, 150, 9),
     ('causal & (window(30) + linear_tail(norm="none"))', 2, 100, 170, 2), ('window(30) + linear_tail(feature="elu+1")', 1, 130, 130, 2),
-    ('window(30) + linear_tail(norm="none")', 2, 130, 130, 1),
+    ('window(30) + linear_tail(norm="none")', 2, 130, 130, 1), ('causal & ((window(20) | sink(70)) + linear_tail(norm="none"))', 2, 150, 150, 2),
+    ('causal & ((window(20) | sink(5)) + linear_tail(feature="identity", norm="none"))', 2, 130, 140, 1),
 ])  # fmt: skip
 def test_calls(monkeypatch, text, kv_heads, n_q, n_k, span):
     """A module whose term takes these kernels, beside the reference, outputs and all gradients."""
@@ -167,7 +168,7 @@ def test_mistakes_are_found(mistake):
 def test_compiled():
     """Products run while others are issued, and at most some addresses go through the stack."""
     cases = [(PassForm(kernel, feature), 128, 1) for kernel in ROLES for feature in ("elu+1", "softmax")]
-    cases += [(PassForm(kernel, "softmax", mirrored=True, add=True), 64, 4) for kernel in ("forward", "backward_k")]
+    cases += [(PassForm(kernel, "softmax", True, True, dead=True), 64, 4) for kernel in ("forward", "backward_k")]
     jobs = [offline.TailJob(tail_pass.generate(f), f.kernel, "bf16", d, d, tail_pass.config_of(f, d), heads=16, group=group) for f, d, group in cases]
     for (form, d, group), report in zip(cases, offline.compile_all(jobs)):
         products = d // 16 * form.terms + d // 16 + 4  # of a warpgroup that computes results: by the state, scores, and values
