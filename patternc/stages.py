@@ -10,11 +10,21 @@ from patternc.expr.pattern import Pattern
 from patternc.passes import PASSES, Conjunct, TooManyConjuncts, disjuncts, lower
 from patternc.plan import make_plan
 
-STAGES = ("text", *(name for name, _, _ in PASSES), "conjuncts", "plan", "kernels")
+STAGES = ("text", *(name for name, _, _ in PASSES), "conjuncts", "plan", "kernels", "term", "hopper")
+TERM_LENGTH = 4096  # at which a term's kernels are chosen where no length is given
 
 
 def stage_text(spec: Pattern | Attention, stage: str, n: int | None = None, heads: int | None = None) -> str:
-    """One stage of STAGES as text; of an attention, the exact part from the first pass on.  `n`, `heads`: kernels for these sizes."""
+    """One stage of STAGES as text; of an attention, the exact part from the first pass to "kernels".
+
+    Args:
+        n, heads: kernels for these sizes.  Those of a term ask what its pairs are at a length, by default TERM_LENGTH.
+
+    Raises:
+        OperandError: for an expression that is no pattern.
+        ParameterError: if a size is not a positive integer.
+        ArgError: for the kernels of a term whose pattern has runtime args.
+    """
     if stage == "text":
         return str(spec)
     if not isinstance(spec, (Pattern, Attention)):
@@ -27,11 +37,34 @@ def stage_text(spec: Pattern | Attention, stage: str, n: int | None = None, head
         from patternc.compile import compile
 
         return compile(p).source(n, heads=heads)
+    if stage in ("term", "hopper"):
+        return _more_kernels(spec, p, stage, TERM_LENGTH if n is None else n, heads)
     after: dict[str, Pattern] = {}
     lowered = lower(p, watch=lambda name, _, new: after.setdefault(name, new))
     if stage == "conjuncts":
         return describe_conjuncts(lowered)
     return str(after[stage])
+
+
+def _more_kernels(spec: Pattern | Attention, exact: Pattern, stage: str, n: int, heads: int | None) -> str:
+    """The kernels of the term, or all those for Hopper."""
+    from patternc.args import bind
+    from patternc.codegen import hopper, tail_sources
+    from patternc.forms import count
+    from patternc.runtime import compiled
+    from patternc.subscripts import heads_listed
+
+    found = []
+    if stage == "hopper":
+        plan = make_plan(exact)
+        why = hopper.covers(plan)
+        found.append(f"# the exact part is left to the portable kernels: {why}" if why else hopper.generate(plan, hopper.narrow(plan)).text)
+    if getattr(spec, "term", None) is None:
+        return "\n\n".join(found) or "# there is no term"
+    made, n = compiled(spec), count("n", n, least=1)
+    heads = heads_listed(exact) or 1 if heads is None else count("heads", heads, least=1)
+    bound = bind(spec, {}, n, heads=heads, batch=1)
+    return "\n\n".join([*found, (tail_sources.one_pass if stage == "hopper" else tail_sources.portable)(made, bound)])
 
 
 def describe_conjuncts(lowered: Pattern) -> str:

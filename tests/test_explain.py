@@ -106,7 +106,7 @@ def test_sizes_of_a_source_need_a_length():
 
 
 def test_stages():
-    assert STAGES == ("text", *(name for name, _, _ in PASSES), "conjuncts", "plan", "kernels")
+    assert STAGES == ("text", *(name for name, _, _ in PASSES), "conjuncts", "plan", "kernels", "term", "hopper")
     p = pc.parse("per_head(causal, window(9) ^ sink(2)) & ~cols([3, 9])")
     for stage in STAGES:
         assert stage_text(p, stage)
@@ -118,3 +118,18 @@ def test_stages():
     assert stage_text(pc.parse(STREAMING), "conjuncts").splitlines() == ["q - k in [0, 511]", "q - k in [0, oo) and k in (-oo, 3]"]
     assert stage_text(pc.causal & (pc.k > pc.q), "conjuncts") == "none: no pair is allowed"
     assert stage_text(pc.parse(TAIL), "plan").startswith("mask")
+
+
+def test_stages_of_terms():
+    assert stage_text(pc.causal, "term") == "# there is no term"
+    hopper = stage_text(pc.parse("causal & (window(100) + linear_tail)"), "hopper")
+    assert hopper.count("@gluon.jit(") == 5 and "warp_specialize" in hopper and "dkdv" not in hopper
+    for text, class_name in (("causal & (window(100) + linear_tail)", "P"), ("window(100) + linear_tail", "PS"), ("dilate(4) + linear_tail", "X")):
+        kernels = stage_text(pc.parse(text), "term", 512)
+        assert "def key_states(" in kernels and ("def block_sums(" in kernels) == (class_name == "X")
+    left = stage_text(pc.parse('causal & (block(64) + linear_tail)'), "hopper")
+    assert "the term is left to the portable kernels: class P" in left
+    with pytest.raises(ArgError, match="tokens"):
+        stage_text(pc.parse(TAIL), "term")
+    with pytest.raises(ParameterError, match="`n` must be at least 1"):
+        stage_text(pc.parse("causal & (window(100) + linear_tail)"), "term", 0)
