@@ -76,7 +76,7 @@ def result(form, d, group, n_q, n_k, offset, span, seed, edit=lambda text: text)
 
 
 @pytest.mark.parametrize("kernel", ROLES)
-@pytest.mark.parametrize("feature", ["identity", "elu+1", "softmax"])
+@pytest.mark.parametrize("feature", ["elu+1", "softmax"])
 @pytest.mark.parametrize("group, n_q, n_k, offset, span, mirrored, add", [
     (1, 300, 300, 0, 9, False, False), (2, 330, 330, 77, 1, False, False), (1, 200, 330, -130, 2, False, True), (2, 257, 200, 40, 1, True, True),
     (1, 300, 190, -50, 2, True, False),
@@ -88,10 +88,10 @@ def test_numbers(kernel, feature, group, n_q, n_k, offset, span, mirrored, add):
 
 
 @pytest.mark.parametrize("kernel", ROLES)
-@pytest.mark.parametrize("seed", range(3))
-def test_any_order_of_partitions(kernel, seed):
-    """Slices of columns, and three heads' tiles through rings of two."""
-    found, wanted = result(PassForm(kernel, "elu+1"), 128, 2, 190, 190, 5, 2, seed)
+@pytest.mark.parametrize("feature", ["identity", "elu+1", "softmax"])
+def test_slices_and_groups(kernel, feature):
+    """At head_dim 128: slices of columns, or rings of two; tiles of two heads."""
+    found, wanted = result(PassForm(kernel, feature), 128, 2, 190, 190, 5, 2, seed=0)
     np.testing.assert_allclose(found, wanted, atol=1e-9)
 
 
@@ -167,8 +167,8 @@ def test_mistakes_are_found(mistake):
 
 def test_compiled():
     """Products run while others are issued, and at most some addresses go through the stack."""
-    cases = [(PassForm(kernel, feature), 128, 1) for kernel in ROLES for feature in ("elu+1", "softmax")]
-    cases += [(PassForm(kernel, "softmax", True, True, dead=True), 64, 4) for kernel in ("forward", "backward_k")]
+    cases = [(PassForm(kernel, "softmax"), 128, 1) for kernel in ROLES]
+    cases += [(PassForm("backward_q", "elu+1"), 128, 1), (PassForm("backward_k", "softmax", True, True, dead=True), 64, 4)]
     jobs = [offline.TailJob(tail_pass.generate(f), f.kernel, "bf16", d, d, tail_pass.config_of(f, d), heads=16, group=group) for f, d, group in cases]
     for (form, d, group), report in zip(cases, offline.compile_all(jobs)):
         products = d // 16 * form.terms + d // 16 + 4  # of a warpgroup that computes results: by the state, scores, and values
