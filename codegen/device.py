@@ -17,6 +17,11 @@ def has_tma(device: torch.device) -> bool:
 
 
 @lru_cache(maxsize=64)
+def is_hopper(device: torch.device) -> bool:
+    return has_tma(device) and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@lru_cache(maxsize=64)
 def shared_memory(device: torch.device) -> int:
     from triton.runtime import driver
 

@@ -8,7 +8,7 @@ from patternc.codegen import configs, hopper
 from patternc.codegen.call import Call
 from patternc.codegen.configs import Config
 from patternc.codegen.descriptors import describe, reachable
-from patternc.codegen.device import has_tma, processors, shared_memory
+from patternc.codegen.device import is_hopper, processors, shared_memory
 from patternc.codegen.generated import Kernel
 from patternc.errors import BackendError
 from patternc.plan import Plan
@@ -31,7 +31,7 @@ def refusal(plan: Plan, later: bool, matrices: dict[str, torch.Tensor]) -> str |
     q, v = matrices["q"], matrices["v"]
     if language is None:
         return "this Triton has no Gluon"
-    if not has_tma(q.device) or torch.cuda.get_device_capability(q.device)[0] != 9:
+    if not is_hopper(q.device):
         return "it needs a Hopper card"
     if q.dtype not in DTYPES:
         return f"inputs of {q.dtype}"

@@ -24,7 +24,7 @@ FULL = 1 << 20  # tiles from here on are full ones
 
 def check(text: str) -> None:
     """Simulate a module's forward on small cases.  Raises InternalError."""
-    tree = _coroutines(ast.parse(text))
+    tree = coroutines(ast.parse(text))
     code = compile(tree, "<ring>", "exec")
     find = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "_find_tiles")
     found = [ast.unparse(n) for n in find.body[-1].value.elts]
@@ -38,7 +38,7 @@ def check(text: str) -> None:
             Machine(own, order, last_first).run(code, found, parameters, {"STAGES": stages, "Q_STAGES": q_stages})
 
 
-def _coroutines(tree: ast.Module) -> ast.Module:
+def coroutines(tree: ast.Module) -> ast.Module:
     """Functions that wait for barriers become coroutines; imports go."""
     tree.body = [n for n in tree.body if not isinstance(n, ast.ImportFrom)]
     functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}

@@ -170,7 +170,7 @@ class _Run:
         self.configs = call.configs or tail_configs.choose(self.dtype.itemsize, self.precision, halves * self.d, self.heads // self.kv_heads)
         self.tables = call.tables(self.configs.slot)
         slots = self.slots = self.tables.slots
-        self.form = Form(call.feature, sums, slots.first is not None, slots.low is not None, slots.live is not None, slots.mirrored)
+        self.form = Form.of(call.feature, sums, slots)
         self.each = 0 if call.configs else tail_pass_launch.slots_of_program(self.form, slots.offset, q, k, v)
         if self.each:
             self.configs = replace(self.configs, slot=tail_pass.SLOT)
@@ -250,7 +250,9 @@ class _Run:
 
     def _launch_pass(self, form: PassForm, matrices: dict[str, torch.Tensor], values: dict) -> None:
         """A kernel that goes through its slots in one pass; what two halves of the features give is added at the end."""
-        matrices, result = {m: matrices[m] for m in form.roles.values()}, matrices[form.roles["o"]]
+        result = matrices[form.roles["o"]]
+        given = {m: matrices[m] for m in form.roles.values()}  # a gradient may be one row for all heads
+        matrices = {m: x if x is result or reachable(x) else x.clone(memory_format=torch.contiguous_format) for m, x in given.items()}
         if form.apart:
             half = matrices["p"] = empty(result, result.shape[2], result.shape[3], result.dtype)
             if form.of_rows:

@@ -74,7 +74,7 @@ def config_of(form: PassForm, d: int) -> PassConfig:
 def generate(form: PassForm) -> PassSource:
     """The source of a form's kernel; equal bytes for equal forms, in every process."""
     partitions = [text.loads(form), text.states(form), text.results(form)]
-    described = [f"{role}_desc" for role in form.roles] + ["p_desc"] * form.apart
+    described = [f"{role}_desc" for role in form.described]
     results = [form.roles["o"], *["p"] * form.apart] if form.may_begin_before else []
     stored = [p for matrix in results for p in text.pointer_parameters(matrix)]
     tables = [*["vectors_ptr"] * form.of_rows, *["live_ptr", "per_row"] * form.dead]

@@ -40,6 +40,11 @@ class PassForm:
         return {role: matrix for role, matrix in zip("xyzuo", ROLES[self.kernel]) if matrix}
 
     @property
+    def described(self) -> dict[str, str]:
+        """The matrices that have descriptors, by role: also p, what the second half of the features gives."""
+        return self.roles | ({"p": "p"} if self.apart else {})
+
+    @property
     def of_rows(self) -> bool:
         """Whether rows have results, of earlier keys, or keys, of later rows."""
         return self.kernel in ("forward", "backward_q")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from patternc.codegen import cache, hopper_launch
 from patternc.codegen.descriptors import reachable
-from patternc.codegen.device import has_tma, processors
-from patternc.codegen.matrices import in_rows
+from patternc.codegen.device import is_hopper, processors
 from patternc.codegen.prepared import Launch
 from patternc.codegen.tail_pass import CHUNK, SLOT, config_of, generate, parts, width
 from patternc.codegen.tail_pass_form import PassForm
@@ -25,10 +26,10 @@ def slots_of_program(form: Form, offset: int | None, q, k, v) -> int:
     """
     if form.sums or form.steps or form.gated or q.dtype != torch.bfloat16 or q.shape[3] not in WIDTHS or v.shape[3] != q.shape[3]:
         return 0
-    if hopper_launch.language is None or not has_tma(q.device) or torch.cuda.get_device_capability(q.device)[0] != 9:
+    if hopper_launch.language is None or not is_hopper(q.device):
         return 0
     rows = q.shape[2] - offset
-    if min(q.shape[2], rows) < LEAST or not all(reachable(in_rows(x)) for x in (q, k, v)):
+    if min(q.shape[2], rows) < LEAST or not all(map(reachable, (q, k, v))):
         return 0
     heads = k.shape[0] * k.shape[1] * parts(PassForm("forward", form.feature), k.shape[3])
     slots = -(-max(k.shape[2], rows) // SLOT)
@@ -36,6 +37,7 @@ def slots_of_program(form: Form, offset: int | None, q, k, v) -> int:
     return each if 2 * heads * -(-slots // each) >= processors(q.device) else 0
 
 
+@lru_cache(maxsize=1024)
 def deal(slots: int, heads: int, processors: int) -> int:
     """How many slots of each of `heads` to give to a program, so that processors have equally much to do.
 
@@ -68,7 +70,7 @@ def _prepare(form: PassForm, matrices: dict[str, torch.Tensor], heads: int, kv_h
     source, d = generate(form), matrices[form.roles["x"]].shape[3]
     config, w = config_of(form, d), width(form, d)
     described = {}
-    for role, matrix in {**form.roles, **({"p": "p"} if form.apart else {})}.items():
+    for role, matrix in form.described.items():
         pattern = hopper_launch.describe_tiles(matrices[matrix], CHUNK, width=w if role in "zuop" else d)
         pattern.base = None
         described[f"{role}_desc"] = matrix, pattern

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from patternc.codegen.frame import indent, wrap
 from patternc.codegen.hopper_text import assigned, names, typed
 from patternc.codegen.tail_pass_form import OF_ROWS, PassForm
-from patternc.codegen.tail_text import FEATURES
+from patternc.codegen.tail_text import FEATURES, indented
 
 HELPERS = (
     '''
@@ -32,10 +32,6 @@ def _partition(name: str, doc: str, own: list[str], lines: list[str]) -> tuple[s
     read = [n for n in names(lines) if n not in own and n not in assigned(lines)]
     text = f'@gluon.jit\ndef {name}(\n{wrap([*(f"{x}: tl.constexpr" for x in own), *typed(read)])}\n):\n    """{doc}"""\n{indent(lines)}'
     return text, f"({name}, ({'{own}, ' if own else ''}{', '.join(read)})),"
-
-
-def _indented(lines: list[str], steps: int = 1) -> list[str]:
-    return ["    " * steps + line for line in lines]
 
 
 def _chunk(f: PassForm) -> str:
@@ -73,8 +69,8 @@ def loads(f: PassForm) -> tuple[str, str]:
     (one, once, depth), (many, often, depths) = (yz, x) if f.of_rows else (x, yz)
     lines = [
         "for t in range(chunks):",
-        *_indented([_chunk(f), *ring(one, once, "t", depth), "for r in range(GROUP):"]),
-        *_indented(["n = t * GROUP + r", *ring(many, often, "n", depths)], 2),
+        *indented([_chunk(f), *ring(one, once, "t", depth), "for r in range(GROUP):"]),
+        *indented(indented(["n = t * GROUP + r", *ring(many, often, "n", depths)])),
     ]
     return _partition("_loads", "Loads the tiles of every chunk.", [], lines)
 
@@ -117,12 +113,12 @@ def states(f: PassForm) -> tuple[str, str]:
     ]
     n, total = ("t", "chunks") if f.of_rows else ("n", "chunks * GROUP")
     step = [
-        *(hand_on if f.of_rows else ["if r == 0:", *_indented(hand_on)]),
+        *(hand_on if f.of_rows else ["if r == 0:", *indented(hand_on)]),
         f"slot = {n} % STAGES",
         *([] if f.made else [f"mbarrier.wait(yz_full.index(slot), {n} // STAGES & 1)"]),
         "y, z = y_tiles.index(slot).reshape([64, D]), z_tiles.index(slot).reshape([64, W])",
         "more = warpgroup_mma(y.permute((1, 0)), z, s, is_async=True)",
-        *([f"if {n} + 1 < {total}:  # beside the product", *_indented(_make(f, f"{n} + 1"))] if f.made else []),
+        *([f"if {n} + 1 < {total}:  # beside the product", *indented(_make(f, f"{n} + 1"))] if f.made else []),
         "s = warpgroup_mma_wait(0, deps=[more])",
         "mbarrier.arrive(yz_empty.index(slot), count=1)",
     ]
@@ -131,10 +127,10 @@ def states(f: PassForm) -> tuple[str, str]:
         *[f"plain: tl.constexpr = {PLAIN}"] * f.made,
         "s = tl.zeros([D, W], tl.float32, layout)",
         "if spans > 1:",
-        *_indented(_entering(f)),
-        *(["if chunks > 0:", *_indented(_make(f, "0"))] if f.made else []),
+        *indented(_entering(f)),
+        *(["if chunks > 0:", *indented(_make(f, "0"))] if f.made else []),
         "for t in range(chunks):",
-        *_indented(step if f.of_rows else ["for r in range(GROUP):", *_indented(["n = t * GROUP + r", *step])]),
+        *indented(step if f.of_rows else ["for r in range(GROUP):", *indented(["n = t * GROUP + r", *step])]),
     ]
     return _partition("_states", "Sums y^T z over the chunks.", [], lines)
 
@@ -188,7 +184,7 @@ def results(f: PassForm) -> tuple[str, str]:
     ]
     through = step
     if not f.of_rows:
-        through = ["o = warpgroup_mma_wait(0, deps=[o])", STATE_LEFT, "for r in range(GROUP):", *_indented(["n = t * GROUP + r", *step])]
+        through = ["o = warpgroup_mma_wait(0, deps=[o])", STATE_LEFT, "for r in range(GROUP):", *indented(["n = t * GROUP + r", *step])]
     gradient = ["u = u_tiles.index(x_slot).reshape([64, W]).load(o_layout)", f"o = _{FEATURES[f.feature]}_gradient(u, {SIGN[f.apart]}, o, 0, W)"]
     each = [
         _chunk(f),
@@ -215,8 +211,8 @@ def results(f: PassForm) -> tuple[str, str]:
         f"allowed = j {'<=' if f.of_rows != f.mirrored else '>='} i",
         "no_w, no_o = tl.zeros([64, 64], tl.float32, layout), tl.zeros([64, W], tl.float32, o_layout)",
         f"for number in range(own, chunks{' * GROUP' if f.of_rows else ''}, 2):",
-        *_indented(["t = number // GROUP", "r = number % GROUP"] if f.of_rows else ["t = number"]),
-        *_indented(each),
+        *indented(["t = number // GROUP", "r = number % GROUP"] if f.of_rows else ["t = number"]),
+        *indented(each),
         "tma.store_wait(0)",
     ]
     return _partition("_results", "Computes every other result, from number `own` on.", ["own"], lines)
@@ -232,7 +228,7 @@ def _leave(f: PassForm) -> list[str]:
         return lines
     _, head, first, column = _at(f, "o")[1:-1].split(", ")
     rows = _by_half(f, lambda _, m: f"_store_rows({', '.join([*pointer_parameters(m), 'b', head, 'first', column, 'o'])})")
-    return [f"first = {first}", "if first < 0:", *_indented(rows), "else:", *_indented(lines)]
+    return [f"first = {first}", "if first < 0:", *indented(rows), "else:", *indented(lines)]
 
 
 def pointer_parameters(matrix: str) -> list[str]:
@@ -260,7 +256,7 @@ def _add_sum(f: PassForm) -> list[str]:
         "mbarrier.wait(o_full.index(own), number // 2 & 1)",
         "o += o_tiles.index(own).reshape([64, W]).load(o_layout).to(tl.float32)",
     ]
-    return ["if column == 0:", *_indented(lines)] if f.apart else lines
+    return ["if column == 0:", *indented(lines)] if f.apart else lines
 
 
 def kernel(f: PassForm, entries: list[str]) -> list[str]:
@@ -280,4 +276,4 @@ def kernel(f: PassForm, entries: list[str]) -> list[str]:
     loading, summing, computing = entries
     beside = [*(computing.format(own=own) for own in range(2)), summing, loading]
     registers = "136, 208" if f.apart else "152, 152"  # the state is D x D, or half of it; the first warpgroup has what is left
-    return [*lines, "fence_async_shared()", "tl.warp_specialize([", *_indented(beside), f"], [4, 4, 1], [{registers}, 24])"]
+    return [*lines, "fence_async_shared()", "tl.warp_specialize([", *indented(beside), f"], [4, 4, 1], [{registers}, 24])"]

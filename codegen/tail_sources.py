@@ -48,5 +48,5 @@ def _forms(compiled, bound: Bound) -> list[Form]:
     found, start = [], bound.numpy().q_start
     for scan in plan_of(compiled, bound).scans:
         slots = slots_of(scan, start, bound.n_q, bound.n_k, BLOCK)
-        found.append(Form(*_term(compiled), slots.first is not None, slots.low is not None, slots.live is not None, slots.mirrored))
+        found.append(Form.of(*_term(compiled), slots))
     return found

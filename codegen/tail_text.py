@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from patternc.codegen.frame import header, indent
 from patternc.tail_plan import NOTHING
+from patternc.tail_slots import Slots
 
 FEATURES = {"softmax": "softmax", "elu+1": "elu", "relu": "relu", "identity": "identity"}
 KERNELS = (
@@ -46,6 +47,11 @@ class Form:
     dead: bool
     mirrored: bool = False
     described: bool = False
+
+    @staticmethod
+    def of(feature: str, sums: bool, slots: Slots) -> Form:
+        """Of the slots of a scan."""
+        return Form(feature, sums, slots.first is not None, slots.low is not None, slots.live is not None, slots.mirrored)
 
     @property
     def halves(self) -> int:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from patternc.codegen.hopper_ring import _coroutines
+from patternc.codegen.hopper_ring import coroutines
 from patternc.codegen.ring_parts import ANYTHING, Barrier
 
 
@@ -106,7 +106,7 @@ class Card:
     def __init__(self, text: str, kernel: str, seed: int):
         self.random, self.program = random.Random(seed), 0
         self.namespace = self._modules()
-        exec(compile(_coroutines(ast.parse(text)), "<gluon>", "exec"), self.namespace)
+        exec(compile(coroutines(ast.parse(text)), "<gluon>", "exec"), self.namespace)
         self.kernel = self.namespace[kernel]
 
     def run(self, grid: int, *parameters) -> None:

@@ -51,7 +51,7 @@ def walk(p, n_q: int, n_k: int, heads: int, args: dict, pack: int, head_dim: int
     call = replace(call_of(own, 1.0, bind(p, args, n_q, n_k, heads=heads, q_start=max(0, n_k - n_q)), q, k, k), plan=own.plan)
     source, frame = hopper.generate(own.plan, narrow), hopper.HopperFrame(own.plan, narrow)
     space = hopper_ring.Machine([], (0, 1, 2), False).modules() | {"tl": TL}
-    tree = hopper_ring._coroutines(ast.parse(source.text))
+    tree = hopper_ring.coroutines(ast.parse(source.text))
     exec(compile(tree, "<walk>", "exec"), space)
     found = next(ast.unparse(n.body[-1].value) for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "_find_tiles").strip("()").split(", ")
     values = runtime_values(call, source.kernels["forward"], config, torch.device("cpu")) | {"n_q": n_q, "n_k": n_k, "s_layout": None, "layout": None, "PACK": pack}

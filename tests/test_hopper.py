@@ -220,8 +220,7 @@ def test_whether_programs_stay(text, batch, heads, kv_heads, n, stays):
 @pytest.mark.parametrize("dtype, d", [(torch.bfloat16, 128), (torch.float16, 64), (torch.float32, 128), (torch.bfloat16, 256)], ids=str)
 def test_every_plan_is_taken_or_refused_in_words(monkeypatch, dtype, d):
     """The decision looks at plans of all kinds: formulas, tables, lists, boxes of digits, groups of heads."""
-    monkeypatch.setattr(hopper_launch, "has_tma", lambda device: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(hopper_launch, "is_hopper", lambda device: True)
     monkeypatch.setattr(hopper_launch, "shared_memory", lambda device: 232448)
     kinds = set()
     dilated = [pc.causal & pc.dilate(4) & pc.window(2048), pc.window(600) & pc.dilate(3), pc.neighborhood((40, 50), 7), pc.per_head(*[pc.window(100), pc.causal & pc.dilate(4)] * 2)]

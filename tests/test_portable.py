@@ -51,12 +51,14 @@ CARDS = {
 def fake(request, monkeypatch):
     found = CARDS[request.param]
     device.has_tma.cache_clear()
+    device.is_hopper.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: found.capability)
     monkeypatch.setattr(torch.version, "hip", "6.4" if found.amd else None)
     for module in (device, prepared, hopper_launch):
         monkeypatch.setattr(module, "shared_memory", lambda _: found.shared)
     yield found
     device.has_tma.cache_clear()
+    device.is_hopper.cache_clear()
 
 
 def first(text: str, kernel: str, variant: str, width: int, itemsize: int):

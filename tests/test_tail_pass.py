@@ -9,6 +9,7 @@ from gluon_numbers import Card, Pointer
 
 import patternc as pc
 from patternc.codegen import offline, tail_pass, tail_pass_launch
+from patternc.codegen.descriptors import reachable
 from patternc.codegen.tail_pass_form import ROLES, PassForm
 from patternc.errors import InternalError
 from patternc.tail import feature_map
@@ -61,8 +62,7 @@ def result(form, d, group, n_q, n_k, offset, span, seed, edit=lambda text: text)
     start, w = before if form.add else np.zeros_like(before), tail_pass.width(form, d)
     given = {**m, name: start.copy(), "p": np.zeros_like(start)}
     source = tail_pass.generate(form)
-    roles = {**form.roles, "p": "p"}
-    values = {f"{role}_desc": Card.describe(given[matrix], 64, w if role in "zuop" else d) for role, matrix in roles.items()}
+    values = {f"{role}_desc": Card.describe(given[matrix], 64, w if role in "zuop" else d) for role, matrix in form.described.items()}
     for matrix in (name, "p"):
         strides = (s // 8 for s in given[matrix].strides)
         values |= {f"{matrix}_ptr": Pointer(given[matrix]), **{f"{matrix}_stride_{a}": s for a, s in zip("bhn", strides)}}
@@ -99,6 +99,7 @@ class Emulated:
     """A launch whose kernel runs by numpy, on the memory of torch tensors."""
 
     def __init__(self, form, matrices, heads, kv_heads):
+        assert all(map(reachable, matrices.values()))
         self.form, self.source = form, tail_pass.generate(form)
         self.constants = tail_pass_launch.constants(form, matrices[form.roles["x"]].shape[3], heads, heads // kv_heads)
         fixed = {f"{m}_{what}" for m in matrices for what in ("ptr", "stride_b", "stride_h", "stride_n")}
@@ -106,9 +107,8 @@ class Emulated:
 
     def run(self, programs, values, matrices):
         w, d = self.constants["W"], self.constants["D"]
-        roles = {**self.form.roles, **({"p": "p"} if self.form.apart else {})}
         given = {p: Pointer(x.numpy()) if isinstance(x, torch.Tensor) else x for p, x in values.items()}
-        given |= {f"{role}_desc": Card.describe(matrices[m].numpy(), 64, w if role in "zuop" else d) for role, m in roles.items()}
+        given |= {f"{role}_desc": Card.describe(matrices[m].numpy(), 64, w if role in "zuop" else d) for role, m in self.form.described.items()}
         for m, x in matrices.items():
             given |= {f"{m}_ptr": Pointer(x.numpy()), **{f"{m}_stride_{axis}": x.stride(i) for i, axis in enumerate("bhn")}} | self.constants
         kernel = self.source.kernels[self.form.kernel]
@@ -129,7 +129,7 @@ def test_calls(monkeypatch, text, kv_heads, n_q, n_k, span):
     monkeypatch.setattr(tail_pass_launch, "launch_of", Emulated)
     torch.manual_seed(0)
     rows = [torch.randn(1, h, n, 64) for h, n in ((2, n_q), (kv_heads, n_k), (kv_heads, n_k))]
-    grad, results = torch.randn(1, 2, n_q, 64), []
+    grad, results = torch.randn(1, 1, n_q, 64).expand(1, 2, n_q, 64), []
     for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
         module = pc.compile(text, backend, num_heads=2, head_dim=64).to(dtype)
         given = [x.to(dtype).requires_grad_() for x in rows]
