@@ -19,20 +19,28 @@ def _store_slot(base, first, ok, stride, columns, values, WIDTH: tl.constexpr, B
 ''',
     '''
 @triton.jit
-def _softmax_features(x, sign, columns, D: tl.constexpr):
-    """softmax(sign * x) of each row, in float32."""
+def _exponentials(x, sign, columns, D: tl.constexpr):
+    """Numbers whose shares in their rows are softmax(sign * x), in float32, and one over the sums of rows."""
     x = x.to(tl.float32) * (sign * 1.4426950408889634)
     if D < x.shape[1]:
         x = tl.where((columns < D)[None, :], x, float("-inf"))
-    a = tl.math.exp2(x - tl.max(x, 1)[:, None])
-    return a * (1.0 / tl.sum(a, 1))[:, None]
+    e = tl.math.exp2(x - tl.max(x, 1)[:, None])
+    return e, 1.0 / tl.sum(e, 1)
+''',
+    '''
+@triton.jit
+def _softmax_features(x, sign, columns, D: tl.constexpr):
+    """softmax(sign * x) of each row, in float32."""
+    e, share = _exponentials(x, sign, columns, D)
+    return e * share[:, None]
 ''',
     '''
 @triton.jit
 def _softmax_gradient(x, sign, da, columns, D: tl.constexpr):
     """What x gains by the gradient of its features."""
-    a = _softmax_features(x, sign, columns, D) * sign
-    return a * (da - (sign * tl.sum(a * da, 1))[:, None])
+    e, share = _exponentials(x, sign, columns, D)
+    slope = sign * share
+    return e * (da * slope[:, None] - (tl.sum(e * da, 1) * share * slope)[:, None])
 ''',
     '''
 @triton.jit

@@ -249,24 +249,19 @@ class _Run:
                 self._step_down(name, config, error)
 
     def _launch_pass(self, form: PassForm, matrices: dict[str, torch.Tensor], values: dict) -> None:
-        """A kernel that goes through its slots in one pass; what two halves of the features give is added at the end."""
+        """A kernel that goes through its slots in one pass."""
         result = matrices[form.roles["o"]]
         given = {m: matrices[m] for m in form.roles.values()}  # a gradient may be one row for all heads
         matrices = {m: x if x is result or reachable(x) else x.clone(memory_format=torch.contiguous_format) for m, x in given.items()}
-        if form.apart:
-            half = matrices["p"] = empty(result, result.shape[2], result.shape[3], result.dtype)
-            if form.of_rows:
-                self.clear(half)
         launch = tail_pass_launch.launch_of(form, matrices, self.heads, self.kv_heads)
         rows = self.n_q - self.slots.offset
-        values = {**self.values, **values, "extent": rows if form.of_rows else max(self.n_k, rows), "span": self.each}
-        values = {p: values[p] for p in launch.decided}
         programs = self.batch * self.kv_heads * -(-self.slots.count // self.each) * tail_pass.parts(form, self.d)
+        values = {**self.values, **values, "extent": rows if form.of_rows else max(self.n_k, rows), "span": self.each}
 
         def run() -> None:
-            launch.run(programs, values, matrices)
-            if form.apart:
-                result.add_(half)
+            if form.apart:  # programs begin to count at 0
+                values["counts_ptr"] = torch.zeros(1 + programs, dtype=torch.int32, device=self.device)
+            launch.run(programs, {p: values[p] for p in launch.decided}, matrices)
 
         with on(self.device):
             self.call.watch(form.kernel, run)

@@ -37,12 +37,13 @@ class PassForm:
     @property
     def roles(self) -> dict[str, str]:
         """The matrix of each role: x and y, whose products weigh z; u, whose features have the gradient that is found; o, the result."""
-        return {role: matrix for role, matrix in zip("xyzuo", ROLES[self.kernel]) if matrix}
+        named = zip("xyzuo", ROLES[self.kernel])
+        return {role: matrix for role, matrix in named if matrix and not (role == "u" and self.feature == "identity")}
 
     @property
-    def described(self) -> dict[str, str]:
-        """The matrices that have descriptors, by role: also p, what the second half of the features gives."""
-        return self.roles | ({"p": "p"} if self.apart else {})
+    def transposed(self) -> bool:
+        """Whether the state is one of columns of v by features; else features by columns."""
+        return self.kernel in ("backward_q", "backward_k")
 
     @property
     def of_rows(self) -> bool:
@@ -59,8 +60,13 @@ class PassForm:
 
     @property
     def apart(self) -> bool:
-        """Whether programs take one half of the features each, and the results are added afterwards; else they take slices of columns."""
+        """Whether programs take one half of the features each, the second adding its results to those of the first; else slices of columns."""
         return self.feature == "softmax"
+
+    @property
+    def held(self) -> bool:
+        """Whether tiles of x stay in registers: gradients of features need those, and other heads read a tile of keys again."""
+        return self.kernel == "forward"
 
     @property
     def terms(self) -> int:
@@ -79,5 +85,5 @@ class PassForm:
 
     @property
     def rings(self) -> list[str]:
-        """What has barriers: tiles of x and u, of y and z, states, and what results are added to."""
-        return ["x", "yz", "s", *["o"] * self.add]
+        """What has barriers: tiles of x, of u, of y and z, states, and results."""
+        return ["x", *["u"] * ("u" in self.roles), "yz", "s", "o"]

@@ -55,7 +55,7 @@ MOST_LAUNCHES = 1024
 
 
 def launch_of(form: PassForm, matrices: dict[str, torch.Tensor], heads: int, kv_heads: int) -> Launch:
-    """The launch on matrices of one layout, the result of the other half among them as "p" where halves are apart."""
+    """The launch on matrices of one layout."""
     layout = tuple((m, x.device, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
     key = form, heads, kv_heads, layout
     launch = _launches.get(key)
@@ -70,8 +70,8 @@ def _prepare(form: PassForm, matrices: dict[str, torch.Tensor], heads: int, kv_h
     source, d = generate(form), matrices[form.roles["x"]].shape[3]
     config, w = config_of(form, d), width(form, d)
     described = {}
-    for role, matrix in form.described.items():
-        pattern = hopper_launch.describe_tiles(matrices[matrix], CHUNK, width=w if role in "zuop" else d)
+    for role, matrix in form.roles.items():
+        pattern = hopper_launch.describe_tiles(matrices[matrix], CHUNK, width=w if role in "zuo" else d)
         pattern.base = None
         described[f"{role}_desc"] = matrix, pattern
     kernel = source.kernels[form.kernel]
@@ -85,4 +85,4 @@ def constants(form: PassForm, d: int, heads: int, group: int) -> dict[str, int]:
     """Constexprs by name."""
     config = config_of(form, d)
     sizes = {"HEADS": heads, "GROUP": group, "D": d, "W": width(form, d), "PARTS": parts(form, d), "SLOT": SLOT}
-    return sizes | {"STAGES": config.stages, "BUFFERS": config.buffers}
+    return sizes | {"STAGES": config.stages, "BUFFERS": config.buffers, "AHEAD": config.ahead}

@@ -41,7 +41,7 @@ def by_kernels(apply):
         columns, total = [], None
         for at in range(0, v.shape[-1], WIDEST):
             part, y = v[..., at : at + WIDEST], None
-            for a, b in zip(q.split(WIDEST, -1), k.split(WIDEST, -1)):
+            for a, b in zip(_pieces(q), _pieces(k)):
                 found, weights = apply(a, b, part, feature, sums and at == 0)
                 y = found if y is None else y + found
                 if weights is not None:
@@ -50,6 +50,11 @@ def by_kernels(apply):
         return columns[0] if len(columns) == 1 else torch.cat(columns, -1), total
 
     return linear
+
+
+def _pieces(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Columns that kernels take at a time; one piece is x itself, for which the backward copies nothing."""
+    return (x,) if x.shape[-1] <= WIDEST else x.split(WIDEST, -1)
 
 
 class TailAttention(Function):

@@ -78,6 +78,27 @@ class Tile:
     def permute(self, axes):
         return SimpleNamespace(tile=self, transposed=True)
 
+    def slice(self, start, length, dim):
+        assert dim == 0
+        return Part(self, slice(start, start + length))
+
+
+class Part:
+    """Some rows of a tile."""
+
+    dtype = None
+
+    def __init__(self, tile, rows):
+        self.tile, self.rows = tile, rows
+
+    def load(self, layout):
+        return self.tile.load(layout)[self.rows]
+
+    def store(self, value):
+        whole = self.tile.data.copy()
+        whole[self.rows] = value
+        self.tile.write(whole)
+
 
 class Product:
     def __init__(self, a, b, acc):
@@ -107,6 +128,7 @@ class Card:
         self.random, self.program = random.Random(seed), 0
         self.namespace = self._modules()
         exec(compile(coroutines(ast.parse(text)), "<gluon>", "exec"), self.namespace)
+        self.namespace |= {"_narrow": lambda x: x, "_rows_of": lambda x, i, _: x[i * 64 : (i + 1) * 64], "_announce": self._announce, "_await": self._await}
         self.kernel = self.namespace[kernel]
 
     def run(self, grid: int, *parameters) -> None:
@@ -121,7 +143,7 @@ class Card:
     def _modules(self) -> dict:
         tl = SimpleNamespace(
             constexpr=ANYTHING, int64=np.int64, float32=np.float64, static_range=range, program_id=lambda _: Number(self.program),
-            cdiv=lambda a, b: Number(-(-a // b)), minimum=lambda a, b: Number(min(a, b)) if isinstance(a, int) else np.minimum(a, b), where=self._where,
+            atomic_add=self._atomic_add, cdiv=lambda a, b: Number(-(-a // b)), minimum=lambda a, b: Number(min(a, b)) if isinstance(a, int) else np.minimum(a, b), where=self._where,
             maximum=lambda a, b: Number(max(a, b)) if isinstance(a, int) else np.maximum(a, b), exp2=np.exp2, max=lambda x, axis: x.max(axis),
             sum=lambda x, axis: x.sum(axis), arange=lambda a, b, layout=None: tensor(np.arange(a, b)), zeros=lambda shape, *_: tensor(np.zeros(shape)),
             convert_layout=lambda x, _: x, load=self._load_pointers, store=self._store_pointers, warp_specialize=self._beside,
@@ -143,6 +165,19 @@ class Card:
     @staticmethod
     def _where(condition, a, b):
         return tensor(np.where(condition, a, b))
+
+    def _atomic_add(self, pointer, value):
+        cell = pointer.array.reshape(-1)[pointer.offset :][:1]
+        before = Number(cell[0])
+        cell += value
+        return before
+
+    def _announce(self, pointer):
+        self._atomic_add(pointer, 32)
+
+    @staticmethod
+    def _await(pointer, count):
+        assert pointer.array.ravel()[pointer.offset] >= count, "waits for a program that begins later"
 
     def _allocate(self, dtype, shape, layout):
         make = (lambda i: Barrier(f"barrier {i}")) if layout == "barriers" else (lambda i: Tile(shape[1:]))

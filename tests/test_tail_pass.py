@@ -54,25 +54,25 @@ def entering(form, m, phi, slots, offset, group):
 
 
 def result(form, d, group, n_q, n_k, offset, span, seed, edit=lambda text: text):
-    """`(found, wanted)` of a kernel, the other half of the features added."""
+    """`(found, wanted)` of a kernel."""
     m, phi = problem(form.feature, d, group, n_q, n_k, offset, form.mirrored)
     slots = -(-max(n_k, n_q - offset) // SLOT)
     states, vectors = entering(form, m, phi, slots, offset, group)
     name, before = form.roles["o"], np.random.default_rng(1).normal(size=m[form.roles["o"]].shape)
     start, w = before if form.add else np.zeros_like(before), tail_pass.width(form, d)
-    given = {**m, name: start.copy(), "p": np.zeros_like(start)}
+    given = {**m, name: start.copy()}
     source = tail_pass.generate(form)
-    values = {f"{role}_desc": Card.describe(given[matrix], 64, w if role in "zuop" else d) for role, matrix in form.described.items()}
-    for matrix in (name, "p"):
-        strides = (s // 8 for s in given[matrix].strides)
-        values |= {f"{matrix}_ptr": Pointer(given[matrix]), **{f"{matrix}_stride_{a}": s for a, s in zip("bhn", strides)}}
+    values = {f"{role}_desc": Card.describe(given[matrix], 64, w if role in "zuo" else d) for role, matrix in form.roles.items()}
+    strides = (s // 8 for s in given[name].strides)
+    values |= {f"{name}_ptr": Pointer(given[name]), **{f"{name}_stride_{a}": s for a, s in zip("bhn", strides)}}
     values |= {"states_ptr": Pointer(states), "vectors_ptr": Pointer(vectors), "slots": slots, "span": span, "n_q": n_q, "n_k": n_k, "offset": offset}
     values |= {"extent": n_q - offset if form.of_rows else max(n_k, n_q - offset)}
     values |= tail_pass_launch.constants(form, d, HEADS, group) | {"SLOT": SLOT}
     kernel = source.kernels[form.kernel]
     grid = HEADS // group * -(-slots // span) * tail_pass.parts(form, d)
+    values["counts_ptr"] = Pointer(np.zeros(1 + grid, np.int32))
     Card(edit(source.text), form.kernel, seed).run(grid, *(values[p] for p in (*kernel.parameters, *kernel.constants)))
-    return given[name] + given["p"], start + m[name]
+    return given[name], start + m[name]
 
 
 @pytest.mark.parametrize("kernel", ROLES)
@@ -108,7 +108,7 @@ class Emulated:
     def run(self, programs, values, matrices):
         w, d = self.constants["W"], self.constants["D"]
         given = {p: Pointer(x.numpy()) if isinstance(x, torch.Tensor) else x for p, x in values.items()}
-        given |= {f"{role}_desc": Card.describe(matrices[m].numpy(), 64, w if role in "zuop" else d) for role, m in self.form.described.items()}
+        given |= {f"{role}_desc": Card.describe(matrices[m].numpy(), 64, w if role in "zuo" else d) for role, m in self.form.roles.items()}
         for m, x in matrices.items():
             given |= {f"{m}_ptr": Pointer(x.numpy()), **{f"{m}_stride_{axis}": x.stride(i) for i, axis in enumerate("bhn")}} | self.constants
         kernel = self.source.kernels[self.form.kernel]
@@ -142,11 +142,11 @@ def test_calls(monkeypatch, text, kv_heads, n_q, n_k, span):
 MISTAKES = {
     "results do not wait for the state": ("mbarrier.wait(s_full.index(t % 2), t // 2 & 1)", "pass"),
     "states are overwritten": ("mbarrier.wait(s_empty.index((t - BUFFERS) % 2), (t - BUFFERS) // 2 & 1, pred=t >= BUFFERS)", "pass"),
-    "tiles are overwritten": ("mbarrier.wait(x_empty.index(x_slot), (n // 2 & 1) ^ 1)", "pass"),
-    "nobody gives tiles back": ("mbarrier.arrive(x_empty.index(x_slot), count=1)", "pass"),
+    "tiles are overwritten": ("mbarrier.wait(yz_empty.index(yz_slot), (t // STAGES & 1) ^ 1)", "pass"),
+    "nobody gives tiles back": ("mbarrier.arrive(x_empty.index(number % AHEAD), count=1)", "pass"),
     "the diagonal is left out": ("allowed = j <= i", "allowed = j < i"),
     "TMA stores before the first row": ("if first < 0:", "if False:"),
-    "a state is of the chunks up to this one": ("state_tiles.index(t % BUFFERS).store(high)", "state_tiles.index(t % BUFFERS).store(high + 1.0)"),
+    "a state is of the chunks up to this one": ("state_tiles.index(t % BUFFERS).store(s.to", "state_tiles.index(t % BUFFERS).store((s + 1.0).to"),
 }
 
 

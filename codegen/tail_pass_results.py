@@ -1,0 +1,137 @@
+"""The text of the one-pass kernels of a linear tail (`tail_pass_text.py`): the warpgroups that compute results."""
+
+from __future__ import annotations
+
+from patternc.codegen.tail_pass_form import PassForm
+from patternc.codegen.tail_pass_text import PLAIN, SIGN, buffer, chunk, features, live, partition, place, pointer_parameters, product_layout
+from patternc.codegen.tail_text import FEATURES, indented
+
+HELPERS = (
+    '''
+@gluon.jit
+def _store_rows(ptr, stride_b, stride_h, stride_n, b, head, first, column, values):
+    """Store the rows of a tile that are there."""
+    row = first + tl.arange(0, values.shape[0], tl.SliceLayout(1, values.type.layout))[:, None]
+    at = ptr + b.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h + column
+    at += row.to(tl.int64) * stride_n + tl.arange(0, values.shape[1], tl.SliceLayout(0, values.type.layout))[None, :]
+    tl.store(at, values.to(ptr.dtype.element_ty), mask=row >= 0)
+''',
+)
+
+
+def results(f: PassForm) -> tuple[str, str]:
+    """A warpgroup that computes the results of every other tile of x."""
+    gradient = [
+        "mbarrier.wait(u_full.index(number % 2), number // 2 & 1)",
+        "u = u_tiles.index(number % 2).reshape([64, W]).load(o_layout)",
+        "mbarrier.arrive(u_empty.index(number % 2), count=1)",
+        f"o = _{FEATURES[f.feature]}_gradient(u, {SIGN[f.apart]}, o, 0, W)",
+    ]
+    each = [
+        chunk(f),
+        "mbarrier.wait(x_full.index(number % AHEAD), number // AHEAD & 1)",
+        *_begin(f),
+        *(_sum_of_row(f) if f.of_rows else _sum_of_key(f)),
+        *(gradient if "u" in f.roles else []),
+        *([*live(f, "c", "o_layout"), "o = tl.where(live[:, None], o, 0.0)"] if f.dead and not f.of_rows else []),
+        *_leave(f),
+    ]
+    lines = [
+        product_layout("layout", "64"),
+        product_layout("o_layout", "W"),
+        *["w_rows: tl.constexpr = tl.DotOperandLayout(operand_index=0, parent=layout, k_width=2)"] * f.held,
+        *[f"plain: tl.constexpr = {PLAIN}"] * (f.featured("x") and not f.held),
+        "o_rows: tl.constexpr = tl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)",
+        "i, j = tl.arange(0, 64, tl.SliceLayout(1, layout))[:, None], tl.arange(0, 64, tl.SliceLayout(0, layout))[None, :]",
+        f"allowed = j {'<=' if f.of_rows != f.mirrored else '>='} i",
+        "no_w, no_o = tl.zeros([64, 64], tl.float32, layout), tl.zeros([64, W], tl.float32, o_layout)",
+        f"for number in range(own, chunks{' * GROUP' if f.of_rows else ''}, 2):",
+        *indented(["t = number // GROUP", "r = number % GROUP"] if f.of_rows else ["t = number"]),
+        *indented(each),
+    ]
+    return partition("_results", "Computes every other result, from number `own` on.", ["own"], lines)
+
+
+X = "x_tiles.index(number % AHEAD).reshape([64, D])"
+LEFT = "mbarrier.arrive({}_empty.index({}), count=1)"
+
+
+def _weights(f: PassForm, n: str) -> list[str]:
+    """Products of rows of x with those of tile number n of y, where they count."""
+    x = "tl.convert_layout(x, w_rows)" if f.held else "x"
+    return [
+        f"slot = {n} % STAGES",
+        f"mbarrier.wait({'yz_ready' if f.made else 'yz_full'}.index(slot), {n} // STAGES & 1)",
+        f"w = warpgroup_mma({x}, y_tiles.index(slot).reshape([64, D]).permute((1, 0)), no_w, use_acc=False, is_async=True)",
+    ]
+
+
+def _rounded_weights(z: str) -> list[str]:
+    return [
+        "w = tl.convert_layout(tl.where(allowed, w, 0.0).to(x_tiles.dtype), o_rows)",
+        f"o = warpgroup_mma(w, {z}, o, is_async=True)",
+    ]
+
+
+def _of_state(f: PassForm) -> list[str]:
+    return [
+        "mbarrier.wait(s_full.index(t % 2), t // 2 & 1)",
+        *(f"o = warpgroup_mma(x, {buffer(f, i)}, {'o' if i else 'no_o'}, use_acc={i > 0}, is_async=True)" for i in range(f.terms)),
+    ]
+
+
+def _begin(f: PassForm) -> list[str]:
+    """Take a tile of x: where registers allow, it stays there, so that the next tile may come."""
+    if f.held:
+        change = [f"x = {features(f, 'x', 'D')}.to(x_tiles.dtype)"] * f.featured("x")
+        return [f"x = {X}.load(o_rows)", LEFT.format("x", "number % AHEAD"), *change]
+    return [f"x = {X}", *[f"x.store({features(f, 'x.load(plain)', 'D')}.to(x.dtype))", "fence_async_shared()"] * f.featured("x")]
+
+
+def _sum_of_row(f: PassForm) -> list[str]:
+    """The weights are found first, since they need no state, and registers for o only afterwards."""
+    return [
+        *_weights(f, "t"),
+        "w = warpgroup_mma_wait(0, deps=[w])",
+        *_of_state(f),
+        *_rounded_weights("z_tiles.index(slot).reshape([64, W])"),
+        "o = warpgroup_mma_wait(0, deps=[o])",
+        *([] if f.held else [LEFT.format("x", "number % AHEAD")]),
+        LEFT.format("s", "t % 2"),
+        LEFT.format("yz", "slot"),
+    ]
+
+
+def _sum_of_key(f: PassForm) -> list[str]:
+    """The weights of every head of a group after what the state gives."""
+    step = [
+        "n = t * GROUP + r",
+        *_weights(f, "n"),
+        "w = warpgroup_mma_wait(0, deps=[w])",
+        *_rounded_weights("z_tiles.index(slot).reshape([64, W])"),
+        "o = warpgroup_mma_wait(0, deps=[o])",
+        LEFT.format("yz", "slot"),
+    ]
+    return [
+        *_of_state(f),
+        "o = warpgroup_mma_wait(0, deps=[o])",
+        LEFT.format("s", "t % 2"),
+        "for r in range(GROUP):",
+        *indented(step),
+        LEFT.format("x", "number % AHEAD"),
+    ]
+
+
+def _leave(f: PassForm) -> list[str]:
+    """Hand a result on, added to what is in its place; TMA cannot store one that begins before the first row."""
+    add = ["o += o_tiles.index(own).reshape([64, W]).load(o_layout).to(tl.float32)"]
+    _, head, start, column = place(f, "o")[1:-1].split(", ")
+    rows = f"_store_rows({', '.join([*pointer_parameters(f.roles['o']), 'b', head, 'first', column, 'o'])})"
+    return [
+        "mbarrier.wait(o_full.index(own), number // 2 & 1)",
+        *(add if f.add else ["if column != 0:", *indented(add)] * f.apart),
+        *([f"first = {start}", "if first < 0:", "    " + rows] if f.may_begin_before else []),
+        "o_tiles.index(own).reshape([64, W]).store(o.to(o_tiles.dtype))",
+        "fence_async_shared()",
+        "mbarrier.arrive(o_made.index(own), count=1)",
+    ]

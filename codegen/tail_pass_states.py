@@ -1,0 +1,100 @@
+"""The text of the one-pass kernels of a linear tail (`tail_pass_text.py`): the warpgroup that sums a state."""
+
+from __future__ import annotations
+
+from patternc.codegen.tail_pass_form import PassForm
+from patternc.codegen.tail_pass_text import PLAIN, buffer, features, live, partition, product_layout
+from patternc.codegen.tail_text import indented
+
+HELPERS = (
+    '''
+@gluon.jit
+def _narrow(x):
+    """Numbers as bfloat16, two at a time even where they are needed one by one afterwards."""
+    return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2)
+''',
+    '''
+@gluon.jit
+def _rows_of(x, i: tl.constexpr, layout: tl.constexpr):
+    """64 rows of at most 128."""
+    if x.shape[0] > 64:
+        x = tl.convert_layout(x.reshape([2, 64, x.shape[1]]).permute((1, 2, 0)).split()[i], layout)
+    return x
+''',
+)
+
+
+def states(f: PassForm) -> tuple[str, str]:
+    """The warpgroup that sums a state and hands on, before every chunk, what the chunks before it have added."""
+    hand_on = [
+        "mbarrier.wait(s_empty.index((t - BUFFERS) % 2), (t - BUFFERS) // 2 & 1, pred=t >= BUFFERS)",
+        *([f"{buffer(f, 0)}.store(s.to(state_tiles.dtype))"] if f.terms == 1 else _two_terms(f)),
+        "fence_async_shared()",
+        "mbarrier.arrive(s_full.index(t % 2), count=1)",
+    ]
+    n, total = ("t", "chunks") if f.of_rows else ("n", "chunks * GROUP")
+    step = [
+        *(hand_on if f.of_rows else ["if r == 0:", *indented(hand_on)]),
+        f"slot = {n} % STAGES",
+        *([] if f.made else [f"mbarrier.wait(yz_full.index(slot), {n} // STAGES & 1)"]),
+        "y, z = y_tiles.index(slot).reshape([64, D]), z_tiles.index(slot).reshape([64, W])",
+        "more = warpgroup_mma(y.permute((1, 0)), z, s, is_async=True)",
+        *([f"if {n} + 1 < {total}:  # beside the product", *indented(_make(f, f"{n} + 1"))] if f.made else []),
+        "s = warpgroup_mma_wait(0, deps=[more])",
+        "mbarrier.arrive(yz_empty.index(slot), count=1)",
+    ]
+    lines = [
+        product_layout("layout", "W"),
+        *[f"plain: tl.constexpr = {PLAIN}"] * f.made,
+        "s = tl.zeros([D, W], tl.float32, layout)",
+        "if spans > 1:",
+        *indented(_entering(f)),
+        *(["if chunks > 0:", *indented(_make(f, "0"))] if f.made else []),
+        "for t in range(chunks):",
+        *indented(step if f.of_rows else ["for r in range(GROUP):", *indented(["n = t * GROUP + r", *step])]),
+    ]
+    return partition("_states", "Sums y^T z over the chunks.", [], lines)
+
+
+def _two_terms(f: PassForm) -> list[str]:
+    """A state as a sum of two, 64 rows at a time, since registers hold little beside it."""
+    store = [
+        "rows = _rows_of(s, i, layout)",
+        "high = _narrow(rows)",
+        f"{buffer(f, 0)}.slice(i * 64, 64, 0).store(high)",
+        f"{buffer(f, 1)}.slice(i * 64, 64, 0).store((rows - high.to(tl.float32)).to(state_tiles.dtype))",
+    ]
+    return ["for i in tl.static_range(D // 64):", *indented(store)]
+
+
+def _make(f: PassForm, number: str) -> list[str]:
+    """Put features in the place of tiles of y or z, and 0 in that of dead keys."""
+    slot, phase = ("0", "0") if number == "0" else (f"({number}) % STAGES", f"({number}) // STAGES & 1")
+    lines = [f"mbarrier.wait(yz_full.index({slot}), {phase})"]
+    for x, columns in (("y", "D"), ("z", "W")):
+        if f.changed(x):
+            made = features(f, "part.load(plain)", columns)
+            mask = f.dead and f.of_rows
+            change = [
+                f"part = {x}_tiles.index({slot}).reshape([64, {columns}]).slice(half * 32, 32, 0)",
+                *(live(f, f"(from_chunk + {number})", "plain", "32", "half * 32") if mask else []),
+                f"part.store({f'tl.where(live[:, None], {made}, 0.0)' if mask else made}.to(part.dtype))",
+            ]
+            lines += ["for half in tl.static_range(2):  # fewer registers at a time", *indented(change)]
+    return [*lines, "fence_async_shared()", f"mbarrier.arrive(yz_ready.index({slot}), count=1)"]
+
+
+def _entering(f: PassForm) -> list[str]:
+    """The state that enters a program's slots, from memory: [features, columns of v], here perhaps transposed."""
+    rows, columns = "tl.arange(0, D, tl.SliceLayout(1, layout))[:, None]", "tl.arange(0, W, tl.SliceLayout(0, layout))[None, :]"
+    columns = columns if f.apart else f"column + {columns}"
+    d, e = (columns, rows) if f.transposed else (rows, columns)
+    lines = [
+        f"d, e = {d}, {e}",
+        f"cell = (b * (HEADS // GROUP) + kv_h).to(tl.int64) * slots + {'first_slot' if f.of_rows else 'tl.minimum(first_slot + span, slots) - 1'}",
+        *["cell = cell * 2 + column // W"] * f.apart,
+        "s = tl.load(states_ptr + cell * D * D + d * D + e).to(tl.float32)",
+    ]
+    if f.of_rows:
+        lines += ["vectors = vectors_ptr + cell * (2 * D)", "s += tl.load(vectors + d) * tl.load(vectors + D + e)  # states of keys are centred"]
+    return lines
