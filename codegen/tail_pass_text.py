@@ -115,20 +115,20 @@ def leaves(f: PassForm) -> tuple[str, str]:
     """The warp that stores results, and before each gives its place to the next one, with what that is added to in it."""
     total = "chunks * GROUP" if f.of_rows else "chunks"
 
-    def at(n: str) -> list[str]:
-        return [*([f"t, r = ({n}) // GROUP, ({n}) % GROUP"] if f.of_rows else [f"t = {n}"]), chunk(f)]
-
+    at = [*(["t, r = n // GROUP, n % GROUP"] if f.of_rows else ["t = n"]), chunk(f)]
     store = [f"_store(o_desc, {place(f, 'o')}, o_tiles.index(number % 2))"]
     leave = [
-        *at("number - 2"),
-        "mbarrier.wait(o_made.index(number % 2), (number - 2) // 2 & 1)",
+        "n = number - 2",
+        *at,
+        "mbarrier.wait(o_made.index(number % 2), n // 2 & 1)",
         *([f"if {first(f, f.roles['o'])} >= 0:", *indented(store)] if f.may_begin_before else store),
         *["if column == 0:", "    _announce(counts_ptr + number % 2)"] * f.apart,
         "tma.store_wait(0)",
     ]
     await_other = ["_await(counts_ptr + number % 2, (number // 2 + 1) * 32)"]
     load = [
-        *at("number"),
+        "n = number",
+        *at,
         "mbarrier.expect(o_full.index(number % 2), o_desc.block_type.nbytes)",
         f"_load(o_desc, {place(f, 'o')}, o_full.index(number % 2), o_tiles.index(number % 2))",
     ]
