@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
 from kernel_check import DEVICE, MARKS
 
 import patternc as pc
-from patternc import functional, reference, tail_runtime
 from patternc.args import bind
 from patternc.codegen import tail_configs, tail_kernels, tail_launch, tail_states
 from patternc.codegen.tail_configs import TailConfig, TailConfigs
@@ -234,71 +232,6 @@ def test_mutations_are_found(monkeypatch, old, new):
     except AssertionError:
         return
     assert max(errors.values()) > 1e-3
-
-
-TERMS = {
-    "rattention": causal & (pc.window(left=9, right=0) + pc.linear_tail),
-    "performer": causal & (pc.empty + pc.linear_tail(feature="favor+", norm="denominator", num_features=20)),
-    "initial state": causal & (pc.window(5) + pc.linear_tail(feature="elu+1", norm="none", initial_state=True)),
-    "initial state and sums": causal & (pc.window(5) | pc.sink(2) + pc.linear_tail(norm="denominator", initial_state=True)),
-    "documents": pc.documents(arg("d")) & causal & (pc.window(9) + pc.linear_tail(initial_state=True)),
-    "two sides": pc.window(4) + pc.linear_tail(norm="denominator"), "nothing": causal & (causal + pc.linear_tail),
-}
-
-
-@pytest.mark.parametrize("name", TERMS)
-def test_terms(name):
-    """Outputs and gradients of q, k, v, the term's own q and k, scales and initial state, against the reference."""
-    args = {"d": torch.tensor([0] * 1 + [1] * 20 + [2] * 9 + [7] * 10, device=DEVICE)} if name == "documents" else None
-    dtype = torch.float16 if name == "rattention" else torch.float32
-    pc.verify(TERMS[name], backend="triton", device=DEVICE, dtype=dtype, sizes=[40 if args else 30], heads=2, kv_heads=1, head_dim=16, batch=1, args=args, quiet=True, raise_error=True)
-
-
-@st.composite
-def terms(draw):
-    """An attention whose pairs outside its exact part are one or two scans."""
-    w, n = draw(st.integers(0, 30)), draw(st.integers(1, 30))
-    exact = draw(st.sampled_from([pc.empty, pc.window(left=w, right=0), pc.window(w + 1) | pc.sink(n % 4), pc.block(n), pc.window(n) | pc.rows(range(n, n + 5))]))
-    domain = draw(st.sampled_from([causal, causal & pc.documents(arg("ids"))] + [pc.k <= pc.q + n] * (exact is pc.empty)))
-    if draw(st.booleans()):
-        exact, domain = draw(st.sampled_from([pc.window(left=w, right=n), pc.window(left=w, right=n) | pc.global_(n % 3)])), pc.full
-    norm = draw(st.sampled_from(["rms", "none", "denominator"]))
-    feature = draw(st.sampled_from(["softmax", "elu+1", "relu", "favor+"] + ["identity"] * (norm != "denominator")))
-    return domain & (exact + pc.linear_tail(feature=feature, norm=norm, initial_state=draw(st.booleans())))
-
-
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-@given(terms(), st.data())
-def test_drawn_terms(spec, data):
-    """Patterns, features, norms, groups and lengths: outputs and all gradients against float64."""
-    n = data.draw(st.integers(5, 70))  # of one key alone, gradients of a quotient are rounding errors
-    heads, kv_heads = data.draw(st.sampled_from([(1, 1), (2, 1), (4, 2)]))
-    ids = torch.tensor(sorted(data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))))
-    args = {"ids": ids} if "ids" in str(spec) else None
-    shapes = dict(heads=heads, kv_heads=kv_heads, head_dim=data.draw(st.sampled_from([8, 16])), value_dim=data.draw(st.sampled_from([8, 24])), batch=1)
-    pc.verify(spec, backend="triton", device=DEVICE, dtype=torch.float32, sizes=[n], args=args, quiet=True, raise_error=True, **shapes)
-
-
-def test_wide_heads_run_in_slices(monkeypatch):
-    monkeypatch.setattr(tail_runtime, "WIDEST", 16)
-    monkeypatch.setattr(tail_configs, "choose", lambda *_: small(32))
-    (q, k, v), _ = inputs(20, 20, 1, 1, 24, 24)
-    for spec in (causal & (pc.window(3) + pc.linear_tail(norm="denominator")), causal & (pc.window(3) + pc.linear_tail(lambda x: x.sigmoid(), "none"))):
-        x = [t.to(DEVICE).requires_grad_() for t in (q, k, v)]
-        runs = [functional.attention(spec, *x, backend="triton")[0], reference.attention(spec, *x)[0].to(q.dtype)]
-        torch.testing.assert_close(*runs, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(*(torch.autograd.grad((y * y.detach().cos()).sum(), x) for y in runs), atol=2e-3, rtol=1e-3)
-
-
-def test_traced_and_eager_agree():
-    torch._dynamo.reset()  # it compiles a module's forward a few times a process only
-    module = pc.compile(TERMS["rattention"], "triton", num_heads=2, head_dim=16).to(DEVICE)
-    (q, k, v), _ = inputs(24, 24, 2, 1, 16, 16)
-    x = [t.to(DEVICE).requires_grad_() for t in (q, k, v)]
-    leaves = [*x, *module.parameters()]
-    runs = [module(*x), torch.compile(module, fullgraph=True, backend="aot_eager")(*x)]
-    torch.testing.assert_close(*runs)
-    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), leaves) for y in runs))
 
 
 def test_text():
