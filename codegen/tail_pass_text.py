@@ -16,19 +16,25 @@ HELPERS = (
     '''
 @gluon.jit
 def _announce(count_ptr):
-    """Every thread adds 1 when all that it has stored so far is there for other programs."""
-    text: tl.constexpr = "cp.async.bulk.wait_group 0; red.release.gpu.global.add.u32 [$1], 1; mov.u32 $0, 0;"
+    """Every thread of a warp adds 1 when all that the warp has stored so far is there for other programs."""
+    text: tl.constexpr = """
+        cp.async.bulk.wait_group 0;
+        bar.warp.sync 0xffffffff;
+        red.release.gpu.global.add.u32 [$1], 1;
+        mov.u32 $0, 0;
+    """
     tl.inline_asm_elementwise(text, "=r,l,~{memory}", [count_ptr], dtype=tl.int32, is_pure=False, pack=1)
 ''',
     '''
 @gluon.jit
 def _await(count_ptr, count):
-    """Wait until the threads of another program have announced so much."""
+    """Wait until the threads of another program's warp have announced so much."""
     text: tl.constexpr = """{
         .reg .pred early;
         again: ld.acquire.gpu.global.u32 $0, [$1];
         setp.lt.u32 early, $0, $2;
         @early bra again;
+        bar.warp.sync 0xffffffff;
         fence.proxy.async;
     }"""
     tl.inline_asm_elementwise(text, "=&r,l,r,~{memory}", [count_ptr, count], dtype=tl.int32, is_pure=False, pack=1)
