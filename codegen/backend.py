@@ -24,6 +24,7 @@ from patternc.codegen.tail_backend import tail_backward
 from patternc.codegen.widths import check_width
 from patternc.errors import BackendError, DeviceError, DtypeError, InternalError, PatterncError
 from patternc.expr.pattern import Pattern
+from patternc.kept import unchanged
 from patternc.orders.count import Boxes, Sizes, choose_boxes
 from patternc.orders.heads import groups_of
 from patternc.plan import Plan
@@ -62,7 +63,7 @@ __all__ = [
 
 
 def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
-    key = compiled, scale, *layout_of(q), *layout_of(k), *layout_of(v), precision(q.dtype)
+    key = compiled, scale, *layout_of(q), *layout_of(k), *layout_of(v), precision(q.dtype), data_of(bound)
     known = bound.kept.get(key)
     if known is not None:
         return known.run(q, k, v)
@@ -96,7 +97,7 @@ def _keep(bound: Bound, key: tuple, known: Known | KnownBackward | None) -> None
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound, onto: tuple | None = None):
     key = None
     if onto is None:
-        key = compiled, scale, *map(layout_of, (q, k, v, out, dout)), precision(q.dtype)
+        key = compiled, scale, *map(layout_of, (q, k, v, out, dout)), precision(q.dtype), data_of(bound)
         known = bound.kept.get(key)
         if known is not None:
             return known.run(q, k, v, out, lse, dout, dlse)
@@ -107,6 +108,11 @@ def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound
     if key is not None and len(calls) == 1:
         _keep(bound, key, KnownBackward.of(queries[0], q, k, v, out, dout))
     return found
+
+
+def data_of(bound: Bound) -> tuple | None:
+    """What names the tensors of a call's args while nothing writes to them; None where that cannot be told."""
+    return () if bound.static else unchanged(bound)
 
 
 def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool, onto: tuple | None = None):
@@ -131,10 +137,11 @@ def call_of(compiled, scale: float, bound: Bound, *matrices: torch.Tensor) -> Ca
     device, shape = matrices[0].device, shape_of(matrices[0], matrices[2])
     # Within a box, offsets are 32 bits wide, and a box may span the sequence.
     near = max([x.stride(2) for x in matrices]) * max(bound.n_q, bound.n_k) < 2**31
-    key = compiled, scale, device, shape, near
+    data = data_of(bound)
+    key = compiled, scale, device, shape, near, data
     if key not in bound.kept:
         made = bound.kept[key] = _make_call(compiled, scale, bound, device, shape, near)
-        made.ready = {} if bound.static else None
+        made.ready = None if data is None else {}
     return bound.kept[key]
 
 

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from patternc.args import Bound
 
 
-def unchanged(bound: Bound) -> tuple | None:
-    """What names the data of a call as long as nothing writes to them; None where that cannot be told.
+def named(values: Iterable) -> tuple | None:
+    """What names numbers and tensors as long as nothing writes to them; None where that cannot be told.
 
     Layers of a model are called with the same document ids, and a backward with those of its forward.  Tensors count their
     own writes (`_version`); what writes behind torch's back (raw pointers) is not seen.  Under capture nothing is kept: a
-    replay must compute its tables from what the tensors hold then.
+    replay must compute its tables from what the tensors hold then.  Who keeps a name keeps the tensors too, since memory
+    that is free is given to others.
     """
-    values = [x for x in (bound.q_start, *bound.values.values()) if not isinstance(x, int)]
-    if not all(isinstance(x, torch.Tensor) and not x.is_inference() for x in values):
-        return None
-    if any(x.is_cuda for x in values) and torch.cuda.is_current_stream_capturing():
-        return None
+    names = []
+    for x in values:
+        if type(x) in (torch.Tensor, torch.nn.Parameter):
+            if x.is_inference() or x.is_cuda and torch.cuda.is_current_stream_capturing():
+                return None
+            x = x.data_ptr(), x._version, x.shape, x.stride(), x.dtype
+        elif x is not None and type(x) is not int:
+            return None
+        names.append(x)
+    return tuple(names)
 
-    def name(x):
-        return (x.data_ptr(), x._version, x.shape, x.stride(), x.dtype) if isinstance(x, torch.Tensor) else x
 
-    return bound.n_q, bound.n_k, bound.heads, bound.batch, name(bound.q_start), *map(name, bound.values.values())
+def unchanged(bound: Bound) -> tuple | None:
+    """What names the data of a call as long as nothing writes to them; None where that cannot be told."""
+    names = named((bound.q_start, *bound.values.values()))
+    return None if names is None else (bound.n_q, bound.n_k, bound.heads, bound.batch, *names)
+
+
+def seen(x) -> bool:
+    """Whether whoever writes to a value would be seen: numpy shares the memory of tensors on the CPU."""
+    return not isinstance(x, torch.Tensor) or x.is_cuda

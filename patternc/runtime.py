@@ -25,6 +25,7 @@ from patternc.derivatives import Function, Gradients
 from patternc.errors import DeviceError, DtypeError, OperandError, ParameterError, ShapeError, UnknownNameError, suggest
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
+from patternc.kept import named, seen
 from patternc.layout import Layout
 from patternc.orders.heads import may_change, plan_at
 from patternc.orders.parts import parts_at, splits
@@ -35,6 +36,7 @@ from patternc.tables import runtime_conjuncts
 
 BACKENDS = {"triton": "patternc.codegen.backend", "cpu": "patternc.cpu_backend", "reference": "patternc.reference_backend"}
 MOST_SIZES = 256  # sizes of calls whose checks are remembered
+MOST_DATA = 16  # tensors of args, with their sizes, whose checks are remembered
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -179,21 +181,23 @@ class _Attention(Function):
 
 
 def bind_call(spec, q, k, args: dict, q_start, check: bool) -> Bound:
-    """Bind a call's args; calls without tensors among them are bound once for each size."""
-    sizes = q.shape[2], k.shape[2], q.shape[1], q.shape[0]
-    device = q.device if q.device.type != "cpu" else None
+    """Bind a call's args, once for each size and the same data."""
     if not isinstance(check, bool):
         raise OperandError(f"`check` must be True or False, got {type(check).__name__}", fix="write `check=True`")
-    plain = all(type(x) is int for x in args.values()) and (q_start is None or type(q_start) is int)
-    if not plain:
+    sizes = q.shape[2], k.shape[2], q.shape[1], q.shape[0]
+    device = q.device if q.device.type != "cpu" else None
+    given = q_start, *args.values()
+    names = named(given) if all(map(seen, given)) else None
+    if names is None:
         return bind(spec, args, *sizes, q_start, device, check)
-    bound_once = compiled(spec).state.setdefault("bound", {})
-    key = *sizes, q_start, check, *args.items()
+    numbers = not any(isinstance(x, tuple) for x in names)
+    bound_once = compiled(spec).state.setdefault("bound" if numbers else "bound data", {})
+    key = *sizes, check, device, names, *args
     if key not in bound_once:
-        if len(bound_once) >= MOST_SIZES:
+        if len(bound_once) >= (MOST_SIZES if numbers else MOST_DATA):
             bound_once.pop(next(iter(bound_once)))
-        bound_once[key] = bind(spec, args, *sizes, q_start, device, check)
-    return bound_once[key]
+        bound_once[key] = bind(spec, args, *sizes, q_start, device, check), given
+    return bound_once[key][0]
 
 
 def scale_of(scale: float | None, head_dim: int) -> float:

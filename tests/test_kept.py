@@ -1,0 +1,98 @@
+"""Calls with tensors among their args: bound once for the same data, and never for data that someone has written to."""
+
+import numpy as np
+import pytest
+import torch
+from kernel_check import DEVICE, MARKS
+
+import patternc as pc
+from patternc import kept, runtime
+
+pytestmark = MARKS
+SPEC = pc.causal & pc.documents(pc.arg("ids"))
+
+
+def inputs(n=40):
+    torch.manual_seed(0)
+    return [torch.randn(1, 2, n, 16, device=DEVICE) for _ in range(3)]
+
+
+def documents(*lengths):
+    return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(DEVICE)
+
+
+def right(q, k, v, ids):
+    out = pc.compile(SPEC, "triton")(q, k, v, ids=ids)
+    wanted = pc.compile(SPEC, "reference")(q.double(), k.double(), v.double(), ids=ids)
+    torch.testing.assert_close(out.double(), wanted, atol=2e-3, rtol=2e-3)
+
+
+@pytest.fixture
+def everything_seen(monkeypatch):
+    """As on a card, where numpy writes to no tensor."""
+    monkeypatch.setattr(runtime, "seen", lambda x: True)
+
+
+def bound(q, ids, **more):
+    return runtime.bind_call(SPEC, q, q, {"ids": ids}, more.pop("q_start", None), more.pop("check", False))
+
+
+def test_bound_once(everything_seen):
+    q, ids = inputs()[0], documents(15, 25)
+    first = bound(q, ids)
+    assert bound(q, ids) is first
+    assert bound(q, ids, check=True) is not first
+    assert bound(q, ids, q_start=torch.tensor(0, device=DEVICE)) is not first
+    assert bound(q, ids.clone()) is not first
+    assert bound(torch.cat([q, q]), ids) is not first
+    ids += 1
+    assert bound(q, ids) is not first
+    with torch.inference_mode():
+        assert bound(q, ids.clone()) is not bound(q, ids.clone())
+
+
+def test_writes_are_seen(everything_seen):
+    q, k, v = inputs()
+    ids = documents(15, 25)
+    for _ in range(2):
+        right(q, k, v, ids)
+    ids[10:] = 7
+    right(q, k, v, ids)
+    ids.copy_(documents(1, 39))
+    for _ in range(2):
+        right(q, k, v, ids)
+
+
+def test_gradients_of_calls_made_before(everything_seen):
+    rows = [x.requires_grad_() for x in inputs()]
+    ids, found = documents(15, 25), []
+    for backend in ("triton", "triton", "reference"):
+        found.append(torch.autograd.grad(pc.compile(SPEC, backend)(*rows, ids=ids).square().sum(), rows))
+    assert all(map(torch.equal, found[0], found[1]))
+    for a, b in zip(found[1], found[2]):
+        torch.testing.assert_close(a, b, atol=5e-3, rtol=5e-3)
+
+
+def test_memory_of_others_is_not_mistaken(everything_seen):
+    """What is kept keeps its tensors, so that no new one lies where one of them was."""
+    q, k, v = inputs(20)
+    for i in range(2 * runtime.MOST_DATA):
+        right(q, k, v, documents(1 + i % 19, 19 - i % 19))
+    assert len(runtime.compiled(SPEC).state["bound data"]) <= runtime.MOST_DATA
+
+
+def test_numpy_writes_to_tensors():
+    if DEVICE != "cpu":
+        pytest.skip("numpy shares no memory of a card")
+    q, k, v = inputs()
+    data = documents(15, 25).numpy()
+    ids = torch.from_numpy(data)
+    right(q, k, v, ids)
+    data[:] = np.arange(40) // 7
+    right(q, k, v, ids)
+
+
+def test_names():
+    x = torch.arange(4)
+    assert kept.named((1, None, x)) == kept.named((1, None, x))
+    assert kept.named((True,)) is None and kept.named(([1],)) is None and kept.named((np.arange(3),)) is None
