@@ -95,18 +95,16 @@ def _keep(bound: Bound, key: tuple, known: Known | KnownBackward | None) -> None
 
 
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound, onto: tuple | None = None):
-    key = None
-    if onto is None:
-        key = compiled, scale, *map(layout_of, (q, k, v, out, dout)), precision(q.dtype), data_of(bound)
-        known = bound.kept.get(key)
-        if known is not None:
-            return known.run(q, k, v, out, lse, dout, dlse)
+    key = compiled, scale, *map(layout_of, (q, k, v, out, dout, *(onto or ()))), precision(q.dtype), data_of(bound)
+    known = bound.kept.get(key)
+    if known is not None:
+        return known.run(q, k, v, out, lse, dout, dlse, onto)
     by_queries, by_keys = (compiled.parts_at(bound, shape_of(q, v), column) for column in "kq")
     calls = {part: call_of(part, scale, bound, q, k, v, out, dout) for part in dict.fromkeys((*by_queries, *by_keys))}
     queries, keys = ([calls[part] for part in parts] for parts in (by_queries, by_keys))
     found = attention_backward(queries, q, k, v, out, lse, dout, dlse, keys, onto)
-    if key is not None and len(calls) == 1:
-        _keep(bound, key, KnownBackward.of(queries[0], q, k, v, out, dout))
+    if len(calls) == 1:
+        _keep(bound, key, KnownBackward.of(queries[0], q, k, v, out, dout, found))
     return found
 
 

@@ -43,19 +43,22 @@ class KnownBackward:
     scale: float
 
     @staticmethod
-    def of(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor, do: torch.Tensor) -> KnownBackward | None:
-        """None as for a forward, and where vectors of the queries are laid out anew or groups of heads have kernels of their own."""
+    def of(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor, do: torch.Tensor, found: tuple) -> KnownBackward | None:
+        """From a backward that `found` gradients; None as for a forward, and where vectors of the queries are laid out anew or groups of heads
+        have kernels of their own."""
         if {call.plan.forward.kind, call.plan.transposed.kind} & {"boxes", "heads"}:
             return None
-        found = _ready(call, "backward_rows", o, do), *(_ready(call, name, q, k, v, do) for name in ("backward_dq", "backward_dkdv"))
-        return KnownBackward(*found, call.scale) if all(found) else None
+        dq, dk, dv = found
+        inputs = q, k, v, do
+        kernels = _ready(call, "backward_rows", o, do), _ready(call, "backward_dq", *inputs, dq), _ready(call, "backward_dkdv", *inputs, dk, dv)
+        return KnownBackward(*kernels, call.scale) if all(kernels) else None
 
-    def run(self, q, k, v, o, lse, do, dlse) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`(dq, dk, dv)`."""
+    def run(self, q, k, v, o, lse, do, dlse, onto: tuple | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`(dq, dk, dv)`, written to `onto` where it is given."""
         delta, lse2 = torch.empty(2, *lse.shape[:2], whole(lse.shape[2]), dtype=torch.float32, device=lse.device)
         vectors = {"delta_ptr": delta, "lse2_ptr": lse2}
         self.rows.run({"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), **vectors}, {"o": o, "do": do}, q.device)
-        dq, dk, dv = (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
+        dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
         values = {"scale": self.scale, "score_scale": self.scale * LOG2E, **vectors}
         matrices = {"q": q, "k": k, "v": v, "do": do}
         self.dq.run(values, {**matrices, "dq": dq}, q.device)

@@ -7,7 +7,7 @@ from kernel_check import DEVICE, MARKS
 
 import patternc as pc
 from patternc import functional, reference, tail_runtime
-from patternc.codegen import tail_configs
+from patternc.codegen import backend, tail_configs
 from patternc.codegen.tail_configs import TailConfig, TailConfigs
 from patternc.codegen.tail_text import KERNELS
 
@@ -85,3 +85,14 @@ def test_heads_that_fit_are_not_copied():
     q, k, v = (torch.randn(1, 1, 4, tail_runtime.WIDEST, requires_grad=True) for _ in range(3))
     tail_runtime.by_kernels(lambda *call: seen.extend(call[:2]) or (v, None))("softmax", None, q, k, v, False)
     assert seen[0] is q and seen[1] is k
+
+
+def test_a_second_backward_only_launches(monkeypatch):
+    """Its exact part writes where the term adds, as in the first."""
+    module = pc.compile(TERMS["rattention"], "triton", num_heads=2, head_dim=16).to(DEVICE)
+    x = [torch.randn(1, h, 24, 16, device=DEVICE, requires_grad=True) for h in (2, 1, 1)]
+    found = []
+    for _ in range(2):
+        found.append(torch.autograd.grad(module(*x).square().sum(), [*x, *module.parameters()]))
+        monkeypatch.setattr(backend, "attention_backward", None)
+    assert all(map(torch.equal, *found))
