@@ -29,8 +29,11 @@ def sooner(monkeypatch):
         monkeypatch.setattr(where, name, value)
 
 
-@pytest.mark.parametrize("n_q, heads, kv_heads", [(1, 4, 1), (3, 4, 2), (16, 2, 1), (5, 2, 2), (9, 4, 1)])
-@pytest.mark.parametrize("text", PATTERNS)
+SHAPES = [(1, 4, 1), (3, 4, 2), (16, 2, 1), (5, 2, 2), (9, 4, 1)]  # queries, heads, key heads
+CASES = [(text, *SHAPES[(i + step) % len(SHAPES)]) for i, text in enumerate(PATTERNS) for step in (0, 2)]  # every pattern with two of them, in turn
+
+
+@pytest.mark.parametrize("text, n_q, heads, kv_heads", CASES)
 def test_few_queries(sooner, text, n_q, heads, kv_heads):
     p, n_k = pc.parse(text), N_K
     g = torch.Generator().manual_seed(0)
