@@ -57,7 +57,7 @@ LEFT = "mbarrier.arrive({}_empty.index({}), count=1)"
 
 
 def _weights(f: PassForm, n: str) -> list[str]:
-    """Products of rows of x with those of tile number n of y, where they count."""
+    """Issue products of rows of x with those of tile number n of y."""
     x = "tl.convert_layout(x, w_rows)" if f.held else "x"
     return [
         f"slot = {n} % STAGES",
@@ -66,11 +66,10 @@ def _weights(f: PassForm, n: str) -> list[str]:
     ]
 
 
-def _rounded_weights(z: str) -> list[str]:
-    return [
-        "w = tl.convert_layout(tl.where(allowed, w, 0.0).to(x_tiles.dtype), o_rows)",
-        f"o = warpgroup_mma(w, {z}, o, is_async=True)",
-    ]
+ADD_WEIGHTED = [
+    "w = tl.convert_layout(tl.where(allowed, w, 0.0).to(x_tiles.dtype), o_rows)",
+    "o = warpgroup_mma(w, z_tiles.index(slot).reshape([64, W]), o, is_async=True)",
+]
 
 
 def _of_state(f: PassForm) -> list[str]:
@@ -94,7 +93,7 @@ def _sum_of_row(f: PassForm) -> list[str]:
         *_weights(f, "t"),
         "w = warpgroup_mma_wait(0, deps=[w])",
         *_of_state(f),
-        *_rounded_weights("z_tiles.index(slot).reshape([64, W])"),
+        *ADD_WEIGHTED,
         "o = warpgroup_mma_wait(0, deps=[o])",
         *([] if f.held else [LEFT.format("x", "number % AHEAD")]),
         LEFT.format("s", "t % 2"),
@@ -108,7 +107,7 @@ def _sum_of_key(f: PassForm) -> list[str]:
         "n = t * GROUP + r",
         *_weights(f, "n"),
         "w = warpgroup_mma_wait(0, deps=[w])",
-        *_rounded_weights("z_tiles.index(slot).reshape([64, W])"),
+        *ADD_WEIGHTED,
         "o = warpgroup_mma_wait(0, deps=[o])",
         LEFT.format("yz", "slot"),
     ]

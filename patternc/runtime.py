@@ -36,7 +36,7 @@ from patternc.tables import runtime_conjuncts
 
 BACKENDS = {"triton": "patternc.codegen.backend", "cpu": "patternc.cpu_backend", "reference": "patternc.reference_backend"}
 MOST_SIZES = 256  # sizes of calls whose checks are remembered
-MOST_DATA = 16  # tensors of args, with their sizes, whose checks are remembered
+MOST_DATA = 4  # tensors of args, with their sizes, that stay with what was made of them: those of a step are the same in all layers
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
