@@ -38,3 +38,11 @@ def unchanged(bound: Bound) -> tuple | None:
 def seen(x) -> bool:
     """Whether whoever writes to a value would be seen: numpy shares the memory of tensors on the CPU."""
     return not isinstance(x, torch.Tensor) or x.is_cuda
+
+
+def live(bound: Bound, given: Iterable) -> bool:
+    """Whether kernels read the tensors of a call's args themselves: then nothing that is kept hides what collectives or other kernels write to
+    them, which torch does not count.  Copies in another dtype or layout would."""
+    places = {x.data_ptr() for x in given if isinstance(x, torch.Tensor)}
+    tensors = [x for x in (bound.q_start, *bound.values.values()) if isinstance(x, torch.Tensor)]
+    return all(x.dtype in (torch.int32, torch.bool) and x.is_contiguous() and x.data_ptr() in places for x in tensors)

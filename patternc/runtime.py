@@ -25,7 +25,7 @@ from patternc.derivatives import Function, Gradients
 from patternc.errors import DeviceError, DtypeError, OperandError, ParameterError, ShapeError, UnknownNameError, suggest
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
-from patternc.kept import named, seen
+from patternc.kept import live, named, seen
 from patternc.layout import Layout
 from patternc.orders.heads import may_change, plan_at
 from patternc.orders.parts import parts_at, splits
@@ -188,16 +188,17 @@ def bind_call(spec, q, k, args: dict, q_start, check: bool) -> Bound:
     device = q.device if q.device.type != "cpu" else None
     given = q_start, *args.values()
     names = named(given) if all(map(seen, given)) else None
-    if names is None:
-        return bind(spec, args, *sizes, q_start, device, check)
-    numbers = not any(isinstance(x, tuple) for x in names)
+    numbers = names is not None and not any(isinstance(x, tuple) for x in names)
     bound_once = compiled(spec).state.setdefault("bound" if numbers else "bound data", {})
     key = *sizes, check, device, names, *args
-    if key not in bound_once:
+    if names is not None and key in bound_once:
+        return bound_once[key][0]
+    bound = bind(spec, args, *sizes, q_start, device, check)
+    if numbers or names is not None and not check and live(bound, given):
         if len(bound_once) >= (MOST_SIZES if numbers else MOST_DATA):
             bound_once.pop(next(iter(bound_once)))
-        bound_once[key] = bind(spec, args, *sizes, q_start, device, check), given
-    return bound_once[key][0]
+        bound_once[key] = bound, given
+    return bound
 
 
 def scale_of(scale: float | None, head_dim: int) -> float:
