@@ -24,7 +24,7 @@ def results(f: PassForm) -> tuple[str, str]:
     gradient = [
         "mbarrier.wait(u_full.index(number % 2), number // 2 & 1)",
         "u = u_tiles.index(number % 2).reshape([64, W]).load(o_layout)",
-        "mbarrier.arrive(u_empty.index(number % 2), count=1)",
+        LEFT.format("u", "number % 2"),
         f"o = _{FEATURES[f.feature]}_gradient(u, {SIGN[f.apart]}, o, 0, W)",
     ]
     each = [

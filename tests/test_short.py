@@ -30,7 +30,10 @@ def sooner(monkeypatch):
 
 
 SHAPES = [(1, 4, 1), (3, 4, 2), (16, 2, 1), (5, 2, 2), (9, 4, 1)]  # queries, heads, key heads
-CASES = [(text, *SHAPES[(i + step) % len(SHAPES)]) for i, text in enumerate(PATTERNS) for step in (0, 2)]  # every pattern with two of them, in turn
+WITH_GRADIENTS = ("causal & window(600)", "causal & documents(ids)")
+CASES = [  # those with gradients in all shapes, the others with one query and with one of the other shapes, in turn
+    (text, *shape) for i, text in enumerate(PATTERNS) for shape in (SHAPES if text in WITH_GRADIENTS else (SHAPES[0], SHAPES[1 + i % 4]))
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text, n_q, heads, kv_heads", CASES)
@@ -46,7 +49,7 @@ def test_few_queries(sooner, text, n_q, heads, kv_heads):
     torch.testing.assert_close(out.double(), want, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(lse.double(), want_lse, atol=tolerance, rtol=tolerance)
     assert out.is_contiguous() and lse.shape == (2, heads, n_q)
-    if text in ("causal & window(600)", "causal & documents(ids)"):
+    if text in WITH_GRADIENTS:
         weights = torch.randn(want.shape, generator=g, dtype=torch.float64).to(DEVICE)
         for a, b in zip(*(torch.autograd.grad((x.double() * weights).sum(), [q, k, v]) for x in (out, want))):
             torch.testing.assert_close(a, b, atol=10 * tolerance, rtol=10 * tolerance)

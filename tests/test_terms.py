@@ -46,7 +46,7 @@ def terms(draw):
     return domain & (exact + pc.linear_tail(feature=feature, norm=norm, initial_state=draw(st.booleans())))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(terms(), st.data())
 def test_drawn_terms(spec, data):
     """Patterns, features, norms, groups and lengths: outputs and all gradients against float64."""
