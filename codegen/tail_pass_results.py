@@ -24,7 +24,7 @@ def results(f: PassForm) -> tuple[str, str]:
     gradient = [
         "mbarrier.wait(u_full.index(number % 2), number // 2 & 1)",
         "u = u_tiles.index(number % 2).reshape([64, W]).load(o_layout)",
-        LEFT.format("u", "number % 2"),
+        *_given_back("u", "number % 2"),
         f"o = _{FEATURES[f.feature]}_gradient(u, {SIGN[f.apart]}, o, 0, W)",
     ]
     each = [
@@ -56,6 +56,11 @@ X = "x_tiles.index(number % AHEAD).reshape([64, D])"
 LEFT = "mbarrier.arrive({}_empty.index({}), count=1)"
 
 
+def _given_back(ring: str, slot: str) -> list[str]:
+    """Give back a tile that threads have read: a barrier alone does not keep the copy that follows from overtaking the reads of slower warps."""
+    return ["fence_async_shared()", LEFT.format(ring, slot)]
+
+
 def _weights(f: PassForm, n: str) -> list[str]:
     """Issue products of rows of x with those of tile number n of y."""
     x = "tl.convert_layout(x, w_rows)" if f.held else "x"
@@ -83,7 +88,7 @@ def _begin(f: PassForm) -> list[str]:
     """Take a tile of x: where registers allow, it stays there, so that the next tile may come."""
     if f.held:
         change = [f"x = {features(f, 'x', 'D')}.to(x_tiles.dtype)"] * f.featured("x")
-        return [f"x = {X}.load(o_rows)", LEFT.format("x", "number % AHEAD"), *change]
+        return [f"x = {X}.load(o_rows)", *_given_back("x", "number % AHEAD"), *change]
     return [f"x = {X}", *[f"x.store({features(f, 'x.load(plain)', 'D')}.to(x.dtype))", "fence_async_shared()"] * f.featured("x")]
 
 

@@ -56,8 +56,9 @@ class Tile:
 
     dtype = None
 
-    def __init__(self, shape):
+    def __init__(self, shape, card):
         self.data, self.there, self.reading, self.version = tensor(np.full(shape, np.nan)), False, 0, 0
+        self.card, self.touched, self.written = card, set(), set()  # by threads since their last fence
 
     def reshape(self, shape):
         assert list(self.data.shape) == list(shape)
@@ -65,10 +66,17 @@ class Tile:
 
     def load(self, layout):
         assert self.there, "read before it arrived"
+        self.touch(self.touched)
         return self.data.copy()
 
     def store(self, value):
+        self.touch(self.touched, self.written)
         self.write(value)
+
+    def touch(self, *by):
+        for threads in by:
+            threads.add(id(self.card.now))
+            self.card.unfenced.append((self.card.now, threads))
 
     def write(self, value):
         assert not self.reading, "overwritten while a product reads it"
@@ -97,7 +105,7 @@ class Part:
     def store(self, value):
         whole = self.tile.data.copy()
         whole[self.rows] = value
-        self.tile.write(whole)
+        self.tile.store(whole)
 
 
 class Product:
@@ -106,6 +114,7 @@ class Product:
         for tile, _ in self.operands:
             if tile is not None:
                 assert tile.there, "a product of a tile that has not arrived"
+                assert not tile.written, "a product of what threads wrote, without a fence"
                 tile.reading += 1
 
     @staticmethod
@@ -125,7 +134,7 @@ class Card:
     """Runs one program after the other."""
 
     def __init__(self, text: str, kernel: str, seed: int):
-        self.random, self.program = random.Random(seed), 0
+        self.random, self.program, self.now, self.unfenced = random.Random(seed), 0, None, []
         self.namespace = self._modules()
         exec(compile(coroutines(ast.parse(text)), "<gluon>", "exec"), self.namespace)
         self.namespace |= {"_narrow": lambda x: x, "_rows_of": lambda x, i, _: x[i * 64 : (i + 1) * 64], "_announce": self._announce, "_await": self._await}
@@ -158,7 +167,7 @@ class Card:
         tma = SimpleNamespace(async_load=self._load, async_store=self._store, store_wait=lambda count: None)
         gluon = SimpleNamespace(jit=lambda f=None, **_: f if f else lambda g: g)
         return {
-            "gluon": gluon, "tl": tl, "mbarrier": barriers, "tma": tma, "fence_async_shared": lambda: None, "warpgroup_mma": self._multiply,
+            "gluon": gluon, "tl": tl, "mbarrier": barriers, "tma": tma, "fence_async_shared": self._fence, "warpgroup_mma": self._multiply,
             "warpgroup_mma_wait": self._wait,
         }  # fmt: skip
 
@@ -180,9 +189,15 @@ class Card:
         assert pointer.array.ravel()[pointer.offset] >= count, "waits for a program that begins later"
 
     def _allocate(self, dtype, shape, layout):
-        make = (lambda i: Barrier(f"barrier {i}")) if layout == "barriers" else (lambda i: Tile(shape[1:]))
+        make = (lambda i: Barrier(f"barrier {i}")) if layout == "barriers" else (lambda i: Tile(shape[1:], self))
         slots = [make(i) for i in range(shape[0])]
         return SimpleNamespace(index=slots.__getitem__, dtype=None)
+
+    def _fence(self):
+        for who, threads in self.unfenced:
+            if who is self.now:
+                threads.discard(id(who))
+        self.unfenced = [x for x in self.unfenced if x[0] is not self.now]
 
     def _init(self, barrier, count):
         barrier.arrivals = barrier.pending = count
@@ -196,6 +211,7 @@ class Card:
     def _load(self, desc, place, barrier, slot, pred=True):
         if pred:
             assert not slot.reading, "a load overwrites what a product reads"
+            assert not slot.touched, "a load overwrites what threads may still read, without a fence"
             slot.there = False
             self.arriving.append((desc, place, barrier, slot))
 
@@ -208,6 +224,7 @@ class Card:
 
     def _store(self, desc, place, slot):
         assert place[2] >= 0, "TMA cannot store where a tile begins before the first row"
+        assert not slot.written, "what threads wrote is stored without a fence"
         matrix, rows, inside, columns = self._rows(desc, place, slot)
         matrix[rows[inside], columns] = slot.data[inside]
 

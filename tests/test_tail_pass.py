@@ -144,6 +144,7 @@ MISTAKES = {
     "states are overwritten": ("mbarrier.wait(s_empty.index((t - BUFFERS) % 2), (t - BUFFERS) // 2 & 1, pred=t >= BUFFERS)", "pass"),
     "tiles are overwritten": ("mbarrier.wait(yz_empty.index(yz_slot), (t // STAGES & 1) ^ 1)", "pass"),
     "nobody gives tiles back": ("mbarrier.arrive(x_empty.index(number % AHEAD), count=1)", "pass"),
+    "a tile that threads read is given back without a fence": ("fence_async_shared()\n        mbarrier.arrive(x_empty", "mbarrier.arrive(x_empty"),
     "the diagonal is left out": ("allowed = j <= i", "allowed = j < i"),
     "TMA stores before the first row": ("if first < 0:", "if False:"),
     "a state is of the chunks up to this one": ("state_tiles.index(t % BUFFERS).store(s.to", "state_tiles.index(t % BUFFERS).store((s + 1.0).to"),
