@@ -224,7 +224,8 @@ class _Run:
 
     def launch(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> None:
         if self.each and name in ROLES:
-            self._launch_pass(PassForm(name, self.form.feature, self.slots.mirrored, self.add, self.form.dead), matrices, values)
+            shared = self.heads > self.kv_heads
+            self._launch_pass(PassForm(name, self.form.feature, self.slots.mirrored, self.add, self.form.dead, shared), matrices, values)
             return
         layout = tuple((m, x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
         while True:

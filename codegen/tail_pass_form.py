@@ -26,6 +26,7 @@ class PassForm:
         mirrored: rows and keys are counted from the last ones.
         add: the result is added to what is there.
         dead: a table says which keys are read at all.
+        shared: several query heads share a key head.
     """
 
     kernel: str
@@ -33,6 +34,7 @@ class PassForm:
     mirrored: bool = False
     add: bool = False
     dead: bool = False
+    shared: bool = False
 
     @property
     def roles(self) -> dict[str, str]:
@@ -72,6 +74,14 @@ class PassForm:
     def terms(self) -> int:
         """Rounded terms of a state: one would spoil dq, since do is nearly orthogonal to the mean of v, which is most of it."""
         return 2 if self.kernel == "backward_q" else 1
+
+    @property
+    def paired(self) -> bool:
+        """Whether there is a state for each two chunks, and the rows of the second go through the keys of the first as well.
+
+        That is less to hand on, which pays where it is two terms for the rows of one head.
+        """
+        return self.apart and self.terms > 1 and not self.shared
 
     @property
     def made(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patternc.codegen.tail_pass_form import PassForm
-from patternc.codegen.tail_pass_text import PLAIN, SIGN, buffer, chunk, features, live, partition, place, pointer_parameters, product_layout
+from patternc.codegen.tail_pass_text import PLAIN, SIGN, buffer, chunk, features, live, partition, place, pointer_parameters, product_layout, state_of
 from patternc.codegen.tail_text import FEATURES, indented
 
 HELPERS = (
@@ -31,7 +31,8 @@ def results(f: PassForm) -> tuple[str, str]:
         chunk(f),
         "mbarrier.wait(x_full.index(number % AHEAD), number // AHEAD & 1)",
         *_begin(f),
-        *(_sum_of_row(f) if f.of_rows else _sum_of_key(f)),
+        *state_of(f),
+        *(_weights_first(f) if f.of_rows and not f.paired else _state_first(f)),
         *(gradient if "u" in f.roles else []),
         *([*live(f, "c", "o_layout"), "o = tl.where(live[:, None], o, 0.0)"] if f.dead and not f.of_rows else []),
         *_leave(f),
@@ -71,15 +72,16 @@ def _weights(f: PassForm, n: str) -> list[str]:
     ]
 
 
-ADD_WEIGHTED = [
-    "w = tl.convert_layout(tl.where(allowed, w, 0.0).to(x_tiles.dtype), o_rows)",
-    "o = warpgroup_mma(w, z_tiles.index(slot).reshape([64, W]), o, is_async=True)",
-]
+def _add_weighted(mask: str) -> list[str]:
+    return [
+        f"w = tl.convert_layout(tl.where({mask}, w, 0.0).to(x_tiles.dtype), o_rows)",
+        "o = warpgroup_mma(w, z_tiles.index(slot).reshape([64, W]), o, is_async=True)",
+    ]
 
 
 def _of_state(f: PassForm) -> list[str]:
     return [
-        "mbarrier.wait(s_full.index(t % 2), t // 2 & 1)",
+        "mbarrier.wait(s_full.index(p % 2), p // 2 & 1)",
         *(f"o = warpgroup_mma(x, {buffer(f, i)}, {'o' if i else 'no_o'}, use_acc={i > 0}, is_async=True)" for i in range(f.terms)),
     ]
 
@@ -92,35 +94,35 @@ def _begin(f: PassForm) -> list[str]:
     return [f"x = {X}", *[f"x.store({features(f, 'x.load(plain)', 'D')}.to(x.dtype))", "fence_async_shared()"] * f.featured("x")]
 
 
-def _sum_of_row(f: PassForm) -> list[str]:
-    """The weights are found first, since they need no state, and registers for o only afterwards."""
+def _weights_first(f: PassForm) -> list[str]:
+    """The weights of rows are found first, since they need no state, and registers for o only afterwards."""
     return [
         *_weights(f, "t"),
         "w = warpgroup_mma_wait(0, deps=[w])",
         *_of_state(f),
-        *ADD_WEIGHTED,
+        *_add_weighted("allowed"),
         "o = warpgroup_mma_wait(0, deps=[o])",
         *([] if f.held else [LEFT.format("x", "number % AHEAD")]),
-        LEFT.format("s", "t % 2"),
+        LEFT.format("s", "p % 2"),
         LEFT.format("yz", "slot"),
     ]
 
 
-def _sum_of_key(f: PassForm) -> list[str]:
-    """The weights of every head of a group after what the state gives."""
+def _state_first(f: PassForm) -> list[str]:
+    """What the state gives, then the tiles that it is not of: every head of a group, or the chunk before and this one."""
+    tiles, mask = ("t - t % 2, t + 1", "allowed | (n < t)") if f.paired else ("t * GROUP, (t + 1) * GROUP", "allowed")
     step = [
-        "n = t * GROUP + r",
         *_weights(f, "n"),
         "w = warpgroup_mma_wait(0, deps=[w])",
-        *ADD_WEIGHTED,
+        *_add_weighted(mask),
         "o = warpgroup_mma_wait(0, deps=[o])",
         LEFT.format("yz", "slot"),
     ]
     return [
         *_of_state(f),
         "o = warpgroup_mma_wait(0, deps=[o])",
-        LEFT.format("s", "t % 2"),
-        "for r in range(GROUP):",
+        LEFT.format("s", "p % 2"),
+        f"for n in range({tiles}):",
         *indented(step),
         LEFT.format("x", "number % AHEAD"),
     ]

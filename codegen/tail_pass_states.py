@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from patternc.codegen.tail_pass_form import PassForm
-from patternc.codegen.tail_pass_text import PLAIN, buffer, features, live, partition, product_layout
+from patternc.codegen.tail_pass_text import PLAIN, buffer, features, live, partition, product_layout, state_of
 from patternc.codegen.tail_text import indented
 
 HELPERS = (
     '''
 @gluon.jit
-def _narrow(x):
-    """Numbers as bfloat16, two at a time even where they are needed one by one afterwards."""
-    return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2)
+def _high(x):
+    """The upper halves of numbers, as bfloat16, two at a time."""
+    return tl.inline_asm_elementwise("prmt.b32 $0, $1, $2, 0x7632;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2)
+''',
+    '''
+@gluon.jit
+def _low(x):
+    """What `_high` leaves, as bfloat16."""
+    text: tl.constexpr = """{
+        .reg .b32 a, b;
+        and.b32 a, $1, 0xffff0000;
+        and.b32 b, $2, 0xffff0000;
+        sub.f32 a, $1, a;
+        sub.f32 b, $2, b;
+        cvt.rn.bf16x2.f32 $0, b, a;
+    }"""
+    return tl.inline_asm_elementwise(text, "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2)
 ''',
     '''
 @gluon.jit
@@ -27,14 +41,16 @@ def _rows_of(x, i: tl.constexpr, layout: tl.constexpr):
 def states(f: PassForm) -> tuple[str, str]:
     """The warpgroup that sums a state and hands on, before every chunk, what the chunks before it have added."""
     hand_on = [
-        "mbarrier.wait(s_empty.index((t - BUFFERS) % 2), (t - BUFFERS) // 2 & 1, pred=t >= BUFFERS)",
+        *state_of(f),
+        "mbarrier.wait(s_empty.index((p - BUFFERS) % 2), (p - BUFFERS) // 2 & 1, pred=p >= BUFFERS)",
         *([f"{buffer(f, 0)}.store(s.to(state_tiles.dtype))"] if f.terms == 1 else _two_terms(f)),
         "fence_async_shared()",
-        "mbarrier.arrive(s_full.index(t % 2), count=1)",
+        "mbarrier.arrive(s_full.index(p % 2), count=1)",
     ]
     n, total = ("t", "chunks") if f.of_rows else ("n", "chunks * GROUP")
+    when = "t % 2 == 0" if f.paired else "" if f.of_rows else "r == 0"
     step = [
-        *(hand_on if f.of_rows else ["if r == 0:", *indented(hand_on)]),
+        *([f"if {when}:", *indented(hand_on)] if when else hand_on),
         f"slot = {n} % STAGES",
         *([] if f.made else [f"mbarrier.wait(yz_full.index(slot), {n} // STAGES & 1)"]),
         "y, z = y_tiles.index(slot).reshape([64, D]), z_tiles.index(slot).reshape([64, W])",
@@ -42,6 +58,7 @@ def states(f: PassForm) -> tuple[str, str]:
         *([f"if {n} + 1 < {total}:  # beside the product", *indented(_make(f, f"{n} + 1"))] if f.made else []),
         "s = warpgroup_mma_wait(0, deps=[more])",
         "mbarrier.arrive(yz_empty.index(slot), count=1)",
+        *["mbarrier.arrive(yz_empty.index(slot), count=1, pred=t % 2 == 1)  # one result alone reads the second chunk"] * f.paired,
     ]
     lines = [
         product_layout("layout", "W"),
@@ -60,9 +77,8 @@ def _two_terms(f: PassForm) -> list[str]:
     """A state as a sum of two, 64 rows at a time, since registers hold little beside it."""
     store = [
         "rows = _rows_of(s, i, layout)",
-        "high = _narrow(rows)",
-        f"{buffer(f, 0)}.slice(i * 64, 64, 0).store(high)",
-        f"{buffer(f, 1)}.slice(i * 64, 64, 0).store((rows - high.to(tl.float32)).to(state_tiles.dtype))",
+        f"{buffer(f, 0)}.slice(i * 64, 64, 0).store(_high(rows))",
+        f"{buffer(f, 1)}.slice(i * 64, 64, 0).store(_low(rows))",
     ]
     return ["for i in tl.static_range(D // 64):", *indented(store)]
 

@@ -1,8 +1,9 @@
 """The text of the one-pass kernels of a linear tail (`tail_pass.py`): who loads, who sums states, who computes results, and their barriers.
 
-A chunk is 64 rows and 64 keys.  The side that heads share has one tile in it, the other side one for each of these heads.  Tiles of x
-are numbered over a program, and so are pairs of tiles of y and z: number i is in slot i % STAGES of its ring.  Its barrier `full` is
-waited for with the parity of i // STAGES, its barrier `empty` with the other one.  States go through BUFFERS buffers in the same way.
+A chunk is 64 rows and 64 keys; there is a state for each, or for each two.  The side that heads share has one tile in it, the other side
+one for each of these heads.  Tiles of x are numbered over a program, and so are pairs of tiles of y and z: number i is in slot i % STAGES of
+its ring.  Its barrier `full` is waited for with the parity of i // STAGES, its barrier `empty` with the other one.  States go through BUFFERS
+buffers in the same way.
 """
 
 from __future__ import annotations
@@ -112,9 +113,13 @@ def live(f: PassForm, chunk: str, layout: str, rows: str = "64", first: str = "0
     ]
 
 
+def state_of(f: PassForm) -> list[str]:
+    return ["p = t // 2" if f.paired else "p = t"]
+
+
 def buffer(f: PassForm, term: int) -> str:
-    """A term of the state of chunk t."""
-    return f"state_tiles.index(t % BUFFERS{f' * {f.terms} + {term}' if f.terms > 1 else ''})"
+    """A term of state p."""
+    return f"state_tiles.index(p % BUFFERS{f' * {f.terms} + {term}' if f.terms > 1 else ''})"
 
 
 def leaves(f: PassForm) -> tuple[str, str]:
@@ -167,7 +172,7 @@ def kernel(f: PassForm, entries: list[str]) -> list[str]:
     lines = [f"{x}_tiles = tl.allocate_shared_memory({x}_desc.dtype, {shape.format(tiles.get(x, 2), x, x)})" for x in f.roles]
     layout = "tl.NVMMASharedLayout.get_default_for([D, W], y_desc.dtype)"
     lines.append(f"state_tiles = tl.allocate_shared_memory(y_desc.dtype, [{f'{f.terms} * ' if f.terms > 1 else ''}BUFFERS, D, W], {layout})")
-    readers = "GROUP" if f.of_rows else "1"
+    readers = "2" if f.paired else "GROUP" if f.of_rows else "1"
     arrivals = {"yz_empty": f"1 + {readers}", "s_empty": readers}
     for ring in f.rings:
         slots = tiles.get(ring[0], 2)

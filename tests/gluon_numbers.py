@@ -137,7 +137,11 @@ class Card:
         self.random, self.program, self.now, self.unfenced = random.Random(seed), 0, None, []
         self.namespace = self._modules()
         exec(compile(coroutines(ast.parse(text)), "<gluon>", "exec"), self.namespace)
-        self.namespace |= {"_narrow": lambda x: x, "_rows_of": lambda x, i, _: x[i * 64 : (i + 1) * 64], "_announce": self._announce, "_await": self._await}
+        self.namespace |= {
+            "_high": lambda x: x, "_low": np.zeros_like, "_wide": lambda x: x, "_rows_of": lambda x, i, _: x[i * 64 : (i + 1) * 64], "_of_rows": lambda x, like: x[:, None],
+            "_halves": lambda x: np.split(x, 2, 1), "_signed": lambda x, sign: x * sign, "_larger": np.maximum,
+            "_announce": self._announce, "_await": self._await,
+        }  # fmt: skip
         self.kernel = self.namespace[kernel]
 
     def run(self, grid: int, *parameters) -> None:

@@ -82,7 +82,7 @@ def result(form, d, group, n_q, n_k, offset, span, seed, edit=lambda text: text)
     (1, 300, 190, -50, 2, True, False),
 ])  # fmt: skip
 def test_numbers(kernel, feature, group, n_q, n_k, offset, span, mirrored, add):
-    form = PassForm(kernel, feature, mirrored, add)
+    form = PassForm(kernel, feature, mirrored, add, shared=group > 1)
     found, wanted = result(form, 64, group, n_q, n_k, offset, span, seed=n_q)
     np.testing.assert_allclose(found, wanted, atol=1e-9)
 
@@ -91,7 +91,7 @@ def test_numbers(kernel, feature, group, n_q, n_k, offset, span, mirrored, add):
 @pytest.mark.parametrize("feature", ["identity", "elu+1", "softmax"])
 def test_slices_and_groups(kernel, feature):
     """At head_dim 128: slices of columns, or rings of two; tiles of two heads."""
-    found, wanted = result(PassForm(kernel, feature), 128, 2, 190, 190, 5, 2, seed=0)
+    found, wanted = result(PassForm(kernel, feature, shared=True), 128, 2, 190, 190, 5, 2, seed=0)
     np.testing.assert_allclose(found, wanted, atol=1e-9)
 
 
@@ -124,7 +124,7 @@ class Emulated:
 def test_calls(monkeypatch, text, kv_heads, n_q, n_k, span):
     """A module whose term takes these kernels, beside the reference, outputs and all gradients."""
     for module in (tail_pass, tail_pass_launch):
-        monkeypatch.setattr(module, "SLOT", 64)
+        monkeypatch.setattr(module, "SLOT", 128)
     monkeypatch.setattr(tail_pass_launch, "slots_of_program", lambda *_: span)
     monkeypatch.setattr(tail_pass_launch, "launch_of", Emulated)
     torch.manual_seed(0)
