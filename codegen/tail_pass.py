@@ -60,7 +60,7 @@ def width(form: PassForm, d: int) -> int:
 
 def shared_bytes(form: PassForm, d: int, config: PassConfig) -> int:
     w = width(form, d)
-    rings = config.ahead * d + 2 * (w + w * ("u" in form.roles)) + config.stages * (d + w)
+    rings = config.ahead * d + 2 * w * (1 + ("u" in form.roles and not form.in_place)) + config.stages * (d + w)
     return 2 * (CHUNK * rings + config.buffers * form.terms * d * w)
 
 

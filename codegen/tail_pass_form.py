@@ -84,6 +84,11 @@ class PassForm:
         return self.apart and self.terms > 1 and not self.shared
 
     @property
+    def in_place(self) -> bool:
+        """Whether u is read where its result is put then, which leaves memory for more tiles of y and z: many are read for one of keys."""
+        return "u" in self.roles and self.shared and not self.of_rows
+
+    @property
     def made(self) -> bool:
         """Whether the warpgroup that sums a state changes tiles of y or z for the others."""
         return self.changed("y") or self.changed("z")

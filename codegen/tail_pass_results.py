@@ -22,9 +22,9 @@ def _store_rows(ptr, stride_b, stride_h, stride_n, b, head, first, column, value
 def results(f: PassForm) -> tuple[str, str]:
     """A warpgroup that computes the results of every other tile of x."""
     gradient = [
-        "mbarrier.wait(u_full.index(number % 2), number // 2 & 1)",
-        "u = u_tiles.index(number % 2).reshape([64, W]).load(o_layout)",
-        *_given_back("u", "number % 2"),
+        "mbarrier.wait(u_full.index(own), number // 2 & 1)",
+        f"u = {'o' if f.in_place else 'u'}_tiles.index(own).reshape([64, W]).load(o_layout)",
+        *_given_back("u", "own"),
         f"o = _{FEATURES[f.feature]}_gradient(u, {SIGN[f.apart]}, o, 0, W)",
     ]
     each = [

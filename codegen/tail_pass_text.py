@@ -81,7 +81,7 @@ def loads(f: PassForm) -> tuple[str, str]:
             *(f"_load({x}_desc, {place(f, x)}, {name}_full.index({name}_slot), {x}_tiles.index({name}_slot))" for x in roles),
         ]
 
-    x, yz = [("x", "x", "AHEAD"), *[("u", "u", "2")] * ("u" in f.roles)], [("yz", "yz", "STAGES")]
+    x, yz = [("x", "x", "AHEAD"), *[("u", "u", "2")] * ("u" in f.roles and not f.in_place)], [("yz", "yz", "STAGES")]
     once, often = (yz, x) if f.of_rows else (x, yz)
     lines = [
         "for t in range(chunks):",
@@ -123,36 +123,42 @@ def buffer(f: PassForm, term: int) -> str:
 
 
 def leaves(f: PassForm) -> tuple[str, str]:
-    """The warp that stores results, and before each gives its place to the next one, with what that is added to in it."""
+    """The warp that stores results, and gives their places to the next ones, with what these are added to in them, and perhaps u before."""
     total = "chunks * GROUP" if f.of_rows else "chunks"
 
-    at = [*(["t, r = n // GROUP, n % GROUP"] if f.of_rows else ["t = n"]), chunk(f)]
-    store = [f"_store(o_desc, {place(f, 'o')}, o_tiles.index(number % 2))"]
+    def at(n: str) -> list[str]:
+        return [f"n = {n}", *(["t, r = n // GROUP, n % GROUP"] if f.of_rows else ["t = n"]), chunk(f)]
+
+    def load(role: str) -> list[str]:
+        full = f"{role}_full.index(n % 2)"
+        return [
+            f"mbarrier.expect({full}, {role}_desc.block_type.nbytes)",
+            f"_load({role}_desc, {place(f, role)}, {full}, o_tiles.index(n % 2))",
+        ]
+
+    store = [f"_store(o_desc, {place(f, 'o')}, o_tiles.index(n % 2))"]
     leave = [
-        "n = number - 2",
-        *at,
-        "mbarrier.wait(o_made.index(number % 2), n // 2 & 1)",
+        *at("number - 2"),
+        "mbarrier.wait(o_made.index(n % 2), n // 2 & 1)",
         *([f"if {first(f, f.roles['o'])} >= 0:", *indented(store)] if f.may_begin_before else store),
-        *["if column == 0:", "    _announce(counts_ptr + number % 2)"] * f.apart,
         "tma.store_wait(0)",
     ]
-    await_other = ["_await(counts_ptr + number % 2, (number // 2 + 1) * 32)"]
-    load = [
-        "n = number",
-        *at,
-        "mbarrier.expect(o_full.index(number % 2), o_desc.block_type.nbytes)",
-        f"_load(o_desc, {place(f, 'o')}, o_full.index(number % 2), o_tiles.index(number % 2))",
-    ]
-    free = ["mbarrier.arrive(o_full.index(number % 2), count=1)"]
+    announce = ["if (column == 0) & (number >= 2):", "    _announce(counts_ptr + number % 2)"] * f.apart
+    added = [*["_await(counts_ptr + n % 2, (n // 2 + 1) * 32)"] * f.apart, *load("o")]
+    free = ["mbarrier.arrive(o_full.index(n % 2), count=1)"]
     if f.add:
-        give = [*(["if column != 0:", *indented(await_other)] if f.apart else []), *load]
+        give = [*(["if column != 0:", *indented(added[:1])] if f.apart else []), *load("o")]
     else:
-        give = ["if column != 0:", *indented([*await_other, *load]), "else:", *indented(free)] if f.apart else free
-    lines = [
-        f"total = {total}",
-        "for number in range(total + 2):",
-        *indented(["if number >= 2:", *indented(leave), "if number < total:", *indented(give)]),
-    ]
+        give = ["if column != 0:", *indented(added), "else:", *indented(free)] if f.apart else free
+    if f.in_place:
+        begin = ["if number < total:", *indented([*at("number"), *load("u")])]
+        end = [
+            "if (number > 0) & (number <= total):",
+            *indented([*at("number - 1"), "mbarrier.wait(u_empty.index(n % 2), n // 2 & 1)", *give]),
+        ]
+    else:
+        begin, end = [], ["if number < total:", *indented([*at("number"), *give])]
+    lines = [f"total = {total}", "for number in range(total + 2):", *indented(["if number >= 2:", *indented(leave), *begin, *announce, *end])]
     return partition("_leaves", "Stores results, and loads what they are added to.", [], lines)
 
 
@@ -169,7 +175,8 @@ def kernel(f: PassForm, entries: list[str]) -> list[str]:
     """Statements of the kernel: shared memory, barriers, and those that run beside each other."""
     tiles = {"x": "AHEAD", "y": "STAGES", "z": "STAGES"}
     shape = "[{}] + {}_desc.block_type.shape, {}_desc.layout"
-    lines = [f"{x}_tiles = tl.allocate_shared_memory({x}_desc.dtype, {shape.format(tiles.get(x, 2), x, x)})" for x in f.roles]
+    own = [x for x in f.roles if not (x == "u" and f.in_place)]
+    lines = [f"{x}_tiles = tl.allocate_shared_memory({x}_desc.dtype, {shape.format(tiles.get(x, 2), x, x)})" for x in own]
     layout = "tl.NVMMASharedLayout.get_default_for([D, W], y_desc.dtype)"
     lines.append(f"state_tiles = tl.allocate_shared_memory(y_desc.dtype, [{f'{f.terms} * ' if f.terms > 1 else ''}BUFFERS, D, W], {layout})")
     readers = "2" if f.paired else "GROUP" if f.of_rows else "1"
