@@ -45,6 +45,10 @@ def store(text: str) -> Path:
         return _write(text, instead_of(where, error))
 
 
+def holds(text: str) -> bool:
+    return (folder() / f"{name_of(text)}.py").exists()
+
+
 def _write(text: str, where: Path) -> Path:
     path = where / f"{name_of(text)}.py"
     content = text.encode()

@@ -32,6 +32,8 @@ class Call:
         variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.
         groups: for plans by groups of heads, a call for the plan of each.
+        lengths: of the queries and keys; without them those of the matrices.
+        others: `others()`, calls of the same plan at other lengths, for what these launch (`lengths.py`).
         ready: what kernels are launched with, for a call that is kept: by kernel and layout.  None where args may change.
     """
 
@@ -48,6 +50,8 @@ class Call:
     variant: str | None = None
     configs: dict[str, Config] = field(default_factory=dict)
     groups: tuple[Call, ...] = ()
+    lengths: tuple[int, int] | None = None
+    others: object = None
     ready: dict | None = field(default=None, init=False)
 
     def axis(self, name: str):

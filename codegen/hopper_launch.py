@@ -57,7 +57,8 @@ def pays(call: Call, matrices: dict[str, torch.Tensor]) -> bool:
     pack = pack_of(plan, matrices)
     if plan.forward.kind == "list" or plan.forward.filler is not None:
         return False
-    items = q.shape[0] * q.shape[1] // pack * -(-q.shape[2] // (config.block_m // pack))
+    n_q = call.lengths[0] if call.lengths else q.shape[2]
+    items = q.shape[0] * q.shape[1] // pack * -(-n_q // (config.block_m // pack))
     if items < processors(q.device):  # the portable kernel's rows can be cut
         return False
     many = hopper.narrow(plan) and items >= MANY * processors(q.device)

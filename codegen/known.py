@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from patternc.codegen.call import Call
-from patternc.codegen.launch import LOG2E, Partial, Ready, gradient_of_lse, layout_of
+from patternc.codegen.launch import LOG2E, Partial, gradient_of_lse, layout_of
 from patternc.codegen.matrices import empty
+from patternc.codegen.ready import Ready
 from patternc.orders.vectors import whole
 
 

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from triton.runtime.errors import OutOfResources
 
 from patternc.codegen.call import Call
-from patternc.codegen.device import on, precision
+from patternc.codegen.device import precision
 from patternc.codegen.dispatch import renamed
+from patternc.codegen.lengths import compile_others
 from patternc.codegen.matrices import empty, in_rows
-from patternc.codegen.parameters import runtime_values
-from patternc.codegen.pieces import RESULTS, merge_of, workspace
-from patternc.codegen.prepared import Launch, kept, step_down
-from patternc.codegen.schedule import Dealt
+from patternc.codegen.prepared import step_down
+from patternc.codegen.ready import ready_of
 from patternc.orders.boxes import BoxAxis
 from patternc.orders.vectors import gathered, whole
 
 LOG2E = 1.4426950408889634
-MOST_LAYOUTS = 64  # layouts of matrices for which a call keeps what it launches
 
 Partial = tuple[torch.Tensor, torch.Tensor]  # o in float32 and lse of earlier parts of a pattern
 
@@ -146,13 +143,16 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
     key = (name, device, dtype, precision(dtype), later, *[layout_of(x) for x in matrices.values()])
     while True:
         ready = call.ready.get(key) if call.ready is not None else None
-        if ready is None:
-            ready = _ready(call, name, matrices, later, device, key)
+        new = ready is None
+        if new:
+            ready = ready_of(call, name, matrices, later, device, key)
         if not ready.grid:
             return
         values = dict(extra)
         for number, (part, own) in enumerate(zip(ready.launch.kernel.groups or (ready.launch.kernel,), each)):
             values |= renamed(number, part, own)
+        if new:
+            compile_others(call, ready, matrices, values, later, device)
         try:
             ready.run(values, matrices, device)
             return
@@ -160,64 +160,3 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
             if call.ready is not None:
                 call.ready.pop(key, None)
             step_down(call, name, ready.launch, ready.key, error)
-
-
-@dataclass(frozen=True)
-class Ready:
-    """What a call's kernel is launched with, on matrices of one layout.
-
-    Attributes:
-        name: of the kernel.
-        key: of the launch in the usual order (`prepared.kept`).
-        values: parameters that the call decides, whatever the matrices.
-        dealt: how row tiles are dealt, None for the usual order.
-    """
-
-    name: str
-    launch: Launch
-    key: tuple
-    grid: int
-    values: dict
-    dealt: Dealt | None
-
-    def run(self, values: dict, matrices: dict[str, torch.Tensor], device: torch.device) -> None:
-        """Launch on matrices of that layout; `values` are parameters that differ from call to call."""
-        values, cuts, merge = {**values, **self.values}, self.dealt.cuts if self.dealt else 0, self.launch.merge
-        if cuts:
-            values |= workspace(self.name, self.launch.values, self.dealt, self.launch.copies, device)
-        with on(device):
-            self.launch.run(self.grid, values, matrices)
-            if cuts:
-                merge.run(cuts * merge.copies, {name: values[name] for name in merge.decided}, matrices)
-
-
-def _ready(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool, device: torch.device, layouts: tuple) -> Ready:
-    # The number of boxes depends on where they begin, the number of tiles does not.
-    start = call.q_start if {"boxes", "heads"} & {call.plan.forward.kind, call.plan.transposed.kind} else None
-    key = (call.plan, call.variant, call.height, start, *layouts)
-    launch = kept(call, key, name, matrices, later)
-    if launch.grid == 0:
-        return Ready(name, launch, key, 0, {}, None)
-    grid, dealt = launch.grid, _dealt(call, name, launch)
-    values = runtime_values(call, launch.kernel, launch.config, device)
-    if dealt is not None:
-        # The configuration is that of the usual order, for which the schedule was made.
-        launch = kept(call, (*key, launch.config, dealt.form), name, matrices, later, dealt.form)
-        grid = launch.copies * len(dealt.table)
-        values |= dealt.values()
-        if dealt.cuts and launch.merge is None:
-            launch.merge = merge_of(call.plan, name, launch, {x: matrices[x] for x in RESULTS[name]})
-    found = Ready(name, launch, key, grid, values, dealt)
-    if call.ready is not None and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-        if len(call.ready) >= MOST_LAYOUTS:
-            call.ready.clear()
-        call.ready[layouts] = found
-    return found
-
-
-def _dealt(call: Call, name: str, launch: Launch) -> Dealt | None:
-    """The schedule by which a kernel's row tiles are dealt, where the usual order is not good enough."""
-    if call.schedule is None or launch.kernel.axis is None or launch.kernel.groups or launch.kernel.variant == "hopper":
-        return None
-    group = launch.values["GROUP"] if name == "backward_dkdv" else 1
-    return call.schedule(name, launch.kernel.variant, launch.config, launch.copies, group)

@@ -124,10 +124,10 @@ MOST_LAUNCHES = 4096
 
 
 def kept(call: Call, key: tuple, *what) -> Launch:
-    """The launch of a key, else `_prepare` of `what`; configurations that a call brings with it are not kept."""
+    """The launch of a key, else `prepare` of `what`; configurations that a call brings with it are not kept."""
     launch = None if call.configs else _launches.get(key)
     if launch is None:
-        launch = _prepare(call, *what)
+        launch = prepare(call, *what)
         if len(_launches) >= MOST_LAUNCHES:
             _launches.clear()
         if not call.configs:
@@ -135,7 +135,7 @@ def kept(call: Call, key: tuple, *what) -> Launch:
     return launch
 
 
-def _prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool, form: str = "even") -> Launch:
+def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool, form: str = "even") -> Launch:
     """Decide variant, configuration, grid and constants for inputs of one layout, and how row tiles are dealt (`schedule.FORMS`)."""
     fast = hopper_launch.takes(call, name, later, matrices)
     variant = "hopper" if fast else call.variant if call.variant not in (None, "hopper") else _variant(matrices.values())

@@ -9,7 +9,7 @@ import patternc as pc
 from patternc import balance, runtime
 from patternc.args import bind
 from patternc.balance import Costs, schedule
-from patternc.codegen import backend, launch, short
+from patternc.codegen import backend, ready, short
 from patternc.codegen.backend import call_of
 from patternc.codegen.pieces import workspace
 
@@ -64,7 +64,7 @@ def test_positions_that_only_a_tensor_says(sooner, monkeypatch, text, n_q, heads
     q, k, v = (torch.randn(2, h, n, 16, generator=g).to(DEVICE) for h, n in ((heads, n_q), (kv_heads, n_k), (kv_heads, n_k)))
     args = {"ids": torch.arange(n_k, device=DEVICE) // 150} if "ids" in text else {}
     start, cut = torch.tensor([790, 77], device=DEVICE), []
-    monkeypatch.setattr(launch, "workspace", lambda *given: cut.append(given) or workspace(*given))
+    monkeypatch.setattr(ready, "workspace", lambda *given: cut.append(given) or workspace(*given))
     out = pc.compile(text, "triton")(q, k, v, q_start=start, **args)
     want = pc.compile(text, "reference")(*(x.double() for x in (q, k, v)), q_start=start, **args)
     tolerance = 2e-3 if DEVICE == "cuda" else 2e-5
