@@ -51,6 +51,15 @@ def test_passes():
     assert not rows[0][2].requires_grad and rows[1][2].requires_grad and rows[2][2][0].shape == (3,)
 
 
+def test_decoding(monkeypatch):
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr(latency, "DECODE_HEADS", (2, 1))
+    monkeypatch.setattr(latency, "DECODE_DIM", 16)
+    rows = latency.decoding(1, keys=20)
+    assert [row.pattern for row in rows] == ["causal, 1 query after 20 keys", "causal, 1 query after one more key each time"]
+    assert all(row.us > 0 for row in rows)
+
+
 @pytest.mark.parametrize("text", ["causal & window(16)", "causal & documents(ids)"])
 def test_first_call(text):
     """Interpreted, so that nothing is compiled."""

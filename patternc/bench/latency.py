@@ -7,6 +7,7 @@ caches and once with what the first process left there.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from patternc.bench.cases import Case
 from patternc.bench.tables import markdown, table
 from patternc.errors import BackendError
 
@@ -35,6 +37,7 @@ HEADS, HEAD_DIM, DOCUMENT = 8, 64, 48
 ROUNDS = 9
 QUEUE = 800  # launches that a device takes before the host has to wait for it
 LENGTHS = (129, 1000, 4096, 16384)  # of calls after the first one
+DECODE_HEADS, DECODE_DIM, CACHE = (32, 8), 128, 4096  # of calls of one query: heads, head_dim, keys
 MOST_ADDED_US, MOST_FIRST_S, MOST_CACHED_S = 40, 3.0, 0.2  # what is aimed at
 
 CALL_HEADINGS = ("pattern", "pass", "us", "launches", "launches alone us", "Python adds us")
@@ -68,7 +71,7 @@ class FirstRow:
         cached: whether an earlier process left its kernels.
         driver_s: of starting Triton: its driver, and the hash of itself that names what it keeps. Once for all patterns.
         compiled: kernels that were compiled, not loaded.
-        lengths: kernels that calls at other lengths compiled or loaded, by length.
+        lengths: kernels that calls at other lengths compiled, by length.
     """
 
     pattern: str
@@ -139,7 +142,7 @@ def run(patterns: list[str] | None = None, n: int = 128, calls: int = 100, first
     if not torch.cuda.is_available():
         raise BackendError("`bench latency` times launches and needs a CUDA device", fix="run it on a machine with a GPU; `bench plan` needs none")
     report = Report(torch.cuda.get_device_name(), {"torch": torch.__version__, "triton": timing.version()}, n)
-    for rows in (_yardsticks(n, calls), *(of_pattern(spec, n, calls) for spec in specs)):
+    for rows in (_yardsticks(n, calls), *(of_pattern(spec, n, calls) for spec in specs), decoding(calls)):
         for row in rows:
             report.calls.append(row)
             progress("  ".join(row.cells()))
@@ -220,6 +223,8 @@ def _yardsticks(n: int, calls: int) -> list[CallRow]:
     import torch
 
     from patternc.bench.first_call import inputs
+    from patternc.bench.peers import PEERS
+    from patternc.parsing import parse
 
     q, k, v, _ = inputs(n)
     x, y = q.detach().clone(), k.detach()
@@ -228,7 +233,30 @@ def _yardsticks(n: int, calls: int) -> list[CallRow]:
         return CallRow(name, direction, host_us(work, calls))
 
     rows = [plain("torch add_", "in place", lambda: x.add_(y))]
-    return rows + passes("torch scaled_dot_product_attention", lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v), (q, k, v), plain)
+    rows += passes("torch scaled_dot_product_attention", lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v), (q, k, v), plain)
+    flex = PEERS["flex"](Case("latency", "causal", 1, HEADS, HEADS, n, HEAD_DIM), parse("causal"), {})
+    return rows + passes("flex_attention, causal", lambda: flex.attend(q, k, v), (q, k, v), plain)
+
+
+def decoding(calls: int, keys: int = CACHE) -> list[CallRow]:
+    """The rows of one query after so many keys, of always as many and of one more at each call."""
+    import torch
+
+    from patternc.bench.first_call import inputs
+    from patternc.compile import compile
+
+    like = inputs(1)[0]
+    heads, kv_heads = DECODE_HEADS
+    shapes = (heads, 1), (kv_heads, 2 * keys), (kv_heads, 2 * keys)
+    q, k, v = (torch.randn(1, h, n, DECODE_DIM, device=like.device, dtype=like.dtype) for h, n in shapes)
+    module, more = compile("causal", "triton"), itertools.cycle(range(keys, 2 * keys))
+
+    def attend(n: int):
+        return module(q, k[:, :, :n], v[:, :, :n])
+
+    with torch.no_grad():
+        same = split(f"causal, 1 query after {keys} keys", "forward, no gradients", lambda: attend(keys), calls)
+        return [same, split("causal, 1 query after one more key each time", "forward, no gradients", lambda: attend(next(more)), calls)]
 
 
 def passes(name: str, attend: Callable, leaves: tuple, timed: Callable) -> list[CallRow]:
