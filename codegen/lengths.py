@@ -32,13 +32,13 @@ def compile_others(call: Call, ready: Ready, matrices: dict[str, torch.Tensor], 
     """
     launch, axis = ready.launch, call.axis(ready.name)
     fixed = tuple(launch.values.get(name) for name in ("HEADS", "GROUP", "D", "DV", "ALIGN"))
-    key = ready.name, call.plan, launch.config, launch.copies, fixed, device, later, *(x.dtype for x in matrices.values())
+    key = launch.function, device, launch.config, launch.copies, fixed, *(x.dtype for x in matrices.values())
     if key in _done or axis is None or axis.kind not in KINDS or call.others is None or call.configs or call.variant is not None:
         return
     if not isinstance(launch.function, triton.runtime.JITFunction) or device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return
     _done.add(key)
-    about = [cache.name_of(launch.kernel.text), key[0], *key[2:5], *key[6:], processors(device), triton.runtime.driver.active.get_current_target()]
+    about = [cache.name_of(launch.kernel.text), later, *key[2:], processors(device), triton.runtime.driver.active.get_current_target()]
     note = f"# {triton.knobs.cache.dir} has what calls of other lengths launch in the place of\n# {about}\n"
     if cache.holds(note):
         return

@@ -4,8 +4,12 @@ import math
 import os
 from unittest import mock
 
+import hypothesis
 import pytest
 import torch
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes says nothing on a busy machine
+hypothesis.settings.load_profile("untimed")
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
