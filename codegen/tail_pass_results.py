@@ -31,7 +31,7 @@ def results(f: PassForm) -> tuple[str, str]:
         chunk(f),
         "mbarrier.wait(x_full.index(number % AHEAD), number // AHEAD & 1)",
         *_begin(f),
-        *state_of(f),
+        state_of(f),
         *(_weights_first(f) if f.of_rows and not f.paired else _state_first(f)),
         *(gradient if "u" in f.roles else []),
         *([*live(f, "c", "o_layout"), "o = tl.where(live[:, None], o, 0.0)"] if f.dead and not f.of_rows else []),

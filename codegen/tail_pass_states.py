@@ -41,7 +41,7 @@ def _rows_of(x, i: tl.constexpr, layout: tl.constexpr):
 def states(f: PassForm) -> tuple[str, str]:
     """The warpgroup that sums a state and hands on, before every chunk, what the chunks before it have added."""
     hand_on = [
-        *state_of(f),
+        state_of(f),
         "mbarrier.wait(s_empty.index((p - BUFFERS) % 2), (p - BUFFERS) // 2 & 1, pred=p >= BUFFERS)",
         *([f"{buffer(f, 0)}.store(s.to(state_tiles.dtype))"] if f.terms == 1 else _two_terms(f)),
         "fence_async_shared()",

@@ -113,8 +113,9 @@ def live(f: PassForm, chunk: str, layout: str, rows: str = "64", first: str = "0
     ]
 
 
-def state_of(f: PassForm) -> list[str]:
-    return ["p = t // 2" if f.paired else "p = t"]
+def state_of(f: PassForm) -> str:
+    """The number of the state that the results of chunk t begin with."""
+    return "p = t // 2" if f.paired else "p = t"
 
 
 def buffer(f: PassForm, term: int) -> str:
@@ -143,6 +144,7 @@ def leaves(f: PassForm) -> tuple[str, str]:
         *([f"if {first(f, f.roles['o'])} >= 0:", *indented(store)] if f.may_begin_before else store),
         "tma.store_wait(0)",
     ]
+    # To announce waits for memory, so what u's place waits for goes first.
     announce = ["if (column == 0) & (number >= 2):", "    _announce(counts_ptr + number % 2)"] * f.apart
     added = [*["_await(counts_ptr + n % 2, (n // 2 + 1) * 32)"] * f.apart, *load("o")]
     free = ["mbarrier.arrive(o_full.index(n % 2), count=1)"]

@@ -140,29 +140,25 @@ def test_calls(monkeypatch, text, kv_heads, n_q, n_k, span):
 
 
 MISTAKES = {
-    "results do not wait for the state": ("mbarrier.wait(s_full.index(t % 2), t // 2 & 1)", "pass"),
-    "states are overwritten": ("mbarrier.wait(s_empty.index((t - BUFFERS) % 2), (t - BUFFERS) // 2 & 1, pred=t >= BUFFERS)", "pass"),
+    "results do not wait for the state": ("mbarrier.wait(s_full.index(p % 2), p // 2 & 1)", "pass"),
+    "states are overwritten": ("mbarrier.wait(s_empty.index((p - BUFFERS) % 2), (p - BUFFERS) // 2 & 1, pred=p >= BUFFERS)", "pass"),
     "tiles are overwritten": ("mbarrier.wait(yz_empty.index(yz_slot), (t // STAGES & 1) ^ 1)", "pass"),
     "nobody gives tiles back": ("mbarrier.arrive(x_empty.index(number % AHEAD), count=1)", "pass"),
     "a tile that threads read is given back without a fence": ("fence_async_shared()\n        mbarrier.arrive(x_empty", "mbarrier.arrive(x_empty"),
     "the diagonal is left out": ("allowed = j <= i", "allowed = j < i"),
     "TMA stores before the first row": ("if first < 0:", "if False:"),
-    "a state is of the chunks up to this one": ("state_tiles.index(t % BUFFERS).store(s.to", "state_tiles.index(t % BUFFERS).store((s + 1.0).to"),
+    "a state is of the chunks up to this one": ("state_tiles.index(p % BUFFERS).store(s.to", "state_tiles.index(p % BUFFERS).store((s + 1.0).to"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_found(mistake):
     """What these tests would miss, they would miss silently."""
-    right, wrong = MISTAKES[mistake]
-
-    def edit(text):
-        assert right in text
-        return text.replace(right, wrong)
-
+    (right, wrong), form = MISTAKES[mistake], PassForm("forward", "elu+1")
+    assert right in tail_pass.generate(form).text
     with pytest.raises((AssertionError, InternalError)):
         for seed in range(6):
-            found, wanted = result(PassForm("forward", "elu+1"), 64, 1, 500, 600, -100, 9, seed, edit)
+            found, wanted = result(form, 64, 1, 500, 600, -100, 9, seed, lambda text: text.replace(right, wrong))
             np.testing.assert_allclose(found, wanted, atol=1e-9)
 
 
