@@ -164,11 +164,12 @@ def shared_bytes(config: Config, head_dim: int, pack: int, narrow: bool) -> int:
     return (q_rows + 2 * config.stages * config.block_n + narrow * 2 * config.block_m // pack) * head_dim * 2 + 1024
 
 
-def constants(head_dim: int, heads: int, pack: int = 1) -> dict[str, int]:
-    """Constexprs beside those of the portable kernel: heads of a row tile, its buffers, and how many heads' row tiles are taken together."""
+def constants(head_dim: int, heads: int, pack: int = 1, lines: int = 1) -> dict[str, int]:
+    """Constexprs beside those of the portable kernel: heads of a row tile, its buffers, how many heads' row tiles are taken together, and
+    lines (`lines.py`)."""
     packs = heads // pack
     section = max(s for s in range(1, min(packs, MOST_SECTION // pack) + 1) if packs % s == 0)
-    return {"PACK": pack, "Q_STAGES": 2 if head_dim <= 128 else 1, "SECTION": section}
+    return {"PACK": pack, "Q_STAGES": 2 if head_dim <= 128 else 1, "SECTION": section, "LINES": lines}
 
 
 @lru_cache(maxsize=1024)
@@ -179,7 +180,7 @@ def generate(plan: Plan, narrow: bool = False) -> Source:
     matrices = [f"{m}_desc" for m in ("q", "k", "v", *(["k0", "v0"] if narrow else []), "o")]
     read = dict.fromkeys((*frame.parameters, *own.parameters))
     parameters = [*matrices, "lse_ptr", "score_scale", "items", "n_q", "n_k", "q_start_value", "q_start_stride", *read]
-    constants = ["HEADS", "GROUP", "D", "DV", "BLOCK_D", "BLOCK_DV", "BLOCK_M", "BLOCK_N", "STAGES", "PACK", "Q_STAGES", "SECTION"]
+    constants = ["HEADS", "GROUP", "D", "DV", "BLOCK_D", "BLOCK_DV", "BLOCK_M", "BLOCK_N", "STAGES", "PACK", "Q_STAGES", "SECTION", "LINES"]
     tiles = {kind: frame.tile_lines(kind) for kind in ("partial", "full")}
     given = {"tile", "b", "h", "own", "layout", "start", "i", "s"}
     functions, calls = [], {}

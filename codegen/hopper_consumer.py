@@ -41,7 +41,7 @@ def consumer(pieces: Pieces) -> str:
     return f"@gluon.jit\ndef _consumer(\n{wrap(['own: tl.constexpr', *typed(consumer_parameters(pieces))])}\n):\n{doc}{indent(body)}"
 
 
-LEAVING = "acc, total, peak, q_tiles, {}, o_desc, lse_ptr, {}, n_q, own, HEADS, GROUP, PACK, SECTION, BLOCK_M, BLOCK_DV, s_rows, o_rows"
+LEAVING = "acc, total, peak, q_tiles, {}, o_desc, lse_ptr, {}, n_q, own, HEADS, GROUP, PACK, SECTION, LINES, BLOCK_M, BLOCK_DV, s_rows, o_rows"
 LEAVE = [
     "acc = warpgroup_mma_wait(0, deps=[values])",
     "mbarrier.arrive(v_empty.index(before), count=1)",

@@ -10,6 +10,7 @@ from patternc.codegen.configs import Config
 from patternc.codegen.descriptors import describe, reachable
 from patternc.codegen.device import is_hopper, processors, shared_memory
 from patternc.codegen.generated import Kernel
+from patternc.codegen.lines import lines_of
 from patternc.errors import BackendError
 from patternc.plan import Plan
 
@@ -26,9 +27,9 @@ MANY, SHORT, LONG, LASTING = 16, 4, 12, 24
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def refusal(plan: Plan, later: bool, matrices: dict[str, torch.Tensor]) -> str | None:
+def refusal(call: Call, later: bool, matrices: dict[str, torch.Tensor]) -> str | None:
     """Why a forward is left to the portable kernel; None where this one can run it."""
-    q, v = matrices["q"], matrices["v"]
+    q, v, lines = matrices["q"], matrices["v"], lines_of(call.plan)
     if language is None:
         return "this Triton has no Gluon"
     if not is_hopper(q.device):
@@ -39,10 +40,12 @@ def refusal(plan: Plan, later: bool, matrices: dict[str, torch.Tensor]) -> str |
         return f"heads of width {q.shape[3]}, {v.shape[3]}"
     if not all(map(reachable, matrices.values())):
         return "strides or an address that TMA does not take"
-    if why := hopper.covers(plan, later):
+    if why := hopper.covers(lines.plan, later):
         return why
-    pack = pack_of(plan, matrices)
-    if hopper.shared_bytes(_config(q), q.shape[3], pack, pack > 1 and hopper.narrow(plan)) > shared_memory(q.device):
+    if lines.count > 1 and not all(isinstance(n, int) and n % lines.count == 0 for n in (call.q_start, q.shape[2], v.shape[2])):
+        return "lines of different lengths"
+    pack = pack_of(lines.plan, matrices)
+    if hopper.shared_bytes(_config(q), q.shape[3], pack, pack > 1 and hopper.narrow(lines.plan)) > shared_memory(q.device):
         return "too little shared memory"
     return None
 
@@ -53,12 +56,12 @@ def _config(q: torch.Tensor) -> Config:
 
 def pays(call: Call, matrices: dict[str, torch.Tensor]) -> bool:
     """Whether a forward that this kernel can run is faster by it than by the portable kernel, as far as was measured."""
-    q, config, plan = matrices["q"], _config(matrices["q"]), call.plan
-    pack = pack_of(plan, matrices)
+    q, config, lines = matrices["q"], _config(matrices["q"]), lines_of(call.plan)
+    plan, pack = lines.plan, pack_of(lines.plan, matrices)
     if plan.forward.kind == "list" or plan.forward.filler is not None:
         return False
     n_q = call.lengths[0] if call.lengths else q.shape[2]
-    items = q.shape[0] * q.shape[1] // pack * -(-n_q // (config.block_m // pack))
+    items = lines.count * q.shape[0] * q.shape[1] // pack * -(-n_q // (lines.count * config.block_m // pack))
     if items < processors(q.device):  # the portable kernel's rows can be cut
         return False
     many = hopper.narrow(plan) and items >= MANY * processors(q.device)
@@ -74,7 +77,7 @@ def takes(call, name: str, later: bool, matrices: dict[str, torch.Tensor]) -> bo
     """Whether a call's kernel is this one.  Raises BackendError where the call insists and it cannot be."""
     if name != "forward" or call.variant not in (None, "hopper"):
         return False
-    why = refusal(call.plan, later, matrices)
+    why = refusal(call, later, matrices)
     if call.variant is None:
         return why is None and pays(call, matrices)
     if why:
@@ -92,19 +95,19 @@ def programs(call: Call, pack: int, config: Config, items: int, device: torch.de
     """Programs for so many row tiles: one for each, or one for each processor, which stays."""
     if items < MANY * processors(device):
         return items
-    if pack == 1 or not hopper.narrow(call.plan):
+    if pack == 1 or not hopper.narrow(lines_of(call.plan).plan):
         length = call.length(config.block_m, config.block_n) if call.length is not None else None
         if length is not None and length >= LASTING:
             return items
     return processors(device)
 
 
-def descriptors(kernel: Kernel, matrix: str, x: torch.Tensor, config: Config, pack: int) -> dict[str, tuple[str, TensorDescriptor]]:
+def descriptors(kernel: Kernel, matrix: str, x: torch.Tensor, config: Config, pack: int, lines: int) -> dict[str, tuple[str, TensorDescriptor]]:
     """The descriptors of q, k, v or o by parameter, without their tensor."""
     queries = matrix in ("q", "o")
-    found = {f"{matrix}_desc": describe_tiles(x, hopper.ROWS // pack if queries else config.block_n, pack if queries else 1)}
+    found = {f"{matrix}_desc": _describe_lines(x, lines, hopper.ROWS // pack if queries else config.block_n, pack if queries else 1)}
     if f"{matrix}0_desc" in kernel.parameters:
-        found[f"{matrix}0_desc"] = describe_tiles(x, config.block_m)
+        found[f"{matrix}0_desc"] = _describe_lines(x, lines, config.block_m)
     for made in found.values():
         made.base = None
     return {name: (matrix, made) for name, made in found.items()}
@@ -115,8 +118,20 @@ def tile_layout(block: list[int], dtype: str):
     return language.NVMMASharedLayout.get_default_for(block, {"bf16": language.bfloat16, "fp16": language.float16}[dtype])
 
 
-def describe_tiles(x: torch.Tensor, rows: int, heads: int = 1, width: int | None = None):
-    """Gluon's descriptor of [B, heads, n, d] for tiles of [heads, rows, width], by default all columns."""
-    plain = describe(x, rows, width or x.shape[3], "descriptors")
-    block = [1, heads, *plain.block_shape[2:]]
-    return TensorDescriptor(x, plain.shape, plain.strides, block, tile_layout(block, DTYPES[x.dtype]))
+def describe_tiles(x: torch.Tensor, rows: int, width: int):
+    """Gluon's descriptor of [B, heads, n, d] for tiles of [rows, width]."""
+    plain = describe(x, rows, width, "descriptors")
+    return TensorDescriptor(x, plain.shape, plain.strides, plain.block_shape, tile_layout(plain.block_shape, DTYPES[x.dtype]))
+
+
+def _describe_lines(x: torch.Tensor, lines: int, rows: int, heads: int = 1):
+    """Gluon's descriptor of [B, heads, lines, n / lines, d] for tiles of [heads, rows, d]."""
+    b, h, n, d = x.shape
+    *steps, step = describe(x, rows, d, "descriptors").strides[:3]
+    block = tile_block(heads, rows, d)
+    return TensorDescriptor(x, [b, h, lines, n // lines, d], [*steps, step, lines * step, 1], block, tile_layout(block, DTYPES[x.dtype]))
+
+
+def tile_block(heads: int, rows: int, d: int) -> list[int]:
+    """The shape of a tile in the axes of the tensors that the forward describes: batch rows, heads, lines, positions of a line, columns."""
+    return [1, heads, 1, rows, d]

@@ -17,7 +17,8 @@ from patternc.errors import InternalError
 COUNTS = ((0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 3), (3, 1), (1, 4), (5, 6), (0, 0), (2, 2))  # partial and full tiles of row tiles
 STAGES, Q_STAGES = (2, 3), (1, 2)
 ORDERS = ((0, 1, 2), (2, 1, 0), (1, 2, 0))  # who goes on first, of the two consumers and the producer
-CONSTANTS = {"HEADS": 1, "GROUP": 1, "D": 64, "DV": 64, "BLOCK_D": 64, "BLOCK_DV": 64, "BLOCK_M": 128, "BLOCK_N": 1, "SECTION": 1, "PACK": 1}
+ONES = ("HEADS", "GROUP", "BLOCK_N", "SECTION", "PACK", "LINES")
+CONSTANTS = {"D": 64, "DV": 64, "BLOCK_D": 64, "BLOCK_DV": 64, "BLOCK_M": 128, **dict.fromkeys(ONES, 1)}
 STOPS = ("mbarrier.wait", "mbarrier.arrive")
 FULL = 1 << 20  # tiles from here on are full ones
 
@@ -131,7 +132,7 @@ class Machine:
     def _load(self, desc, place, barrier: Barrier, slot: Slot, pred: bool = True) -> None:
         if not pred:
             return
-        tile = (place[0], {"q": "queries", "k0": "own", "v0": "own"}.get(desc.name, place[2]))
+        tile = (place[0], {"q": "queries", "k0": "own", "v0": "own"}.get(desc.name, place[3]))
         if slot.reading or (slot.holds is not None and (desc.name == "q" or slot.read < 2)):
             raise InternalError(f"tile {tile} of {desc.name} overwrites {slot.holds} in {slot.name}, which is still needed")
         slot.holds, slot.read = "a load", 0

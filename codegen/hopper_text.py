@@ -17,23 +17,26 @@ from patternc.codegen.frame import indent, wrap
 HELPERS = (
     '''
 @gluon.jit
-def _place(item, n_q, HEADS: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, SECTION: tl.constexpr, BLOCK_M: tl.constexpr):
-    """A row tile by its number, with its batch row and its first head: sections of heads, in each the last rows first, since often they have
-    most keys."""
+def _place(
+    item, n_q, HEADS: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, SECTION: tl.constexpr, LINES: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """A row tile by its number, with its batch row, first head, key head and line: sections of heads and lines, in each the last rows first,
+    since often they have most keys."""
     row_tiles = tl.cdiv(n_q, BLOCK_M)
     section = item // (row_tiles * SECTION)
     within = item % (row_tiles * SECTION)
-    h = (section % (HEADS // PACK // SECTION) * SECTION + within % SECTION) * PACK
-    return row_tiles - 1 - within // SECTION, section // (HEADS // PACK // SECTION), h, h // GROUP
+    heads = section // LINES
+    h = (heads % (HEADS // PACK // SECTION) * SECTION + within % SECTION) * PACK
+    return row_tiles - 1 - within // SECTION, heads // (HEADS // PACK // SECTION), h, h // GROUP, section % LINES
 ''',
     '''
 @gluon.jit
-def _fetch(desc, tiles, full, empty, g, b, head, row, STAGES: tl.constexpr):
+def _fetch(desc, tiles, full, empty, g, b, head, line, row, STAGES: tl.constexpr):
     """Load the tile that starts at `row` as number g of a ring."""
     slot = g % STAGES
     mbarrier.wait(empty.index(slot), (g // STAGES & 1) ^ 1)
     mbarrier.expect(full.index(slot), desc.block_type.nbytes)
-    _load(desc, [b, head, row, 0], full.index(slot), tiles.index(slot))
+    _load(desc, [b, head, line, row, 0], full.index(slot), tiles.index(slot))
 ''',
     '''
 @gluon.jit
@@ -55,20 +58,21 @@ def _weights(s, total, peak, score_scale):
 @gluon.jit
 def _leave(
     acc, total, peak, q_tiles, place, o_desc, lse_ptr, item, n_q, own: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr,
-    PACK: tl.constexpr, SECTION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr, s_rows: tl.constexpr, o_rows: tl.constexpr,
+    PACK: tl.constexpr, SECTION: tl.constexpr, LINES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr, s_rows: tl.constexpr,
+    o_rows: tl.constexpr,
 ):
     """Store 64 rows of an item; o leaves through the memory of their queries, which nobody reads any more."""
-    tile, b, h, _ = _place(item, n_q, HEADS, GROUP, PACK, SECTION, BLOCK_M)
+    tile, b, h, _, line = _place(item, n_q, HEADS, GROUP, PACK, SECTION, LINES, BLOCK_M)
     first = tile * BLOCK_M
     out = q_tiles.index(place)
     share = tl.convert_layout(1.0 / tl.where(total > 0, total, 1.0), o_rows)
     out.reshape([64, BLOCK_DV]).store((acc * share[:, None]).to(q_tiles.dtype))
     fence_async_shared()
-    _store(o_desc, [b, h, first + own * (64 // PACK), 0], out)
+    _store(o_desc, [b, h, line, first + own * (64 // PACK), 0], out)
     lse = tl.where(total > 0, (peak + tl.log2(total)) * 0.6931471805599453, float("-inf"))
     row = tl.arange(0, 64, s_rows)
     rows = first + own * (64 // PACK) + row % (64 // PACK)
-    tl.store(lse_ptr + (b * HEADS + h + row // (64 // PACK)).to(tl.int64) * n_q + rows, lse, mask=rows < n_q)
+    tl.store(lse_ptr + ((b * HEADS + h + row // (64 // PACK)).to(tl.int64) * n_q + rows) * LINES + line, lse, mask=rows < n_q)
 ''',
 )
 
@@ -156,12 +160,12 @@ def typed(parameters: Iterable[str]) -> list[str]:
     return [f"{p}: tl.constexpr" if p.isupper() else p for p in parameters]
 
 
-SIZES = ["items", "n_q", "HEADS", "GROUP", "PACK", "SECTION", "BLOCK_M", "BLOCK_D", "BLOCK_DV", "BLOCK_N", "STAGES", "Q_STAGES"]
+SIZES = ["items", "n_q", "HEADS", "GROUP", "PACK", "SECTION", "LINES", "BLOCK_M", "BLOCK_D", "BLOCK_DV", "BLOCK_N", "STAGES", "Q_STAGES"]
 ITEMS = [
     "g, turn = 0, 0  # tiles of columns, and row tiles, before this one: counted one by one, so that the compiler sees that a warp agrees",
     "for item in range(tl.program_id(0), items, tl.num_programs(0)):",
 ]
-TILE = "tile, b, h, kv_h = _place({}, n_q, HEADS, GROUP, PACK, SECTION, BLOCK_M)"
+TILE = "tile, b, h, kv_h, line = _place({}, n_q, HEADS, GROUP, PACK, SECTION, LINES, BLOCK_M)"
 
 
 def _parameters(own: list[str], pieces: Pieces) -> list[str]:
@@ -178,7 +182,7 @@ def consumer_parameters(pieces: Pieces) -> list[str]:
 
 def producer(pieces: Pieces) -> str:
     """The warp that loads: Q, then K and V of every tile in the order in which they are used, V beside the scores of the next tile."""
-    last = _fetch("v", "g - 1", "late", "late_b, late_head")
+    last = _fetch("v", "g - 1", "late", "late_b, late_head, late_line")
     lines = [
         TILE.format("item"),
         pieces.calls["find"],
@@ -186,12 +190,12 @@ def producer(pieces: Pieces) -> str:
         "    place = turn % Q_STAGES * 2 + own",
         "    mbarrier.wait(q_empty.index(place), (turn // Q_STAGES & 1) ^ 1)",
         "    mbarrier.expect(q_full.index(place), q_desc.block_type.nbytes)",
-        "    _load(q_desc, [b, h, first + own * (64 // PACK), 0], q_full.index(place), q_tiles.index(place))",
+        "    _load(q_desc, [b, h, line, first + own * (64 // PACK), 0], q_full.index(place), q_tiles.index(place))",
         *([_fetch("k0", "turn", "r0"), "if turn > 0:", "    " + last] if pieces.narrow else []),
         pieces.start(pieces.tile("0")),
         _fetch("k", "g"),
         *([_fetch("v0", "turn", "r0")] if pieces.narrow else []),
-        "late_b, late_head, late = b, kv_h, start",
+        "late_b, late_head, late_line, late = b, kv_h, line, start",
         "g += 1",
         "for i in range(1, partial_count + full_count):",
         "    " + pieces.start(pieces.tile("i")),
@@ -203,12 +207,12 @@ def producer(pieces: Pieces) -> str:
         "turn += 1",
     ]
     text = '    """Loads the tiles of every row tile."""\n'
-    begin = ["late_b, late_head, late = 0, 0, 0  # the tile whose K is loaded, and whose V is not"] if pieces.narrow else []
+    begin = ["late_b, late_head, late_line, late = 0, 0, 0, 0  # the tile whose K is loaded, and whose V is not"] if pieces.narrow else []
     body = [*begin, *ITEMS, *("    " + line for line in lines), *([last] if pieces.narrow else [])]
     return f"@gluon.jit\ndef _producer(\n{wrap(typed(producer_parameters(pieces)))}\n):\n{text}{indent(body)}"
 
 
-def _fetch(ring: str, number: str, row: str = "start", head: str = "b, kv_h") -> str:
+def _fetch(ring: str, number: str, row: str = "start", head: str = "b, kv_h, line") -> str:
     stages = "1" if ring.endswith("0") else "STAGES"
     return f"_fetch({ring}_desc, {ring}_tiles, {ring}_full, {ring}_empty, {number}, {head}, {row}, {stages})"
 

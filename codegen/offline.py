@@ -137,7 +137,7 @@ def _type(parameter: str, job: Job, kernel: Kernel) -> str:
     if kernel.variant == "hopper" and kind == "desc":
         pack = _pack(job)
         block = {"k": [1, job.config.block_n], "k0": [1, job.config.block_m // pack], "q": [pack, hopper.ROWS // pack]}
-        block = [1, *block[name.replace("v", "k").replace("o", "q")], job.head_dim]
+        block = hopper_launch.tile_block(*block[name.replace("v", "k").replace("o", "q")], job.head_dim)
         return f"tensordesc<{dtype}{block},{hopper_launch.tile_layout(block, dtype)!r}>"
     if name.endswith("0") and not name.startswith("table"):  # what earlier parts found
         name, dtype = name[:-1], "fp32"

@@ -17,6 +17,7 @@ from patternc.codegen.device import has_tma, precision, shared_memory
 from patternc.codegen.dispatch import named, ranges, renamed
 from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.kernels import generate
+from patternc.codegen.lines import lines_of
 from patternc.codegen.matrices import strides
 from patternc.codegen.parameters import box_constants
 from patternc.errors import BackendError
@@ -141,8 +142,9 @@ def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: boo
     variant = "hopper" if fast else call.variant if call.variant not in (None, "hopper") else _variant(matrices.values())
     if variant == "descriptors" and not _whole_periods(call, name, matrices):
         variant = "tile descriptors"
-    pack = hopper_launch.pack_of(call.plan, matrices) if fast else 1
-    source = hopper.generate(call.plan, pack > 1 and hopper.narrow(call.plan)) if fast else generate(call.plan, variant, later)
+    plan, lines = (lines_of(call.plan).plan, lines_of(call.plan).count) if fast else (call.plan, 1)
+    pack = hopper_launch.pack_of(plan, matrices) if fast else 1
+    source = hopper.generate(plan, pack > 1 and hopper.narrow(plan)) if fast else generate(plan, variant, later)
     kernel = source.kernels[name]
     any_q, any_v = matrices.get("q"), matrices.get("v", matrices.get("do"))
     dtype = any_v.dtype
@@ -162,13 +164,15 @@ def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: boo
         "HEADS": heads, "GROUP": heads // kv_heads, "D": d, "DV": dv, "BLOCK_D": configs.padded(d), "BLOCK_DV": configs.padded(dv),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": precision(dtype), "ALIGN": align,
     }  # fmt: skip
-    constants |= hopper.constants(d, heads, pack) if fast else {}
-    values = {"n_q": queries.shape[2]}
+    constants |= hopper.constants(d, heads, pack, lines) if fast else {}
+    values = {"n_q": queries.shape[2] // lines}
     if kernel.axis is not None:
-        values["n_k"] = matrices["k"].shape[2]
+        values["n_k"] = matrices["k"].shape[2] // lines
+    if lines > 1:
+        values |= {"q_start_value": call.q_start // lines, "q_start_stride": 0}
     pointers, descriptors, counts = [], {}, []
     for number, (part, own) in enumerate(zip(kernel.groups or (kernel,), call.members(name))):
-        mine, programs = dict(constants), -(-count // block)
+        mine, programs = dict(constants), lines * -(-count // (lines * block))
         if part.variant in ("boxes", "box descriptors"):
             boxes = own.boxes("transposed" if name == "backward_dkdv" else "forward", config.block_m, config.block_n)
             mine |= {**box_constants(boxes, name == "backward_dkdv"), "row_boxes": boxes.first_boxes}
@@ -176,7 +180,7 @@ def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: boo
         described = part.variant not in ("pointers", "boxes")
         for matrix, x in matrices.items():
             if fast:
-                descriptors |= hopper_launch.descriptors(kernel, matrix, x, config, pack)
+                descriptors |= hopper_launch.descriptors(kernel, matrix, x, config, pack, lines)
             elif described:
                 tall = config.block_n if matrix.rstrip("0") in ("k", "v", "dk", "dv") else config.block_m
                 descriptors[named(number, part, f"{matrix}_desc")] = matrix, _description(x, part, tall)

@@ -71,7 +71,7 @@ def _prepare(form: PassForm, matrices: dict[str, torch.Tensor], heads: int, kv_h
     config, w = config_of(form, d), width(form, d)
     described = {}
     for role, matrix in form.roles.items():
-        pattern = hopper_launch.describe_tiles(matrices[matrix], CHUNK, width=w if role in "zuo" else d)
+        pattern = hopper_launch.describe_tiles(matrices[matrix], CHUNK, w if role in "zuo" else d)
         pattern.base = None
         described[f"{role}_desc"] = matrix, pattern
     kernel = source.kernels[form.kernel]

@@ -8,7 +8,7 @@ from patternc.expr.attention import Attention
 from patternc.expr.bounds import INF
 from patternc.expr.pattern import Pattern
 from patternc.passes import PASSES, Conjunct, TooManyConjuncts, disjuncts, lower
-from patternc.plan import make_plan
+from patternc.plan import Plan, make_plan
 
 STAGES = ("text", *(name for name, _, _ in PASSES), "conjuncts", "plan", "kernels", "term", "hopper")
 TERM_LENGTH = 4096  # at which a term's kernels are chosen where no length is given
@@ -38,7 +38,7 @@ def stage_text(spec: Pattern | Attention, stage: str, n: int | None = None, head
 
         return compile(p).source(n, heads=heads)
     if stage in ("term", "hopper"):
-        return _more_kernels(spec, p, stage, TERM_LENGTH if n is None else n, heads)
+        return _more_kernels(spec, p, stage, n, heads)
     after: dict[str, Pattern] = {}
     lowered = lower(p, watch=lambda name, _, new: after.setdefault(name, new))
     if stage == "conjuncts":
@@ -46,25 +46,37 @@ def stage_text(spec: Pattern | Attention, stage: str, n: int | None = None, head
     return str(after[stage])
 
 
-def _more_kernels(spec: Pattern | Attention, exact: Pattern, stage: str, n: int, heads: int | None) -> str:
+def _more_kernels(spec: Pattern | Attention, exact: Pattern, stage: str, n: int | None, heads: int | None) -> str:
     """The kernels of the term, or all those for Hopper."""
     from patternc.args import bind
-    from patternc.codegen import hopper, tail_sources
+    from patternc.codegen import tail_sources
     from patternc.forms import count
     from patternc.runtime import compiled
     from patternc.subscripts import heads_listed
 
+    if n is not None:
+        n = count("n", n, least=1)
+    heads = heads_listed(exact) or 1 if heads is None else count("heads", heads, least=1)
     found = []
     if stage == "hopper":
-        plan = make_plan(exact)
-        why = hopper.covers(plan)
-        found.append(f"# the exact part is left to the portable kernels: {why}" if why else hopper.generate(plan, hopper.narrow(plan)).text)
+        own = compiled(exact)
+        plan = own.plan if n is None else own.plan_at(bind(exact, {}, n, heads=heads))
+        found.append(_forward_for_hopper(plan))
     if getattr(spec, "term", None) is None:
         return "\n\n".join(found) or "# there is no term"
-    made, n = compiled(spec), count("n", n, least=1)
-    heads = heads_listed(exact) or 1 if heads is None else count("heads", heads, least=1)
-    bound = bind(spec, {}, n, heads=heads, batch=1)
-    return "\n\n".join([*found, (tail_sources.one_pass if stage == "hopper" else tail_sources.portable)(made, bound)])
+    bound = bind(spec, {}, TERM_LENGTH if n is None else n, heads=heads, batch=1)
+    return "\n\n".join([*found, (tail_sources.one_pass if stage == "hopper" else tail_sources.portable)(compiled(spec), bound)])
+
+
+def _forward_for_hopper(plan: Plan) -> str:
+    from patternc.codegen import hopper
+    from patternc.codegen.lines import lines_of
+
+    lines = lines_of(plan)
+    if why := hopper.covers(lines.plan):
+        return f"# the exact part is left to the portable kernels: {why}"
+    about = f"# Positions that are equal modulo {lines.count} are a line; those below count along it.\n" if lines.count > 1 else ""
+    return about + hopper.generate(lines.plan, hopper.narrow(lines.plan)).text
 
 
 def describe_conjuncts(lowered: Pattern) -> str:

@@ -10,6 +10,10 @@ import patternc as pc
 from patternc.args import bind
 from patternc.codegen.backend import call_of
 from patternc.codegen.launch import attention_forward
+from patternc.orders.boxes import box_axis
+from patternc.orders.search import orders
+from patternc.passes import lower
+from patternc.plan import Plan
 from patternc.runtime import compiled
 from patternc.zoo.registry import ENTRIES
 
@@ -254,6 +258,7 @@ def test_terms_in_groups_of_heads_are_the_same(monkeypatch, group, length):
 HOPPER = [
     ("causal", 1, 1), ("causal", 129, 129), ("full", 300, 1), ("full", 700, 700), ("causal", 65, 333), ("causal & window(512)", 2000, 2000),
     ("causal & (window(300) | sink(4))", 2000, 2000), ("causal & documents(ids)", 2000, 2000), ("(q >= 300) & (k < 50)", 900, 900),
+    ("causal & dilate(4) & window(800)", 2000, 2000), ("dilate(3) & (window(300) | sink(6))", 900, 1800), ("causal & dilate(128)", 128, 1280),
     ("random_blocks(3, 64, seed=0) | window(30)", 1500, 1500), ("causal & (k // 16 % 8 == 7)", 2000, 2000),
 ]  # fmt: skip
 
@@ -267,7 +272,8 @@ def test_hopper_forward(text, n_q, n_k, head_dim, dtype):
     q, k, v = (torch.randn(2, h, n, head_dim, device="cuda", dtype=dtype) for h, n in ((8, n_q), (2, n_k), (2, n_k)))
     bound = bind(p, {"ids": torch.arange(n_k, device="cuda") // 130} if "ids" in text else {}, n_q, n_k, heads=8, batch=2, q_start=max(0, n_k - n_q))
     call = replace(call_of(compiled(p), head_dim**-0.5, bound, q, k, v), plan=compiled(p).plan)
-    fast = [attention_forward(replace(call, variant="hopper"), q, k, v) for _ in range(3)]
+    plans = [Plan(p, *(box_axis(lower(p), order, x) for x in "kq")) for order in orders(lower(p))] if "dilate" in text else [call.plan]
+    fast = [attention_forward(replace(call, plan=plans[-1], variant="hopper"), q, k, v) for _ in range(3)]
     assert all(torch.equal(a, b) for one in fast[1:] for a, b in zip(one, fast[0]))
     for a, b, tolerance in zip(fast[0], attention_forward(call, q, k, v), (2e-2, 1e-3)):
         torch.testing.assert_close(a.float(), b.float(), atol=tolerance, rtol=tolerance)

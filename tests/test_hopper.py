@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ import patternc as pc
 from patternc.args import bind
 from patternc.codegen import configs, hopper, hopper_launch, hopper_ring, offline
 from patternc.codegen.backend import call_of
+from patternc.codegen.lines import lines_of
 from patternc.errors import InternalError
 from patternc.orders.boxes import box_axis
 from patternc.orders.search import orders
@@ -40,11 +42,63 @@ def test_every_kind_of_plan_has_a_text(name):
 
 
 def test_what_is_left_to_the_portable_kernel():
-    p = pc.causal & pc.dilate(4) & pc.window(2048)
+    p = pc.neighborhood((40, 50), 7)
     order = orders(lower(p))[-1]
-    assert "boxes" in hopper.covers(Plan(p, box_axis(lower(p), order, "k"), box_axis(lower(p), order, "q")))
+    assert "boxes" in hopper.covers(lines_of(in_order(p, order)).plan)
     assert "later" in hopper.covers(make_plan(pc.causal), later=True)
     assert "nothing" in hopper.covers(make_plan(pc.empty))
+
+
+# Lines: equally spaced positions are sequences of their own
+
+
+def in_order(p: pc.Pattern, order) -> Plan:
+    return Plan(p, box_axis(lower(p), order, "k"), box_axis(lower(p), order, "q"))
+
+
+LINED = [("causal & dilate(4) & window(2048)", 4, True), ("window(600) & dilate(3)", 3, False), ("dilate(2) & causal & (window(512) | sink(4))", 2, True)]
+
+
+@pytest.mark.parametrize("text, count, narrow", LINED)
+def test_a_line_has_a_plan_of_its_own(text, count, narrow):
+    p = pc.parse(text)
+    found = [lines_of(in_order(p, order)) for order in orders(lower(p))]
+    lines = max(found, key=lambda lines: lines.count)
+    assert lines.count == count and hopper.covers(lines.plan) is None and hopper.narrow(lines.plan) is narrow
+    assert lines_of(make_plan(p)).count == 1
+
+
+def test_a_window_and_its_dilations_have_one_text():
+    texts = {hopper.generate(make_plan(lower(pc.parse("causal & window(512)"))), True).text}
+    for d in (2, 4, 8):
+        p = pc.causal & pc.dilate(d) & pc.window(512 * d)
+        texts.add(hopper.generate(lines_of(in_order(p, orders(lower(p))[-1])).plan, True).text)
+    assert len(texts) == 1
+
+
+@settings(deadline=None)
+@given(patterns(args=False), st.integers(2, 5), st.integers(1, 6), st.integers(0, 5))
+def test_a_pattern_is_that_of_its_lines(p, count, rows, before):
+    n_q, n_k = rows * count, (rows + before) * count
+    sizes = {"heads": HEADS}
+    p = lower(p & pc.dilate(count))
+    for order in orders(p):
+        axis = box_axis(p, order, "k")
+        lines = None if axis is None else lines_of(Plan(p, axis, None))
+        if lines is None or lines.count == 1 or n_q % lines.count or n_k % lines.count:
+            continue
+        want = dense(p, n_q, n_k, q_start=n_k - n_q, **sizes)
+        along = dense(lines.plan.mask, n_q // lines.count, n_k // lines.count, q_start=(n_k - n_q) // lines.count, **sizes)
+        for r, s in itertools.product(range(lines.count), repeat=2):
+            own = want[..., r :: lines.count, s :: lines.count]
+            assert (own == along).all() if r == s else not own.any()
+
+
+def test_descriptors_of_lines():
+    """Coordinates [batch row, head, line, place] of a described tensor are those of its positions."""
+    x = torch.randn(2, 12, 3, 64, dtype=torch.bfloat16).transpose(1, 2)
+    made = hopper_launch._describe_lines(x, 4, 2)
+    assert (torch.as_strided(x, made.shape, made.strides) == torch.stack([x[:, :, r::4] for r in range(4)], 2)).all()
 
 
 # The ring: every wait, arrival and parity of the text is needed
@@ -187,6 +241,7 @@ PAYS = [
     ("causal & window(512)", 1, 4, 1, 2048, 128, False), ("causal & window(512)", 4, 16, 16, 16384, 128, True), ("causal & window(128)", 4, 16, 16, 16384, 128, False),
     ("causal", 4, 16, 16, 8192, 64, False), ("causal & window(512)", 4, 16, 4, 16384, 64, True), ("full", 2, 16, 16, 8192, 256, True), ("full", 2, 16, 16, 512, 256, False), ("window(200)", 4, 16, 4, 16384, 128, False),
     ("causal & documents(ids)", 4, 16, 4, 16384, 128, True), ("causal & documents(ids)", 1, 16, 16, 16384, 128, False),
+    ("causal & dilate(4) & window(2048)", 4, 16, 4, 16384, 128, True), ("causal & dilate(8) & window(512)", 4, 16, 16, 16384, 128, False),
     ("random_blocks(3, 64, seed=0)", 4, 16, 4, 16384, 128, False), ("causal & (k // 16 % 8 == 7)", 4, 16, 4, 16384, 128, False),
 ]  # fmt: skip
 
@@ -196,7 +251,8 @@ def test_when_it_pays(text, batch, heads, kv_heads, n, d, pays):
     p = pc.parse(text)
     q, k = (torch.empty(1).expand(batch, h, n, d) for h in (heads, kv_heads))
     bound = bind(p, {"ids": torch.zeros(n, dtype=torch.int32)} if "ids" in text else {}, n, heads=heads, batch=batch)
-    call = replace(call_of(compiled(p), 1.0, bound, q, k, k), plan=compiled(p).plan)
+    call = call_of(compiled(p), 1.0, bound, q, k, k)
+    assert call.plan.forward.kind == ("boxes" if "dilate" in text else compiled(p).plan.forward.kind)
     assert hopper_launch.pays(call, {"q": q, "k": k, "v": k}) is pays
 
 
@@ -232,10 +288,11 @@ def test_every_plan_is_taken_or_refused_in_words(monkeypatch, dtype, d):
             call = call_of(compiled(p), 1.0, bind(p, args, 2000, heads=4, batch=2), q, k, k)
             matrices = {"q": q, "k": k, "v": k, "o": q}
             kinds.add(call.plan.forward.kind)
-            why = hopper_launch.refusal(call.plan, False, matrices)
+            why = hopper_launch.refusal(call, False, matrices)
             assert why is None or isinstance(why, str)
             assert hopper_launch.takes(call, "forward", False, matrices) in (True, False)
             if why is None and dtype == torch.bfloat16 and kv_heads == 2:
-                pack = hopper_launch.pack_of(call.plan, matrices)
-                hopper.generate(call.plan, pack > 1 and hopper.narrow(call.plan))
+                plan = lines_of(call.plan).plan
+                pack = hopper_launch.pack_of(plan, matrices)
+                hopper.generate(plan, pack > 1 and hopper.narrow(plan))
     assert kinds == {"formula", "table", "list", "boxes", "heads"}

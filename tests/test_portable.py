@@ -12,6 +12,7 @@ import patternc as pc
 from patternc.args import bind
 from patternc.codegen import configs, device, hopper_launch, offline, prepared, tail_launch
 from patternc.codegen.backend import _make_call
+from patternc.codegen.call import Call
 from patternc.codegen.kernels import generate
 from patternc.codegen.prepared import _first, _variant
 from patternc.plan import make_plan
@@ -108,7 +109,7 @@ def test_descriptors_only_where_the_card_has_them(fake):
     matrices = {name: Matrix() for name in "qkv"}
     assert _variant(matrices.values()) == ("descriptors" if tma else "pointers")
     assert tail_launch.has_tma(CUDA) == tma
-    assert hopper_launch.refusal(make_plan(pc.causal), False, matrices) == "it needs a Hopper card"
+    assert hopper_launch.refusal(Call(make_plan(pc.causal), 1.0), False, matrices) == "it needs a Hopper card"
 
 
 ARCHITECTURES = [
