@@ -9,13 +9,14 @@ from functools import lru_cache
 import torch
 
 from patternc.args import Bound, bind
-from patternc.balance import Costs, all_tiles, of_groups, row_tiles, schedule
+from patternc.balance import Costs, Tiles, all_tiles, of_groups, row_tiles, schedule
 from patternc.cards import card
 from patternc.codegen import short, tail_backend
 from patternc.codegen.device import precision, processors
 from patternc.codegen.kernels import generate
 from patternc.codegen.known import Known, KnownBackward
 from patternc.codegen.launch import Call, attention_backward, attention_forward, layout_of
+from patternc.codegen.lines import Lines
 from patternc.codegen.norms import backward_norms, norms
 from patternc.codegen.parameters import prepared_args
 from patternc.codegen.quotients import backward_quotient, quotient
@@ -159,7 +160,7 @@ def _make_call(compiled, scale: float, bound: Bound, device: torch.device, shape
             boxes=lambda direction, rows, cols: _boxes(plan, bound, direction, rows, cols),
             fit=lambda kernel, access, candidates: _fit(own.exact, plan, bound, shape, kernel, access, candidates),
             height=short.height(bound.n_q, bound.n_k),
-            length=lambda rows, cols: _mean_length(own, plan, bound, rows, cols),
+            tiles=lambda lines, rows, cols: _tiles(own, lines, bound, rows, cols),
             schedule=lambda *given: _schedule(own, plan, on_device, device, shape, *given),
             groups=groups,
             lengths=(bound.n_q, bound.n_k),
@@ -183,10 +184,11 @@ def _others(compiled, plan: Plan, scale: float, bound: Bound, device: torch.devi
     return found
 
 
-def _mean_length(compiled, plan: Plan, bound: Bound, rows: int, cols: int) -> float | None:
-    """How many tiles a tile of rows visits on average, forward; None where only tensors say it."""
-    tiles = row_tiles(compiled.exact, plan.forward, bound, (rows, cols))
-    return None if tiles is None else float(sum(tiles).mean())
+def _tiles(compiled, lines: Lines, bound: Bound, rows: int, cols: int) -> Tiles | None:
+    """How many tiles the row tiles of a line visit forward; None where only tensors say it."""
+    if lines.count > 1:
+        bound = replace(bound, n_q=bound.n_q // lines.count, n_k=bound.n_k // lines.count, q_start=bound.q_start // lines.count)
+    return row_tiles(compiled.exact, lines.plan.forward, bound, (rows, cols))
 
 
 def _fit(p: Pattern, plan: Plan, bound: Bound, shape: Shape, kernel: str, access: str, candidates: tuple[Config, ...]) -> Config:

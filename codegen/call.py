@@ -27,7 +27,8 @@ class Call:
         fit: `fit(kernel, access, candidates)`, the configuration to try first; without it the first candidate.
         schedule: `schedule(kernel, access, config, copies, group)`, a `schedule.Dealt` or None, for `copies` programs each row tile
             that work on `group` heads each; without it the usual order.
-        length: `length(rows, cols)`, how many tiles a tile of rows visits forward on average; None where only tensors say it.
+        tiles: `tiles(lines, rows, cols)`, how many tiles the row tiles of a line (`lines.Lines`) visit forward (`balance.Tiles`); None where
+            only tensors say it.
         height: rows of a tile of the forward where there are few (`short.height`); None for those of the configuration.
         variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.
@@ -45,7 +46,7 @@ class Call:
     boxes: object = None
     fit: object = None
     schedule: object = None
-    length: object = None
+    tiles: object = None
     height: int | None = None
     variant: str | None = None
     configs: dict[str, Config] = field(default_factory=dict)

@@ -40,8 +40,8 @@ BOX_DESCRIPTORS = DESCRIPTORS | {("backward_dkdv", 128): (Config(64, 64, 4, 2), 
 # A function for each group of heads needs the registers of the neediest; dk/dv would spill in larger tiles.
 POINTER_GROUPS = BOXES | {("backward_dkdv", 128): (Config(32, 128, 8, 2),), ("backward_dkdv", 256): (Config(16, 64, 8, 2),)}
 DESCRIPTOR_GROUPS = BOX_DESCRIPTORS | {("backward_dkdv", 128): (Config(32, 64, 4, 2),), ("backward_dkdv", 256): (Config(16, 64, 8, 2),)}
-# Two consumers of 64 rows (`hopper.py`); warps are those of one of them, stages those of the rings.
-HOPPER = {("forward", 64): (Config(128, 128, 4, 3),), ("forward", 128): (Config(128, 128, 4, 2),), ("forward", 256): (Config(128, 64, 4, 2),)}
+# Rows are those of consumers (`hopper.RowTile`), whatever is said of them here; warps are those of one consumer, stages those of the rings.
+HOPPER = {("forward", 64): (Config(192, 128, 4, 3),), ("forward", 128): (Config(128, 128, 4, 2),), ("forward", 256): (Config(128, 64, 4, 2),)}
 TABLES = {
     "pointers": POINTERS, "boxes": BOXES, "box descriptors": BOX_DESCRIPTORS, "hopper": HOPPER,
     "groups of boxes": POINTER_GROUPS, "groups of box descriptors": DESCRIPTOR_GROUPS,

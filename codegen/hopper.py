@@ -1,4 +1,4 @@
-"""The forward for Hopper, in Gluon: one warp loads tiles by TMA, two warpgroups of 64 rows compute, one row tile after the other.
+"""The forward for Hopper, in Gluon: one warp loads tiles by TMA, two or three warpgroups of 64 rows compute, one row tile after the other.
 
 The rows of a consumer may be those of up to four query heads that share keys (`pack_of`): a row tile of 32 positions visits fewer keys
 than one of 128.  Where the pattern is causal the keys at its own positions are a tile of their own, as narrow as they are few, and the
@@ -10,10 +10,10 @@ and takes whatever `covers` refuses.  The ring of tiles is simulated before a te
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from patternc.codegen import bounds, helpers, hopper_ring, hopper_text
+from patternc.codegen import bounds, helpers, hopper_ranges, hopper_ring, hopper_text
 from patternc.codegen.code import COL, ROW
 from patternc.codegen.configs import Config
 from patternc.codegen.frame import Frame, header, indent
@@ -68,6 +68,36 @@ def covers(plan: Plan, later: bool = False) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class RowTile:
+    """The rows that a program computes at once.
+
+    Attributes:
+        pack: query heads whose rows a consumer has.
+        consumers: warpgroups, of ROWS rows each.
+        narrow: the keys at its own positions are a tile of their own.
+    """
+
+    pack: int = 1
+    consumers: int = 2
+    narrow: bool = False
+
+    @property
+    def positions(self) -> int:
+        return ROWS * self.consumers // self.pack
+
+
+def row_tile(plan: Plan, head_dim: int, heads: int, kv_heads: int) -> RowTile:
+    """The row tile of a plan's forward.
+
+    At head_dim 64 exponentials take as long as products, and three consumers keep both units busy.  A narrow tile is as wide as the row
+    tile has positions, of which layouts want a power of two.
+    """
+    pack = pack_of(plan, head_dim, heads, kv_heads)
+    own = pack > 1 and narrow(plan)
+    return RowTile(pack, 3 if head_dim == 64 and not own else 2, own)
+
+
 def pack_of(plan: Plan, head_dim: int, heads: int, kv_heads: int) -> int:
     """Query heads whose rows a consumer has: as many as share keys, where all heads see one pattern and registers allow."""
     by_head = plan.forward.kind == "list" or "h" in variables(plan.mask) or any(use.over_heads for use in signature(plan.mask).values())
@@ -110,7 +140,7 @@ class HopperFrame(Frame):
 
     def __init__(self, plan: Plan, narrow: bool = False):
         super().__init__(plan, plan.forward, "q", "BLOCK_M", "BLOCK_N")
-        self.narrow = narrow
+        self.narrow, self.ranged = narrow, not narrow and hopper_ranges.ranged(plan)
         if narrow:
             self.tiles, self.exists = bounds.tiles(plan.forward, "BLOCK_N", shifted=True), "(column >= 0) & (column < n_k)"
         self.scalars = [s.text for s in self.printed if not s.level & (ROW | COL)]
@@ -136,14 +166,18 @@ class HopperFrame(Frame):
 
     def rows_in(self, layout: str) -> list[str]:
         """The positions of a consumer's rows, head by head."""
-        return [f"q_row = (r0 + own * (64 // PACK) + tl.arange(0, 64, tl.SliceLayout(1, {layout})) % (64 // PACK))[:, None]", *self.row_lines]
+        first = "r0" if self.ranged else "r0 + own * (64 // PACK)"
+        return [f"q_row = ({first} + tl.arange(0, 64, tl.SliceLayout(1, {layout})) % (64 // PACK))[:, None]", *self.row_lines]
 
     def find(self) -> list[str]:
-        """Statements that find the tiles of a row tile, from `tile`, `b` and `h`."""
+        """Statements that find the tiles of a row tile, from `tile`, `b` and `h`, or of `rows` rows from `first` on."""
         *scalars, _ = self.positions()  # the last one are the rows, which have a layout here
         if self.narrow:
             ends = ["first_col = r0 % BLOCK_N - BLOCK_N  # tiles end at r0", "last_col = tl.minimum(n_k, r0) - 1"]
             scalars = [*(line for line in scalars if not line.startswith(("first_col", "last_col"))), *ends]
+        if self.ranged:
+            runs = [line for line in self.before() if line.startswith(("#", "start_0"))]
+            return [*(line.replace("BLOCK_M", "rows") for line in scalars), *self.scalars, *runs]
         counts = [f"{kind}_count = {loop.count if loop else 0}" for kind, loop in (("partial", self.tiles.partial), ("full", self.tiles.full))]
         counts = [line for line in counts if line.partition(" = ")[0] != line.partition(" = ")[2]]
         return [*self.tile(), *self.first(), *scalars, *self.scalars, *self.before(), *counts]
@@ -158,30 +192,38 @@ class HopperFrame(Frame):
         return [f"col_tile = tl.load({loop.table} + i)"]
 
 
-def shared_bytes(config: Config, head_dim: int, pack: int, narrow: bool) -> int:
+def shared_bytes(config: Config, head_dim: int, own: RowTile) -> int:
     """Shared memory of the kernel for 16-bit inputs: rings of tiles, and up to 1 KiB for barriers and conversions."""
-    q_rows = 2 * ROWS * constants(head_dim, pack, pack)["Q_STAGES"]
-    return (q_rows + 2 * config.stages * config.block_n + narrow * 2 * config.block_m // pack) * head_dim * 2 + 1024
+    q_rows = ROWS * own.consumers * q_stages(head_dim)
+    return (q_rows + 2 * config.stages * config.block_n + own.narrow * 2 * own.positions) * head_dim * 2 + 1024
 
 
-def constants(head_dim: int, heads: int, pack: int = 1, lines: int = 1) -> dict[str, int]:
+def q_stages(head_dim: int) -> int:
+    """Row tiles whose queries there is shared memory for."""
+    return 2 if head_dim <= 128 else 1
+
+
+def constants(head_dim: int, heads: int, own: RowTile, lines: int = 1) -> dict[str, int]:
     """Constexprs beside those of the portable kernel: heads of a row tile, its buffers, how many heads' row tiles are taken together, and
     lines (`lines.py`)."""
-    packs = heads // pack
-    section = max(s for s in range(1, min(packs, MOST_SECTION // pack) + 1) if packs % s == 0)
-    return {"PACK": pack, "Q_STAGES": 2 if head_dim <= 128 else 1, "SECTION": section, "LINES": lines}
+    packs = heads // own.pack
+    section = max(s for s in range(1, min(packs, MOST_SECTION // own.pack) + 1) if packs % s == 0)
+    sizes = {"BLOCK_M": own.positions, "CONSUMERS": own.consumers, "PACK": own.pack}
+    return sizes | {"Q_STAGES": q_stages(head_dim), "SECTION": section, "LINES": lines}
 
 
 @lru_cache(maxsize=1024)
-def generate(plan: Plan, narrow: bool = False) -> Source:
-    """The module of a plan's forward; equal bytes for equal plans.  Raises InternalError where its ring would hang."""
+def generate(plan: Plan, narrow: bool = False, consumers: int = 2) -> Source:
+    """The module of a plan's forward, for row tiles of that kind (`RowTile`); equal bytes for equal plans.  Raises InternalError where its ring
+    would hang."""
     frame = HopperFrame(replace(plan, mask=_earlier(plan.mask)) if narrow else plan, narrow)
     own = HopperFrame(replace(plan, mask=_near(plan.mask)), narrow) if narrow else frame
     matrices = [f"{m}_desc" for m in ("q", "k", "v", *(["k0", "v0"] if narrow else []), "o")]
     read = dict.fromkeys((*frame.parameters, *own.parameters))
-    parameters = [*matrices, "lse_ptr", "score_scale", "items", "n_q", "n_k", "q_start_value", "q_start_stride", *read]
-    constants = ["HEADS", "GROUP", "D", "DV", "BLOCK_D", "BLOCK_DV", "BLOCK_M", "BLOCK_N", "STAGES", "PACK", "Q_STAGES", "SECTION", "LINES"]
-    tiles = {kind: frame.tile_lines(kind) for kind in ("partial", "full")}
+    parameters = [*matrices, "lse_ptr", "score_scale", "order_ptr", "items", "n_q", "n_k", "q_start_value", "q_start_stride", *read]
+    constants = ["HEADS", "GROUP", "D", "DV", "BLOCK_D", "BLOCK_DV", "BLOCK_M", "BLOCK_N", "STAGES"]
+    constants += ["CONSUMERS", "PACK", "Q_STAGES", "SECTION", "LINES", "ORDERED"]
+    tiles = {} if frame.ranged else {kind: frame.tile_lines(kind) for kind in ("partial", "full")}
     given = {"tile", "b", "h", "own", "layout", "start", "i", "s"}
     functions, calls = [], {}
     doc = "Scores of the COLUMNS columns from `start` on, those outside the pattern set to -inf."
@@ -198,25 +240,28 @@ def generate(plan: Plan, narrow: bool = False) -> Source:
         text, calls["first mask"] = function("_masked_first", [*scores, "own: tl.constexpr"], lines, "s", doc)
         functions.append(text)
     found = frame.find()
-    fixed = ["first", "r0", "partial_count", "full_count", *(["first_col"] if narrow else [])]
+    fixed = hopper_ranges.FOUND if frame.ranged else ["first", "r0", "partial_count", "full_count", *(["first_col"] if narrow else [])]
     wanted = hopper_text.names([*frame.row_lines, *calls.values()]) | dict.fromkeys(fixed)
     results = [name for name in assigned(found) if name in wanted and name not in given]
-    text, calls["find"] = function("_find_tiles", ["tile", "b", "h"], found, ", ".join(results), "Where the tiles of a row tile are.")
+    if frame.ranged:
+        results = [*fixed, *(name for name in results if name not in fixed)]
+    of, about = (["first", "rows"], "`rows` rows from `first` on") if frame.ranged else (["tile"], "a row tile")
+    text, calls["find"] = function("_find_tiles", [*of, "b", "h"], found, ", ".join(results), f"Where the tiles of {about} are.")
     functions.append(text)
-    calls["find"] = f"{', '.join(results)} = {calls['find']}"
+    calls["results"] = ", ".join(results)
     read = hopper_text.names([*calls.values(), *frame.row_lines])
     shared = [name for name in read if name in parameters or name in constants]
     shared = [name for name in (*parameters, *constants) if name in shared]
-    pieces = hopper_text.Pieces(calls, tuple(frame.rows_in("s_layout")), tuple(shared), narrow)
+    pieces = hopper_text.Pieces(calls, tuple(frame.rows_in("s_layout")), tuple(shared), narrow, consumers, results if frame.ranged else None)
     kernel = hopper_text.kernel(pieces)
     top = header("forward", parameters, constants, DOC).replace("@triton.jit", "@gluon.jit")
     texts = [*functions, hopper_text.producer(pieces), consumer(pieces), top + indent(kernel)]
     body = "\n\n\n".join(texts)
-    used = helpers.used_by(body, (*helpers.SOURCES, *hopper_text.HELPERS)).replace("@triton.jit", "@gluon.jit")
+    used = helpers.used_by(body, (*helpers.SOURCES, *hopper_ranges.HELPERS, *hopper_text.HELPERS)).replace("@triton.jit", "@gluon.jit")
     closing = "\n".join(f"# {line}".rstrip() for line in ["Pattern:", *str(plan.mask).splitlines()])
     about = "A forward for Hopper generated by patternc; the pattern is named at the end."
     text = f"{header_of(about)}{used}\n\n{body}\n\n\n{closing}\n"
-    hopper_ring.check(text)
+    hopper_ring.check(text, consumers)
     reads = tuple(dict.fromkeys((*frame.uses.scalars, *own.uses.scalars))), tuple({**frame.uses.arrays, **own.uses.arrays}.values())
     made = Kernel("forward", body, tuple(parameters), tuple(constants), plan.forward, *reads, "hopper")
     return Source(text, {"forward": made}, "hopper", plan)

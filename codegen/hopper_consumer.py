@@ -1,9 +1,10 @@
-"""The text of the two consumers of the Hopper forward (`hopper_text.py`): a warpgroup each, which computes 64 rows of every row tile."""
+"""The text of the consumers of the Hopper forward (`hopper_text.py`): a warpgroup each, which computes 64 rows of every row tile."""
 
 from __future__ import annotations
 
+from patternc.codegen import hopper_ranges
 from patternc.codegen.frame import indent, wrap
-from patternc.codegen.hopper_text import ITEMS, TILE, Pieces, consumer_parameters, typed
+from patternc.codegen.hopper_text import ITEM, ITEMS, TILE, Pieces, consumer_parameters, typed
 
 
 def consumer(pieces: Pieces) -> str:
@@ -19,10 +20,10 @@ def consumer(pieces: Pieces) -> str:
         "o_rows: tl.constexpr = tl.SliceLayout(1, o_layout)",
     ]
     begin = [
-        *([] if pieces.narrow else [TILE.format("item"), pieces.calls["find"]]),
+        *([] if pieces.narrow else [TILE.format("item"), *pieces.find(own=True)]),
         *pieces.rows,
-        "count = partial_count + full_count",
-        "place = turn % Q_STAGES * 2 + own",
+        *(hopper_ranges.passing("early") if pieces.ranged else ["count = partial_count + full_count"]),
+        "place = turn % Q_STAGES * CONSUMERS + own",
         "q = q_tiles.index(place).reshape([64, BLOCK_D])",
     ]
     lines = [*begin, *(_narrow_first(pieces, mask) if pieces.narrow else _first(pieces, mask))]
@@ -31,20 +32,18 @@ def consumer(pieces: Pieces) -> str:
         *("    " + line for line in _step(pieces.masked("i", mask))),
         *BEFORE,
         "values = warpgroup_mma(weights, v_tiles.index(before).reshape([BLOCK_N, BLOCK_DV]), acc, is_async=True)",
-        *(_ahead(pieces) if pieces.narrow else LEAVE),
+        *([*_ahead(pieces), "gone = item"] if pieces.narrow else [*ENDED, *(hopper_ranges.passing("late") if pieces.ranged else []), *LEAVE]),
         "turn += 1",
     ]
-    last = "tl.program_id(0) + (turn - 1) * tl.num_programs(0)"
-    last = [f"_leave({LEAVING.format('(turn + 1) % Q_STAGES * 2 + own', last)})"] if pieces.narrow else []
-    doc = '    """Computes 64 rows of every row tile, number `own` of two."""\n'
+    last = [f"_leave({LEAVING.format('(turn + 1) % Q_STAGES * CONSUMERS + own', 'gone')})"] if pieces.narrow else []
+    doc = '    """Computes 64 rows of every row tile, number `own`."""\n'
     body = [*layouts, *(_begin_ahead(pieces) if pieces.narrow else []), *ITEMS, *("    " + line for line in lines), *last, "tma.store_wait(0)"]
     return f"@gluon.jit\ndef _consumer(\n{wrap(['own: tl.constexpr', *typed(consumer_parameters(pieces))])}\n):\n{doc}{indent(body)}"
 
 
 LEAVING = "acc, total, peak, q_tiles, {}, o_desc, lse_ptr, {}, n_q, own, HEADS, GROUP, PACK, SECTION, LINES, BLOCK_M, BLOCK_DV, s_rows, o_rows"
+ENDED = ["acc = warpgroup_mma_wait(0, deps=[values])", "mbarrier.arrive(v_empty.index(before), count=1)"]
 LEAVE = [
-    "acc = warpgroup_mma_wait(0, deps=[values])",
-    "mbarrier.arrive(v_empty.index(before), count=1)",
     f"_leave({LEAVING.format('place', 'item')})",
     "if Q_STAGES == 1:",
     "    tma.store_wait(0)",
@@ -53,7 +52,7 @@ LEAVE = [
 LEFT = [
     "# The rows before have left meanwhile.",
     "tma.store_wait(0)",
-    "mbarrier.arrive(q_empty.index((turn + 1) % Q_STAGES * 2 + own), count=1, pred=turn > 0)",
+    "mbarrier.arrive(q_empty.index((turn + 1) % Q_STAGES * CONSUMERS + own), count=1, pred=turn > 0)",
 ]
 SCORES_AHEAD = "scores0 = _scores(q_tiles.index({}).reshape([64, BLOCK_D]), k0_tiles.index(0), BLOCK_M, BLOCK_D, s0_layout)"
 
@@ -64,8 +63,9 @@ def _begin_ahead(pieces: Pieces) -> list[str]:
         "mbarrier.wait(q_full.index(own), 0)",
         "mbarrier.wait(k0_full.index(0), 0)",
         SCORES_AHEAD.format("own"),
-        TILE.format("tl.program_id(0)"),
-        pieces.calls["find"],
+        f"gone = {ITEM.format('tl.program_id(0)')}  # the row tile whose rows leave",
+        TILE.format("gone"),
+        *pieces.find(own=True),
         "total, peak = tl.zeros([64], tl.float32, s_rows), tl.zeros([64], tl.float32, s_rows)",
         "acc = tl.zeros([64, BLOCK_DV], tl.float32, o_layout)",
         "s0 = warpgroup_mma_wait(0, deps=[scores0])",
@@ -77,13 +77,13 @@ def _ahead(pieces: Pieces) -> list[str]:
     """The first scores of the next row tile, and where its tiles are, beside the last product of this one."""
     return [
         "# The first scores of the next row tile; after the last one they are of nothing, and nobody uses them.",
-        "more = item + tl.num_programs(0) < items",
-        "ahead = (turn + 1) % Q_STAGES * 2 + own",
+        "more = number + tl.num_programs(0) < items",
+        "ahead = (turn + 1) % Q_STAGES * CONSUMERS + own",
         "mbarrier.wait(q_full.index(ahead), (turn + 1) // Q_STAGES & 1, pred=more)",
         "mbarrier.wait(k0_full.index(0), (turn + 1) & 1, pred=more)",
         SCORES_AHEAD.format("ahead"),
-        TILE.format("tl.minimum(item + tl.num_programs(0), items - 1)"),
-        pieces.calls["find"],
+        TILE.format("following"),
+        *pieces.find(own=True),
         "acc = warpgroup_mma_wait(1, deps=[values])",
         "mbarrier.arrive(v_empty.index(before), count=1)",
         "s0 = warpgroup_mma_wait(0, deps=[scores0])",
@@ -130,7 +130,7 @@ def _narrow_first(pieces: Pieces, mask: list[str]) -> list[str]:
         "weights0 = tl.convert_layout(p0.to(v_tiles.dtype), p_layout)",
         "scores = _scores(q, k_tiles.index(slot), BLOCK_N, BLOCK_D, s_layout)",
         "if turn > 0:  # beside these the rows before leave",
-        f"    _leave({LEAVING.format('(turn + 1) % Q_STAGES * 2 + own', 'item - tl.num_programs(0)')})",
+        f"    _leave({LEAVING.format('(turn + 1) % Q_STAGES * CONSUMERS + own', 'gone')})",
         "total, peak = tl.convert_layout(total0, s_rows), tl.convert_layout(peak0, s_rows)",
         "mbarrier.wait(v0_full.index(0), turn & 1)",
         "values = warpgroup_mma(weights0, v0_tiles.index(0).reshape([BLOCK_M, BLOCK_DV]), acc, use_acc=False, is_async=True)",

@@ -16,14 +16,14 @@ from patternc.errors import InternalError
 
 COUNTS = ((0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 3), (3, 1), (1, 4), (5, 6), (0, 0), (2, 2))  # partial and full tiles of row tiles
 STAGES, Q_STAGES = (2, 3), (1, 2)
-ORDERS = ((0, 1, 2), (2, 1, 0), (1, 2, 0))  # who goes on first, of the two consumers and the producer
+ORDERS = ((0, 1, 2, 3), (3, 2, 1, 0), (1, 2, 3, 0))  # who goes on first, of the consumers and the producer
 ONES = ("HEADS", "GROUP", "BLOCK_N", "SECTION", "PACK", "LINES")
-CONSTANTS = {"D": 64, "DV": 64, "BLOCK_D": 64, "BLOCK_DV": 64, "BLOCK_M": 128, **dict.fromkeys(ONES, 1)}
+CONSTANTS = {"D": 64, "DV": 64, "BLOCK_D": 64, "BLOCK_DV": 64, **dict.fromkeys(ONES, 1), "ORDERED": False}
 STOPS = ("mbarrier.wait", "mbarrier.arrive")
 FULL = 1 << 20  # tiles from here on are full ones
 
 
-def check(text: str) -> None:
+def check(text: str, consumers: int = 2) -> None:
     """Simulate a module's forward on small cases.  Raises InternalError."""
     tree = coroutines(ast.parse(text))
     code = compile(tree, "<ring>", "exec")
@@ -32,11 +32,14 @@ def check(text: str) -> None:
     parameters = next([a.arg for a in n.args.args] for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "forward")
     kinds = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
     counts = [(p, f) for p, f in COUNTS if (not f or "_full_tile" in kinds) and (not p or "_partial_tile" in kinds)]
+    if "_share" in kinds:  # tiles of one run, of which each consumer has its own
+        counts = [(0, p + f) for p, f in COUNTS]
     cases = [*([c] for c in counts), counts, counts[::-1]]
     queries = Q_STAGES[1:] if "k0_desc" in parameters else Q_STAGES  # scores ahead want another tile of queries
     for own, stages, q_stages in itertools.product(cases, STAGES, queries):
         for order, last_first in itertools.product(ORDERS, (False, True)):
-            Machine(own, order, last_first).run(code, found, parameters, {"STAGES": stages, "Q_STAGES": q_stages})
+            sizes = {"STAGES": stages, "Q_STAGES": q_stages, "CONSUMERS": consumers, "BLOCK_M": 64 * consumers}
+            Machine(own, order, last_first).run(code, found, parameters, sizes)
 
 
 def coroutines(tree: ast.Module) -> ast.Module:
@@ -75,8 +78,14 @@ class Machine:
         self.buffers = 0
 
     def run(self, code, found: list[str], parameters: list[str], stages: dict[str, int]) -> None:
-        def find(tile, b, h, *_):
-            counts = dict(zip(("partial_count", "full_count"), self.counts[b]))
+        ranged = "start_0" in found and "partial_count" not in found
+
+        def find(*given):
+            if ranged:
+                first, rows, b, *_ = given
+                start, stop = (0, self.counts[b][1]) if rows == stages["BLOCK_M"] else own_tiles(b, first // rows, self.counts[b][1])
+                return tuple({"start_0": start, "stop_0": stop}.get(name, 0) for name in found)
+            counts = dict(zip(("partial_count", "full_count"), self.counts[given[1]]))
             return tuple(counts.get(name, 0) for name in found)
 
         namespace = self.modules()
@@ -91,10 +100,12 @@ class Machine:
         values = {name: ANYTHING for name in parameters} | CONSTANTS | stages | {"items": len(self.counts), "n_q": 128, "n_k": 128}
         matrix = SimpleNamespace(dtype=ANYTHING, layout=ANYTHING, block_type=SimpleNamespace(nbytes=8, shape=[1]))
         values |= {f"{x}_desc": SimpleNamespace(name=x, **vars(matrix)) for x in ("q", "k", "v", "k0", "v0", "o")}
+        self.readers = lambda b, tile: sum(not ranged or tile in _own_or_one(b, i, self.counts[b][1]) for i in range(stages["CONSUMERS"]))
         namespace["forward"](*(values[name] for name in parameters))
         first = ["own"] if "k0_desc" in parameters else []
-        wanted = [(b, tile) for b, (p, f) in enumerate(self.counts) for tile in (*first, *_tiles(p, f, bool(first)))]
-        for partition in self.partitions[:2]:
+        for number, partition in enumerate(self.partitions[:-1]):
+            tiles = [_own_or_one(b, number, f) if ranged else _tiles(p, f, bool(first)) for b, (p, f) in enumerate(self.counts)]
+            wanted = [(b, tile) for b, own in enumerate(tiles) for tile in (*first, *own)]
             if partition.scores != wanted or partition.values != wanted:
                 raise InternalError(f"{partition.name} computed the tiles {partition.scores} and {partition.values}, not {wanted}")
 
@@ -133,7 +144,7 @@ class Machine:
         if not pred:
             return
         tile = (place[0], {"q": "queries", "k0": "own", "v0": "own"}.get(desc.name, place[3]))
-        if slot.reading or (slot.holds is not None and (desc.name == "q" or slot.read < 2)):
+        if slot.reading or (slot.holds is not None and (desc.name == "q" or slot.read < self.readers(*slot.holds))):
             raise InternalError(f"tile {tile} of {desc.name} overwrites {slot.holds} in {slot.name}, which is still needed")
         slot.holds, slot.read = "a load", 0
         self.arriving.append((slot, tile, barrier))
@@ -185,10 +196,10 @@ class Machine:
         return s, ANYTHING, ANYTHING, ANYTHING
 
     def _beside(self, partitions, warps, registers=None) -> None:
-        names = ("consumer 0", "consumer 1", "producer")
+        names = [*(f"consumer {i}" for i in range(len(partitions) - 1)), "producer"]
         self.partitions = [Partition(name, function(*args)) for name, (function, args) in zip(names, partitions)]
         while not all(p.finished for p in self.partitions):
-            self.now = next((p for p in (self.partitions[i] for i in self.order) if p.ready), None)
+            self.now = next((p for p in (self.partitions[i] for i in self.order if i < len(self.partitions)) if p.ready), None)
             if self.now is not None:
                 self._go_on(self.now)
             elif self.arriving:
@@ -210,6 +221,18 @@ def _tiles(partial: int, full: int, full_first: bool) -> list[int]:
     """The tiles of a row tile in their order."""
     kinds = [list(range(partial)), [FULL + i for i in range(full)]]
     return sum(kinds[::-1] if full_first else kinds, []) or [0]
+
+
+def own_tiles(b: int, consumer: int, count: int) -> tuple[int, int]:
+    """Tiles [start, stop) of a consumer among the first `count`: any, or none."""
+    start = (2 * consumer + b) % (count + 1)
+    return start, min(count, start + (consumer + 2 * b) % (count + 2))
+
+
+def _own_or_one(b: int, consumer: int, count: int) -> range:
+    start, stop = own_tiles(b, consumer, count)
+    start = min(start, max(count - 1, 0))
+    return range(start, max(stop, start + 1))
 
 
 def _or_anything(f):

@@ -12,9 +12,17 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from patternc.codegen import hopper_ranges
 from patternc.codegen.frame import indent, wrap
 
 HELPERS = (
+    '''
+@gluon.jit
+def _item(order_ptr, number, items, ORDERED: tl.constexpr):
+    """The row tile that is dealt as number `number`; beyond the last one any."""
+    number = tl.minimum(number, items - 1)
+    return tl.load(order_ptr + number) if ORDERED else number
+''',
     '''
 @gluon.jit
 def _place(
@@ -82,18 +90,28 @@ class Pieces:
     """What a plan adds to the text.
 
     Attributes:
-        calls: the statement that finds the tiles of a row tile ("find"), and calls that give the column tile of the number `i`
-            ("partial", "full"), one of them perhaps absent, and masked scores ("mask"; of the tile of a row tile's own positions
-            "first mask"), absent where nothing is masked.
+        calls: the call that finds the tiles of a row tile ("find") and what it returns ("results"), and calls that give the column tile of
+            the number `i` ("partial", "full"), one of them perhaps absent, and masked scores ("mask"; of the tile of a row tile's own
+            positions "first mask"), absent where nothing is masked.
         rows: statements about the rows' positions, `q_row`.
         shared: parameters and constants of the kernel that all these read.
         narrow: the keys at a row tile's own positions are a tile of their own, k0 and v0, before all others.
+        consumers: how many compute.
+        ranged: what the call returns where each consumer visits tiles of its own (`hopper_ranges.py`), else None.
     """
 
     calls: dict[str, str]
     rows: tuple[str, ...]
     shared: tuple[str, ...]
     narrow: bool = False
+    consumers: int = 2
+    ranged: list[str] | None = None
+
+    def find(self, own: bool) -> list[str]:
+        """Statements that find the tiles of a row tile."""
+        if self.ranged is None:
+            return [f"{self.calls['results']} = {self.calls['find']}"]
+        return hopper_ranges.find(self.calls["find"], self.ranged, own)
 
     @property
     def rings(self) -> list[str]:
@@ -113,8 +131,15 @@ class Pieces:
         """Kinds of tiles in the order in which they are taken: a mask is best made while there are products to wait for."""
         return [kind for kind in (("full", "partial") if self.narrow else ("partial", "full")) if kind in self.calls]
 
+    @property
+    def more(self) -> str:
+        """How many tiles a row tile has, at least."""
+        return "partial_count + full_count" if self.ranged is None else "whole_stop - whole_start"
+
     def tile(self, number: str) -> str:
         """The tile of a number, 0 where there is none: all of it the mask forbids."""
+        if self.ranged is not None:
+            return "whole_start" if number == "0" else f"(whole_start + {number})"
         first, *others = self.kinds
         calls = {kind: self.calls[kind].replace("(i,", "({},").replace("(i)", "({})") for kind in self.kinds}
         found = calls[first].format(number)
@@ -126,6 +151,8 @@ class Pieces:
         """Statements that mask the scores of the tile of a number, where it is a partial one."""
         if not mask:
             return []
+        if self.ranged is not None:
+            return hopper_ranges.masked(number, mask)
         lines = [self.start(self.tile(number)), *mask]
         if "full" not in self.kinds:
             return lines
@@ -160,10 +187,16 @@ def typed(parameters: Iterable[str]) -> list[str]:
     return [f"{p}: tl.constexpr" if p.isupper() else p for p in parameters]
 
 
-SIZES = ["items", "n_q", "HEADS", "GROUP", "PACK", "SECTION", "LINES", "BLOCK_M", "BLOCK_D", "BLOCK_DV", "BLOCK_N", "STAGES", "Q_STAGES"]
+REGISTERS = {2: 240, 3: 160}  # of a consumer's thread, by the number of consumers
+SIZES = ["order_ptr", "items", "n_q", "HEADS", "GROUP", "PACK", "SECTION", "LINES", "ORDERED"]
+SIZES += ["BLOCK_M", "BLOCK_D", "BLOCK_DV", "BLOCK_N", "STAGES", "Q_STAGES", "CONSUMERS"]
+ITEM = "_item(order_ptr, {}, items, ORDERED)"
 ITEMS = [
     "g, turn = 0, 0  # tiles of columns, and row tiles, before this one: counted one by one, so that the compiler sees that a warp agrees",
-    "for item in range(tl.program_id(0), items, tl.num_programs(0)):",
+    f"following = {ITEM.format('tl.program_id(0)')}",
+    "for number in range(tl.program_id(0), items, tl.num_programs(0)):",
+    "    item = following",
+    f"    following = {ITEM.format('number + tl.num_programs(0)')}",
 ]
 TILE = "tile, b, h, kv_h, line = _place({}, n_q, HEADS, GROUP, PACK, SECTION, LINES, BLOCK_M)"
 
@@ -185,9 +218,9 @@ def producer(pieces: Pieces) -> str:
     last = _fetch("v", "g - 1", "late", "late_b, late_head, late_line")
     lines = [
         TILE.format("item"),
-        pieces.calls["find"],
-        "for own in tl.static_range(2):",
-        "    place = turn % Q_STAGES * 2 + own",
+        *pieces.find(own=False),
+        "for own in tl.static_range(CONSUMERS):",
+        "    place = turn % Q_STAGES * CONSUMERS + own",
         "    mbarrier.wait(q_empty.index(place), (turn // Q_STAGES & 1) ^ 1)",
         "    mbarrier.expect(q_full.index(place), q_desc.block_type.nbytes)",
         "    _load(q_desc, [b, h, line, first + own * (64 // PACK), 0], q_full.index(place), q_tiles.index(place))",
@@ -197,7 +230,7 @@ def producer(pieces: Pieces) -> str:
         *([_fetch("v0", "turn", "r0")] if pieces.narrow else []),
         "late_b, late_head, late_line, late = b, kv_h, line, start",
         "g += 1",
-        "for i in range(1, partial_count + full_count):",
+        f"for i in range(1, {pieces.more}):",
         "    " + pieces.start(pieces.tile("i")),
         "    " + _fetch("k", "g"),
         "    " + last,
@@ -219,13 +252,13 @@ def _fetch(ring: str, number: str, row: str = "start", head: str = "b, kv_h, lin
 
 def kernel(pieces: Pieces) -> list[str]:
     """Statements of the kernel: shared memory, barriers, and the three that run beside each other."""
-    counts = {"q": "2 * Q_STAGES", "k": "STAGES", "v": "STAGES", "k0": "1", "v0": "1"}
+    counts = {"q": "CONSUMERS * Q_STAGES", "k": "STAGES", "v": "STAGES", "k0": "1", "v0": "1"}
     lines = [
         *(f"{x}_tiles = tl.allocate_shared_memory({x}_desc.dtype, [{counts[x]}] + {x}_desc.block_type.shape, {x}_desc.layout)" for x in pieces.rings),
         *(f"{x} = tl.allocate_shared_memory(tl.int64, [{counts[x.partition('_')[0]]}, 1], mbarrier.MBarrierLayout())" for x in pieces.barriers),
     ]
     for x in pieces.rings:
-        readers = 1 if x == "q" else 2  # consumers that give a tile back
+        readers = 1 if x == "q" else "CONSUMERS"  # that give a tile back
         lines += [f"for slot in tl.static_range({counts[x]}):", f"    mbarrier.init({x}_full.index(slot), count=1)"]
         lines += [f"    mbarrier.init({x}_empty.index(slot), count={readers})"]
     consume = ", ".join(consumer_parameters(pieces))
@@ -233,8 +266,7 @@ def kernel(pieces: Pieces) -> list[str]:
         *lines,
         "fence_async_shared()",
         "tl.warp_specialize([",
-        f"    (_consumer, (0, {consume})),",
-        f"    (_consumer, (1, {consume})),",
+        *(f"    (_consumer, ({own}, {consume}))," for own in range(pieces.consumers)),
         f"    (_producer, ({', '.join(producer_parameters(pieces))})),",
-        "], [4, 1], [240, 24])",
+        f"], {[*[4] * (pieces.consumers - 1), 1]}, {[*[REGISTERS[pieces.consumers]] * (pieces.consumers - 1), 24]})",
     ]

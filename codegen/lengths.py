@@ -42,21 +42,26 @@ def compile_others(call: Call, ready: Ready, matrices: dict[str, torch.Tensor], 
     note = f"# {triton.knobs.cache.dir} has what calls of other lengths launch in the place of\n# {about}\n"
     if cache.holds(note):
         return
-    found = {launch.function: (launch, {**values, **ready.values, **_pieces(ready.name, launch, ready.dealt, device)})}
+    found = {_code(launch): (launch, {**values, **ready.values, **_pieces(ready.name, launch, ready.dealt, device)})}
     for other in call.others():
         usual = prepare(other, ready.name, matrices, later)
         dealt = dealt_of(other, ready.name, usual)
         made = usual if dealt is None else prepare(other, ready.name, matrices, later, dealt.form)
-        if made.function in found:
+        if _code(made) in found:
             continue
         own = {**values, **runtime_values(call, made.kernel, made.config, device), **(dealt.values() if dealt else {})}
-        found[made.function] = made, {**own, **_pieces(ready.name, made, dealt, device)}
+        found[_code(made)] = made, {**own, **_pieces(ready.name, made, dealt, device)}
         if dealt is not None and dealt.cuts:
             merge = merge_of(call.plan, ready.name, made, {x: matrices[x] for x in RESULTS[ready.name]})
-            found[merge.function] = merge, {name: found[made.function][1][name] for name in merge.decided}
+            found[_code(merge)] = merge, {name: found[_code(made)][1][name] for name in merge.decided}
     if len(found) > 1:
         _compile([(made, made.parameters(own, matrices)) for made, own in found.values()])
     cache.store(note)
+
+
+def _code(launch: Launch) -> tuple:
+    """What makes two launches run one compiled kernel."""
+    return launch.function, *(launch.values.get(name) for name in launch.kernel.constants)
 
 
 def _pieces(name: str, launch: Launch, dealt, device: torch.device) -> dict:

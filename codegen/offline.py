@@ -113,7 +113,7 @@ def signature(job: Job | TailJob) -> tuple[dict[str, str], dict[str, object]]:
         "BLOCK_N": c.block_n, "STAGES": c.stages, "PRECISION": "ieee", "ALIGN": 16 if job.head_dim % 16 == job.value_dim % 16 == 0 else 8,
     }  # fmt: skip
     if kernel.variant == "hopper":
-        constants |= hopper.constants(job.head_dim, job.heads, _pack(job)) | {"BLOCK_M": c.block_m // _pack(job)}
+        constants |= hopper.constants(job.head_dim, job.heads, _row_tile(job)) | {"ORDERED": True}
     types, values = {}, {}
     parts = zip(kernel.groups, job.boxes or [None] * len(kernel.groups)) if kernel.groups else ((kernel, job.boxes),)
     for number, (part, boxes) in enumerate(parts):
@@ -123,8 +123,8 @@ def signature(job: Job | TailJob) -> tuple[dict[str, str], dict[str, object]]:
     return {p: types.get(p, "i32") for p in kernel.parameters}, {name: values[name] for name in kernel.constants}
 
 
-def _pack(job: Job) -> int:
-    return hopper.pack_of(job.source.plan, job.head_dim, job.heads, job.heads // job.group)
+def _row_tile(job: Job) -> hopper.RowTile:
+    return hopper.row_tile(job.source.plan, job.head_dim, job.heads, job.heads // job.group)
 
 
 def _type(parameter: str, job: Job, kernel: Kernel) -> str:
@@ -135,8 +135,8 @@ def _type(parameter: str, job: Job, kernel: Kernel) -> str:
     name, _, kind = parameter.rpartition("_")
     dtype = job.dtype
     if kernel.variant == "hopper" and kind == "desc":
-        pack = _pack(job)
-        block = {"k": [1, job.config.block_n], "k0": [1, job.config.block_m // pack], "q": [pack, hopper.ROWS // pack]}
+        own = _row_tile(job)
+        block = {"k": [1, job.config.block_n], "k0": [1, own.positions], "q": [own.pack, hopper.ROWS // own.pack]}
         block = hopper_launch.tile_block(*block[name.replace("v", "k").replace("o", "q")], job.head_dim)
         return f"tensordesc<{dtype}{block},{hopper_launch.tile_layout(block, dtype)!r}>"
     if name.endswith("0") and not name.startswith("table"):  # what earlier parts found

@@ -16,8 +16,8 @@ from patternc.codegen.descriptors import describe, describe_box, moved, reachabl
 from patternc.codegen.device import has_tma, precision, shared_memory
 from patternc.codegen.dispatch import named, ranges, renamed
 from patternc.codegen.generated import Kernel, Source
+from patternc.codegen.hopper_choice import dealt
 from patternc.codegen.kernels import generate
-from patternc.codegen.lines import lines_of
 from patternc.codegen.matrices import strides
 from patternc.codegen.parameters import box_constants
 from patternc.errors import BackendError
@@ -138,13 +138,11 @@ def kept(call: Call, key: tuple, *what) -> Launch:
 
 def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool, form: str = "even") -> Launch:
     """Decide variant, configuration, grid and constants for inputs of one layout, and how row tiles are dealt (`schedule.FORMS`)."""
-    fast = hopper_launch.takes(call, name, later, matrices)
+    fast = hopper_launch.takes(call, name, later, matrices)  # how the forward for Hopper is launched, None for the portable kernels
     variant = "hopper" if fast else call.variant if call.variant not in (None, "hopper") else _variant(matrices.values())
     if variant == "descriptors" and not _whole_periods(call, name, matrices):
         variant = "tile descriptors"
-    plan, lines = (lines_of(call.plan).plan, lines_of(call.plan).count) if fast else (call.plan, 1)
-    pack = hopper_launch.pack_of(plan, matrices) if fast else 1
-    source = hopper.generate(plan, pack > 1 and hopper.narrow(plan)) if fast else generate(plan, variant, later)
+    source = hopper.generate(fast.lines.plan, fast.tile.narrow, fast.tile.consumers) if fast else generate(call.plan, variant, later)
     kernel = source.kernels[name]
     any_q, any_v = matrices.get("q"), matrices.get("v", matrices.get("do"))
     dtype = any_v.dtype
@@ -153,8 +151,7 @@ def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: boo
     heads = queries.shape[1]
     kv_heads = matrices["k"].shape[1] if "k" in matrices else heads
     rows = matrices["k"] if name == "backward_dkdv" else queries
-    config = call.configs.get(name) or _config(call, source, name, d, dv, dtype, any_v.device)
-    config = replace(config, block_m=config.block_m // pack)  # row tiles of fewer positions, of more heads
+    config = fast.config if fast else call.configs.get(name) or _config(call, source, name, d, dv, dtype, any_v.device)
     if call.height is not None and name == "forward" and not fast and kernel.axis.kind in ("formula", "table", "list"):
         config = replace(config, block_m=min(config.block_m, call.height))
     count = whole(rows.shape[2]) if name == "backward_rows" else rows.shape[2]
@@ -164,7 +161,8 @@ def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: boo
         "HEADS": heads, "GROUP": heads // kv_heads, "D": d, "DV": dv, "BLOCK_D": configs.padded(d), "BLOCK_DV": configs.padded(dv),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.stages, "PRECISION": precision(dtype), "ALIGN": align,
     }  # fmt: skip
-    constants |= hopper.constants(d, heads, pack, lines) if fast else {}
+    constants |= hopper.constants(d, heads, fast.tile, fast.lines.count) if fast else {}
+    lines = fast.lines.count if fast else 1
     values = {"n_q": queries.shape[2] // lines}
     if kernel.axis is not None:
         values["n_k"] = matrices["k"].shape[2] // lines
@@ -180,7 +178,7 @@ def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: boo
         described = part.variant not in ("pointers", "boxes")
         for matrix, x in matrices.items():
             if fast:
-                descriptors |= hopper_launch.descriptors(kernel, matrix, x, config, pack, lines)
+                descriptors |= hopper_launch.descriptors(kernel, matrix, x, fast)
             elif described:
                 tall = config.block_n if matrix.rstrip("0") in ("k", "v", "dk", "dv") else config.block_m
                 descriptors[named(number, part, f"{matrix}_desc")] = matrix, _description(x, part, tall)
@@ -193,9 +191,9 @@ def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: boo
         values |= ranges(counts, kernel.axis.longest)
     copies = rows.shape[0] * rows.shape[1]
     grid = sum(counts)
-    if fast:  # programs that stay, each for many row tiles
-        values["items"] = grid // pack
-        grid = hopper_launch.programs(call, pack, config, values["items"], any_v.device)
+    if fast:
+        grid, order = dealt(fast, queries, constants["SECTION"])
+        values |= {"items": fast.items, **order}
     text = source.text if form == "even" else generate(call.plan, variant, later, form).text
     return Launch(kernel, getattr(cache.load(text), name), config, grid, copies, values, pointers, descriptors)
 

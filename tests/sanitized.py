@@ -8,7 +8,7 @@ import torch
 
 import patternc as pc
 from patternc.args import bind
-from patternc.codegen import tail_pass_launch
+from patternc.codegen import hopper_choice, tail_pass_launch
 from patternc.codegen.backend import call_of
 from patternc.codegen.launch import attention_backward, attention_forward
 from patternc.runtime import compiled
@@ -55,6 +55,14 @@ def by_variant(text, variant):
         attention_backward(call, q, k, v, o, lse, torch.ones_like(o))
 
 
+def few_processors(text):
+    """The forward for Hopper, three consumers and programs that stay, as if the card had few processors: each takes row tiles in an order."""
+    hopper_choice.processors = lambda device: 4
+    q, k, v = (torch.randn(2, 4, 800, WIDTH, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    call = replace(call_of(compiled(pc.parse(text)), 0.1, bind(pc.parse(text), {}, 800, heads=4, batch=2), q, k, v), variant="hopper")
+    attention_forward(call, q, k, v)
+
+
 def one_pass(text):
     """The kernels of a term that go through many slots, as if the card had few processors."""
     tail_pass_launch.processors = lambda device: 8
@@ -67,6 +75,7 @@ CASES = {
     **{f"{name}, {variant}": partial(by_variant, PATTERNS[name], variant) for name in ("causal", "tables", "lists") for variant in VARIANTS},
     **{name: partial(whole, text) for name, text in (PATTERNS | TERMS).items()},
     **{f"{name}, one pass": partial(one_pass, text) for name, text in ONE_PASS.items()},
+    **{f"{name} in an order, hopper": partial(few_processors, text) for name, text in (("row tiles", "causal"), ("lines", "causal & dilate(8)"))},
     "cut into pieces": partial(whole, "causal", n_q=1, n_k=2200),
     "long rows": partial(whole, "window(left=10, right=10) | global(3)", n_q=2200, n_k=2200),
 }

@@ -256,7 +256,7 @@ def test_terms_in_groups_of_heads_are_the_same(monkeypatch, group, length):
 # The Hopper forward beside its twin
 
 HOPPER = [
-    ("causal", 1, 1), ("causal", 129, 129), ("full", 300, 1), ("full", 700, 700), ("causal", 65, 333), ("causal & window(512)", 2000, 2000),
+    ("causal", 1, 1), ("causal", 129, 129), ("full", 300, 1), ("full", 700, 700), ("causal", 65, 333), ("causal & window(512)", 2000, 2000), ("window(left=200, right=90)", 1300, 1900),
     ("causal & (window(300) | sink(4))", 2000, 2000), ("causal & documents(ids)", 2000, 2000), ("(q >= 300) & (k < 50)", 900, 900),
     ("causal & dilate(4) & window(800)", 2000, 2000), ("dilate(3) & (window(300) | sink(6))", 900, 1800), ("causal & dilate(128)", 128, 1280),
     ("random_blocks(3, 64, seed=0) | window(30)", 1500, 1500), ("causal & (k // 16 % 8 == 7)", 2000, 2000),
@@ -265,11 +265,11 @@ HOPPER = [
 
 @pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="needs a Hopper card")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("head_dim, kv_heads", [(64, 2), (64, 8), (128, 2), (128, 8), (256, 2)])
 @pytest.mark.parametrize("text, n_q, n_k", HOPPER)
-def test_hopper_forward(text, n_q, n_k, head_dim, dtype):
+def test_hopper_forward(text, n_q, n_k, head_dim, kv_heads, dtype):
     p = pc.parse(text)
-    q, k, v = (torch.randn(2, h, n, head_dim, device="cuda", dtype=dtype) for h, n in ((8, n_q), (2, n_k), (2, n_k)))
+    q, k, v = (torch.randn(2, h, n, head_dim, device="cuda", dtype=dtype) for h, n in ((8, n_q), (kv_heads, n_k), (kv_heads, n_k)))
     bound = bind(p, {"ids": torch.arange(n_k, device="cuda") // 130} if "ids" in text else {}, n_q, n_k, heads=8, batch=2, q_start=max(0, n_k - n_q))
     call = replace(call_of(compiled(p), head_dim**-0.5, bound, q, k, v), plan=compiled(p).plan)
     plans = [Plan(p, *(box_axis(lower(p), order, x) for x in "kq")) for order in orders(lower(p))] if "dilate" in text else [call.plan]

@@ -13,7 +13,7 @@ from sanitized import CASES
 
 import patternc as pc
 from patternc.args import bind
-from patternc.codegen import hopper_launch, prepared
+from patternc.codegen import hopper_choice, prepared
 from patternc.codegen.backend import call_of
 from patternc.codegen.launch import attention_forward
 from patternc.runtime import compiled
@@ -26,8 +26,7 @@ VARIANTS = ["descriptors", "hopper"] if HOPPER else ["pointers"]
 def forward(text, variant, q, k, v, scale, stay=None, monkeypatch=None):
     """One forward by the kernel of a variant; `stay` says whether its programs take many row tiles each."""
     if stay is not None:
-        monkeypatch.setattr(hopper_launch, "MANY", 0 if stay else 1 << 30)
-        monkeypatch.setattr(hopper_launch, "LASTING", 1 << 30)
+        monkeypatch.setattr(hopper_choice.Choice, "stays", lambda self, device: stay)
         monkeypatch.setattr(prepared, "_launches", {})
     p = pc.parse(text)
     call = call_of(compiled(p), scale, bind(p, {}, q.shape[2], k.shape[2], heads=q.shape[1], batch=q.shape[0]), q, k, v)

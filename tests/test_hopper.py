@@ -6,6 +6,7 @@ import itertools
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hopper_walk import walk
@@ -14,7 +15,7 @@ from strategies import HEADS, patterns
 
 import patternc as pc
 from patternc.args import bind
-from patternc.codegen import configs, hopper, hopper_launch, hopper_ring, offline
+from patternc.codegen import configs, hopper, hopper_choice, hopper_launch, hopper_ring, hopper_text, offline
 from patternc.codegen.backend import call_of
 from patternc.codegen.lines import lines_of
 from patternc.errors import InternalError
@@ -103,7 +104,8 @@ def test_descriptors_of_lines():
 
 # The ring: every wait, arrival and parity of the text is needed
 
-TEXTS = {narrow: hopper.generate(make_plan(pc.causal), narrow).text.splitlines() for narrow in (False, True)}
+FORMS = {"plain": (pc.causal & pc.documents(pc.arg("ids")), False, 2), "narrow": (pc.causal, True, 2), "own": (pc.causal, False, 2), "three": (pc.causal, False, 3)}
+TEXTS = {name: hopper.generate(make_plan(p), *form).text.splitlines() for name, (p, *form) in FORMS.items()}
 
 
 def begin(text: list[str]) -> int:
@@ -114,7 +116,7 @@ def mutations(text: list[str]):
     for i, line in enumerate(text):
         space = line[: len(line) - len(line.lstrip())]
         if "mbarrier.wait(" in line:
-            yield i, space + "pass" if i > begin(text) else space + "mbarrier.wait(empty.index(slot), 0, pred=False)"
+            yield i, space + "pass" if i > begin(text) else line.rstrip()[:-1] + ", pred=False)"
             if "& 1" in line:
                 yield i, line.replace("& 1", "& 1 ^ 1", 1)
             if "index(before)" in line and "(g - 1)" in line:
@@ -128,11 +130,11 @@ def mutations(text: list[str]):
             yield i, line.replace("nbytes", "nbytes * 2")
 
 
-@pytest.mark.parametrize("narrow, at, line", [(narrow, *x) for narrow, text in TEXTS.items() for x in mutations(text)], ids=lambda x: str(x).strip())
-def test_a_mutation_is_noticed(narrow, at, line):
-    text = TEXTS[narrow]
+@pytest.mark.parametrize("form, at, line", [(form, *x) for form, text in TEXTS.items() for x in mutations(text)], ids=lambda x: str(x).strip())
+def test_a_mutation_is_noticed(form, at, line):
+    text = TEXTS[form]
     with pytest.raises(InternalError):
-        hopper_ring.check("\n".join([*text[:at], line, *text[at + 1 :]]))
+        hopper_ring.check("\n".join([*text[:at], line, *text[at + 1 :]]), FORMS[form][2])
 
 
 def swapped(text: list[str], first: str, second: str) -> str:
@@ -144,12 +146,21 @@ def swapped(text: list[str], first: str, second: str) -> str:
 GIVEN_BACK = [("s = warpgroup_mma_wait(0", "mbarrier.arrive"), ("acc = warpgroup_mma_wait(0", "mbarrier.arrive"), ("tma.store_wait(0)", "mbarrier.arrive")]
 
 
-@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("first, second", GIVEN_BACK)
-def test_a_tile_is_not_given_back_while_it_is_read(first, second, narrow):
-    first = first.replace("s =", "s0 =") if narrow else first
+def test_a_tile_is_not_given_back_while_it_is_read(first, second, form):
+    first = first.replace("s =", "s0 =") if form == "narrow" else first
     with pytest.raises(InternalError, match="overwrites"):
-        hopper_ring.check(swapped(TEXTS[narrow], first, second))
+        hopper_ring.check(swapped(TEXTS[form], first, second), FORMS[form][2])
+
+
+def test_tiles_are_not_passed_by_before_the_last_one_is_given_back():
+    """A ring of two would hang: the second of them wants the place of the last tile that was read."""
+    text = TEXTS["three"]
+    at = next(i for i, line in enumerate(text) if "for i in range(late)" in line)
+    assert "mbarrier.arrive(v_empty" in text[at - 1]
+    with pytest.raises(InternalError, match="would hang"):
+        hopper_ring.check("\n".join([*text[: at - 1], *text[at : at + 3], text[at - 1], *text[at + 3 :]]), 3)
 
 
 # What the compiler makes of it
@@ -158,28 +169,28 @@ CASES = [("causal", 64), ("causal", 128), ("causal", 256), ("window", 128), ("st
 COLUMNS = {64: 128, 128: 128, 256: 64}
 
 
-def packed(name: str, head_dim: int) -> bool:
-    """Whether a case's keys at its own positions are a tile of their own."""
-    plan = make_plan(PATTERNS[name])
-    return hopper.pack_of(plan, head_dim, 16, 4) > 1 and hopper.narrow(plan)
+def row_tile(name: str, head_dim: int) -> hopper.RowTile:
+    return hopper.row_tile(make_plan(PATTERNS[name]), head_dim, 16, 4)
 
 
 @pytest.fixture(scope="module")
 def reports():
-    sources = [hopper.generate(make_plan(PATTERNS[name]), packed(name, d)) for name, d in CASES]
+    tiles = [row_tile(*case) for case in CASES]
+    sources = [hopper.generate(make_plan(PATTERNS[name]), tile.narrow, tile.consumers) for (name, _), tile in zip(CASES, tiles)]
     jobs = [offline.Job(source, "forward", "bf16", d, d, configs.HOPPER["forward", d][0], group=4) for source, (_, d) in zip(sources, CASES)]
     return dict(zip(CASES, offline.compile_all(jobs)))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_nothing_is_serialised(reports, case):
-    report, (_, d), narrow = reports[case], case, packed(*case)
+    report, (_, d), tile = reports[case], case, row_tile(*case)
+    narrow, consumers = tile.narrow, tile.consumers
     assert report.stack <= 160 and report.shared < offline.SHARED_LIMIT  # on the stack lies what a row tile needs once
-    # A wait after the first scores, two in the loop, one at the end, for each of two consumers: more would be the compiler's own.
-    assert len(re.findall(r"WARPGROUP\.DEPBAR", report.sass)) == 8 + 6 * narrow
-    assert report.instructions["UTMASTG"] == 2 + 2 * narrow and not {"LDGSTS", "HMMA"} & report.instructions.keys()
+    # A wait after the first scores, two in the loop, one at the end, for each consumer: more would be the compiler's own.
+    assert len(re.findall(r"WARPGROUP\.DEPBAR", report.sass)) == 4 * consumers + 6 * narrow
+    assert report.instructions["UTMASTG"] == consumers + 2 * narrow and not {"LDGSTS", "HMMA"} & report.instructions.keys()
     products = 2 * (d // 16 + COLUMNS[d] // 16) + narrow * (2 * d // 16 + 32 // 16)  # two places of both products, two and one of narrow ones
-    assert report.instructions["HGMMA"] == 2 * products
+    assert report.instructions["HGMMA"] == consumers * products
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -219,17 +230,17 @@ WALKS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("pack", [1, 2, 4])
+@pytest.mark.parametrize("pack, consumers", [(1, 2), (1, 3), (2, 2), (4, 2)])
 @pytest.mark.parametrize("n_q, n_k", [(1, 1), (128, 128), (300, 300), (65, 450), (513, 200), (1, 300)])
 @pytest.mark.parametrize("p", WALKS, ids=str)
-def test_every_pair_is_visited_once(p, n_q, n_k, pack):
+def test_every_pair_is_visited_once(p, n_q, n_k, pack, consumers):
     if hopper.pack_of(make_plan(p), 128, 4, 4 // pack) != pack:
         pytest.skip("heads of their own")
     if n_q > n_k and any(x in str(p) for x in ("documents", "valid")):
         n_k = n_q
     args = {"ids": torch.arange(n_k) // 70, "m": torch.arange(n_k) % 11 > 2}
     args = {name: x for name, x in args.items() if f'"{name}"' in str(p) or f"({name})" in str(p)}
-    times, seen = walk(p, n_q, n_k, 2, args, pack)
+    times, seen = walk(p, n_q, n_k, 2, args, pack, consumers)
     want = dense(p, n_q, n_k, heads=2, q_start=max(0, n_k - n_q), **args)[0].numpy()
     assert times.max(initial=0) <= 1 and (seen == want).all()
 
@@ -237,40 +248,67 @@ def test_every_pair_is_visited_once(p, n_q, n_k, pack):
 # When it is taken
 
 PAYS = [
-    ("causal", 1, 16, 4, 4096, 128, True), ("causal", 4, 16, 4, 1024, 128, False), ("causal & window(512)", 4, 16, 4, 16384, 128, True),
+    ("causal", 1, 16, 4, 4096, 128, True), ("causal", 4, 16, 4, 1024, 128, True), ("causal & window(512)", 4, 16, 4, 16384, 128, True),
     ("causal & window(512)", 1, 4, 1, 2048, 128, False), ("causal & window(512)", 4, 16, 16, 16384, 128, True), ("causal & window(128)", 4, 16, 16, 16384, 128, False),
-    ("causal", 4, 16, 16, 8192, 64, False), ("causal & window(512)", 4, 16, 4, 16384, 64, True), ("full", 2, 16, 16, 8192, 256, True), ("full", 2, 16, 16, 512, 256, False), ("window(200)", 4, 16, 4, 16384, 128, False),
+    ("causal", 4, 16, 16, 8192, 64, True), ("causal & window(512)", 4, 16, 16, 16384, 64, False), ("causal & window(512)", 4, 16, 4, 16384, 64, True), ("full", 2, 16, 16, 8192, 256, True), ("full", 2, 16, 16, 512, 256, False), ("window(200)", 4, 16, 4, 16384, 128, True), ("window(20)", 4, 16, 4, 16384, 128, False), ("window(200)", 4, 16, 16, 16384, 64, False),
     ("causal & documents(ids)", 4, 16, 4, 16384, 128, True), ("causal & documents(ids)", 1, 16, 16, 16384, 128, False),
     ("causal & dilate(4) & window(2048)", 4, 16, 4, 16384, 128, True), ("causal & dilate(8) & window(512)", 4, 16, 16, 16384, 128, False),
     ("random_blocks(3, 64, seed=0)", 4, 16, 4, 16384, 128, False), ("causal & (k // 16 % 8 == 7)", 4, 16, 4, 16384, 128, False),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text, batch, heads, kv_heads, n, d, pays", PAYS)
-def test_when_it_pays(text, batch, heads, kv_heads, n, d, pays):
+def choice(text: str, batch: int, heads: int, kv_heads: int, n: int, d: int) -> hopper_choice.Choice:
     p = pc.parse(text)
     q, k = (torch.empty(1).expand(batch, h, n, d) for h in (heads, kv_heads))
     bound = bind(p, {"ids": torch.zeros(n, dtype=torch.int32)} if "ids" in text else {}, n, heads=heads, batch=batch)
     call = call_of(compiled(p), 1.0, bound, q, k, k)
     assert call.plan.forward.kind == ("boxes" if "dilate" in text else compiled(p).plan.forward.kind)
-    assert hopper_launch.pays(call, {"q": q, "k": k, "v": k}) is pays
+    return hopper_choice.choose(call, {"q": q, "k": k, "v": k})
+
+
+@pytest.mark.parametrize("text, batch, heads, kv_heads, n, d, pays", PAYS)
+def test_when_it_pays(text, batch, heads, kv_heads, n, d, pays):
+    assert hopper_choice.pays(choice(text, batch, heads, kv_heads, n, d), d, torch.device("cpu")) is pays
 
 
 STAYS = [
-    ("causal & window(512)", 4, 16, 4, 16384, True), ("causal & window(4096)", 4, 16, 4, 16384, True), ("causal", 4, 16, 4, 8192, True),
-    ("causal", 4, 16, 16, 8192, False), ("full", 4, 16, 16, 8192, False), ("causal & window(512)", 4, 16, 16, 16384, True), ("causal", 1, 16, 4, 4096, False),
+    ("causal & window(512)", 4, 16, 4, 16384, 128, True, False), ("causal & window(4096)", 4, 16, 4, 16384, 128, True, True),
+    ("causal & window(512)", 4, 16, 16, 16384, 128, True, False), ("causal", 4, 16, 4, 8192, 128, True, True), ("causal", 4, 16, 16, 8192, 128, True, True),
+    ("causal", 4, 16, 16, 8192, 64, True, True), ("causal", 4, 16, 16, 8192, 256, True, True), ("causal", 1, 16, 4, 4096, 128, True, True),
+    ("causal", 1, 16, 4, 1024, 128, False, False), ("full", 4, 16, 16, 8192, 128, True, False), ("full", 4, 16, 16, 8192, 256, False, False), ("full", 1, 16, 16, 4096, 128, False, False),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text, batch, heads, kv_heads, n, stays", STAYS)
-def test_whether_programs_stay(text, batch, heads, kv_heads, n, stays):
-    p = pc.parse(text)
-    q, k = (torch.empty(1).expand(batch, h, n, 128) for h in (heads, kv_heads))
-    call = replace(call_of(compiled(p), 1.0, bind(p, {}, n, heads=heads, batch=batch), q, k, k), plan=compiled(p).plan)
-    pack = hopper.pack_of(call.plan, 128, heads, kv_heads)
-    config = replace(configs.HOPPER["forward", 128][0], block_m=128 // pack)
-    items = batch * heads // pack * n // config.block_m
-    assert hopper_launch.programs(call, pack, config, items, q.device) == (132 if stays else items)
+@pytest.mark.parametrize("text, batch, heads, kv_heads, n, d, stays, orders", STAYS)
+def test_whether_programs_stay(text, batch, heads, kv_heads, n, d, stays, orders):
+    made = choice(text, batch, heads, kv_heads, n, d)
+    q = torch.empty(1).expand(batch, heads, n, d)
+    programs, found = hopper_choice.dealt(made, q, hopper.constants(d, heads, made.tile)["SECTION"])
+    assert programs == (132 if stays else made.items)
+    assert found["ORDERED"] is orders and (not orders or sorted(found["order_ptr"].tolist()) == list(range(made.items)))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 60), max_size=200), st.integers(1, 20))
+def test_rounds(work, programs):
+    """An order keeps every item in its round, and the programs' shares differ by no more than the longest item."""
+    order, work = hopper_choice.rounds(np.array(work, float), programs), np.array(work, float)
+    assert (np.arange(len(work)) // programs == np.sort(order) // programs).all() and (order // programs == np.arange(len(work)) // programs).all()
+    whole = len(work) - len(work) % programs
+    if whole:
+        shares = work[order[:whole]].reshape(-1, programs).sum(0)
+        assert np.ptp(shares) <= work.max()
+
+
+def test_an_order_knows_where_a_row_tile_is():
+    """What the host takes for the batch row, head and row tile of a number is what the kernel does."""
+    made = choice("(h < 8) & causal | (h >= 8) & window(90)", 2, 16, 16, 1000, 128)
+    section = hopper.constants(128, 16, made.tile)["SECTION"]
+    batch, head, tile = hopper_choice._places(replace(made, tiles=np.zeros((2, 16, made.tiles.shape[2]))), torch.empty(2, 16, 1000, 128), section)
+    space = hopper_ring.Machine([], (0, 1, 2), False).modules()
+    exec(hopper_text.HELPERS[1], space)
+    for item in range(made.items):
+        assert space["_place"](item, 1000, 16, 1, 1, section, 1, 128)[:3] == (tile[item], batch[item], head[item])
 
 
 @pytest.mark.parametrize("dtype, d", [(torch.bfloat16, 128), (torch.float16, 64), (torch.float32, 128), (torch.bfloat16, 256)], ids=str)
@@ -290,9 +328,8 @@ def test_every_plan_is_taken_or_refused_in_words(monkeypatch, dtype, d):
             kinds.add(call.plan.forward.kind)
             why = hopper_launch.refusal(call, False, matrices)
             assert why is None or isinstance(why, str)
-            assert hopper_launch.takes(call, "forward", False, matrices) in (True, False)
+            assert hopper_launch.takes(call, "forward", False, matrices) is None or why is None
             if why is None and dtype == torch.bfloat16 and kv_heads == 2:
-                plan = lines_of(call.plan).plan
-                pack = hopper_launch.pack_of(plan, matrices)
-                hopper.generate(plan, pack > 1 and hopper.narrow(plan))
+                made = hopper_choice.choose(call, matrices)
+                hopper.generate(made.lines.plan, made.tile.narrow, made.tile.consumers)
     assert kinds == {"formula", "table", "list", "boxes", "heads"}
