@@ -72,13 +72,16 @@ class Launch:
         """
         kinds = (*values, *[(x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else type(x) for x in values.values()])
         ready = self.compiled.get(kinds)
-        if ready is not None:
+        if ready is None:
+            given = self.parameters(values, matrices)
+            made = self.function[(grid,)](**given, num_warps=self.config.warps, num_stages=self.config.stages)
+            if made is None:
+                return
+            ready = self.compiled[kinds] = Positional.of(made, self, values)
+        else:
             ready.run(grid, values, matrices)
-            return
-        given = self.parameters(values, matrices)
-        made = self.function[(grid,)](**given, num_warps=self.config.warps, num_stages=self.config.stages)
-        if made is not None:
-            self.compiled[kinds] = Positional.of(made, self, values)
+        if ready.tables and torch.cuda.is_current_stream_capturing():
+            _captured.extend({**self.values, **values}[name] for name in ready.tables)
 
 
 @dataclass
@@ -89,6 +92,7 @@ class Positional:
         fixed: all parameters, None where a launch decides.
         values, pointers: positions of what a call decides, and of the addresses of matrices, by name.
         descriptors: positions, matrices and their descriptors.
+        tables: names of tensors of integers among the parameters.
     """
 
     kernel: object
@@ -96,6 +100,7 @@ class Positional:
     values: list[tuple[int, str]]
     pointers: list[tuple[int, str]]
     descriptors: list[tuple[int, str, TensorDescriptor]]
+    tables: list[str]
 
     @staticmethod
     def of(kernel, launch: Launch, values: dict) -> Positional:
@@ -106,6 +111,7 @@ class Positional:
             [(places[name], name) for name in values if name not in launch.values],
             [(places[f"{matrix}_ptr"], matrix) for matrix in launch.pointers],
             [(places[name], matrix, pattern) for name, (matrix, pattern) in launch.descriptors.items()],
+            [name for name, x in {**launch.values, **values}.items() if isinstance(x, torch.Tensor) and not x.is_floating_point()],
         )
 
     def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> None:
@@ -119,6 +125,7 @@ class Positional:
         self.kernel[(grid, 1, 1)](*given)
 
 
+_captured: list[torch.Tensor] = []  # tables that CUDA graphs go on reading, which nobody else may keep
 _chosen: dict[tuple, Config] = {}  # configurations in use; one that does not fit is replaced by a smaller one
 _launches: dict[tuple, Launch] = {}
 MOST_LAUNCHES = 4096

@@ -4,6 +4,9 @@ import math
 import os
 from unittest import mock
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: threads of each would wait for one another longer than they compute
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import pytest
 import torch
@@ -23,15 +26,6 @@ def committed_rates():
     with mock.patch.object(cards, "device_name", return_value=None):
         cards.in_use.cache_clear()
         yield
-
-
-@pytest.fixture
-def one_thread():
-    """For many operations on small tensors: on a busy machine threads wait for one another longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ KERNELS = {
 
 
 @pytest.mark.parametrize("name", list(KERNELS))
-def test_kernels_in_pieces(name, one_thread):
+def test_kernels_in_pieces(name):
     plan, allowed, (n_q, n_k), options = KERNELS[name]
     q, k = q_and_k(n_q, n_k, options.get("start"))
     check(plan, allowed(q, k), n_q, n_k, schedule=forced(n_q, n_k), **options)
@@ -214,7 +214,7 @@ def test_kernels_in_pieces(name, one_thread):
 
 @pytest.mark.parametrize("text, kinds", [("random_blocks(1, 16, seed=1) | rows([3])", ("list", "list")), ("causal & (window(9) | cols([1, 40])) | rows([33])", ("formula", "formula"))])
 @pytest.mark.parametrize("most", [1, 7])
-def test_lists_and_choices_in_pieces(text, kinds, most, one_thread):
+def test_lists_and_choices_in_pieces(text, kinds, most):
     p, n = pc.parse(text), 60
     made = call_of(compiled(p), 0.25, bind(p, {}, n), *[torch.empty(1, 1, n, 16, device=DEVICE)] * 3)
     assert (made.plan.forward.kind, made.plan.transposed.kind) == kinds
@@ -222,13 +222,13 @@ def test_lists_and_choices_in_pieces(text, kinds, most, one_thread):
 
 
 @pytest.mark.parametrize("name, variant", [("dilated", "descriptors"), ("queries at the end", None), ("grid of no power of two", None), ("sinks", None)])
-def test_boxes_in_pieces(name, variant, one_thread):
+def test_boxes_in_pieces(name, variant):
     p, strides, (n_q, n_k) = CASES[name]
     plan = Plan(p, *(box_axis(lower(p), Order(strides), column) for column in ("k", "q")))
     check_kernels(p, [(plan, variant)], n_q, n_k, lambda plan: forced(n_q, n_k, plan))
 
 
-def test_parts_in_pieces(one_thread):
+def test_parts_in_pieces():
     """What earlier parts found is added once."""
     p, n = pc.parse("causal & (window(9) | dilate(4))"), 44
     near_part, far_part = splits(p)[0]
@@ -238,7 +238,7 @@ def test_parts_in_pieces(one_thread):
 
 
 @pytest.mark.parametrize("processors, form", [(132, "cut"), (1, "dealt")])
-def test_calls_are_dealt(processors, form, monkeypatch, one_thread):
+def test_calls_are_dealt(processors, form, monkeypatch):
     """A global row and column among windows: by the rule, from the module, and without planning the second time."""
     p = pc.window(20) | pc.global_(3) if processors > 1 else pc.window(21) | pc.global_(3)
     monkeypatch.setattr(backend, "processors", lambda device: processors)

@@ -12,7 +12,6 @@ import patternc as pc
 from patternc.decode import PROMPT
 from patternc.errors import ArgError, BackendError, DtypeError, OperandError, ParameterError, ShapeError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 causal, tail, N = pc.causal, pc.linear_tail, 130
 IDS = torch.tensor([0] * 40 + [1] * 3 + [2] + [-1] * 6 + [3] * 50 + [4] * 30)
 OTHERS = torch.stack([IDS, torch.arange(N) // 7])

@@ -1,5 +1,6 @@
 """On a GPU: every primitive and twenty random compositions, outputs and all gradients, in three dtypes (`pytest -m gpu`)."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from patterns import BY_HEADS, CHOICES, ORDERED, PRIMITIVES, composition, ids, z
 
 import patternc as pc
 from patternc.args import bind
+from patternc.codegen import prepared
 from patternc.codegen.backend import call_of
 from patternc.codegen.launch import attention_forward
 from patternc.orders.boxes import box_axis
@@ -136,6 +138,23 @@ def test_long_rows_are_captured_and_repeat_their_bits():
         out = module(q, k, v)
     graph.replay()
     assert torch.equal(out, runs[0][0])
+
+
+@pytest.mark.parametrize("text, n", [(LONG_ROWS[0], 3072), ("causal", 4096)])
+def test_a_graph_keeps_the_tables_that_it_reads(text, n):
+    """Also where every cache has forgotten them, and their memory would be given to others."""
+    module = pc.compile(text, "triton")
+    q, k, v = (torch.randn(1, 16, n, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    want, graph = module(q, k, v), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = module(q, k, v)
+    prepared._launches.clear()
+    compiled(pc.parse(text)).state.clear()
+    gc.collect()
+    garbage = [torch.full((1 << i,), 1 << 29, dtype=torch.int32, device="cuda") for i in range(16) for _ in range(20)]
+    out.zero_()
+    graph.replay()
+    assert torch.equal(out, want) and len(garbage) == 320
 
 
 def test_offsets_beyond_32_bits():

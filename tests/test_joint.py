@@ -7,7 +7,7 @@ from kernel_check import DEVICE, MARKS
 import patternc as pc
 from patternc import functional, joint, reference
 
-pytestmark = [*MARKS, pytest.mark.usefixtures("one_thread")]
+pytestmark = MARKS
 RATTENTION = pc.zoo.rattention(window=5)
 
 

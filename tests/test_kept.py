@@ -7,6 +7,8 @@ from kernel_check import DEVICE, MARKS
 
 import patternc as pc
 from patternc import kept, runtime
+from patternc.codegen import prepared
+from patternc.codegen.configs import Config
 
 pytestmark = MARKS
 SPEC = pc.causal & pc.documents(pc.arg("ids"))
@@ -112,3 +114,21 @@ def test_names():
     x = torch.arange(4)
     assert kept.named((1, None, x)) == kept.named((1, None, x))
     assert kept.named((True,)) is None and kept.named(([1],)) is None and kept.named((np.arange(3),)) is None
+
+
+def test_tables_that_a_graph_reads_stay(monkeypatch):
+    """Whatever is called later, a CUDA graph replays its launches with the same addresses."""
+
+    class Launched:
+        arg_names = ["table_ptr", "x_ptr", "n"]
+
+        def __getitem__(self, grid):
+            return lambda *args, **options: self
+
+    held, table, x = [], torch.zeros(3, dtype=torch.int32), torch.zeros(3)
+    monkeypatch.setattr(prepared, "_captured", held)
+    launch = prepared.Launch(None, Launched(), Config(64, 64, 4, 2), 1, 1, {"table_ptr": table}, [], {})
+    for capturing in (False, True, True):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        launch.run(1, {"x_ptr": x, "n": 5}, {})
+    assert [y is table for y in held] == [True, True]

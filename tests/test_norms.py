@@ -10,7 +10,7 @@ from patternc.codegen.norms import backward_norms, norms
 from patternc.codegen.quotients import backward_quotient, quotient
 from patternc.tail import quotient as by_torch, rms_norm
 
-pytestmark = [*MARKS, pytest.mark.usefixtures("one_thread")]
+pytestmark = MARKS
 
 
 @pytest.mark.parametrize("dtype, n, dv, layout", [(torch.float32, 70, 24, "bnhd"), (torch.float32, 7, 128, "bhnd"), (torch.float16, 40, 16, "bhnd")], ids=str)

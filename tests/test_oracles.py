@@ -7,7 +7,6 @@ from oracles import GROUPED, HEADS, SMALL, VOCABULARY, agree, build, gradients, 
 import patternc as pc
 from patternc.args import signature
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 arg, zoo = pc.arg, pc.zoo
 valid = pc.valid(arg("mask"))
 

@@ -7,7 +7,6 @@ from oracles import HEADS, SMALL, VOCABULARY, agree, build, gradients, masks, ti
 
 import patternc as pc
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 arg, zoo = pc.arg, pc.zoo
 
 

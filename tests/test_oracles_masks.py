@@ -6,7 +6,6 @@ from oracles import GROUPED, agree
 
 import patternc as pc
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 arg, zoo, q, k = pc.arg, pc.zoo, pc.q, pc.k
 
 N, WINDOW, CHUNK = 23, 5, 6

@@ -13,7 +13,7 @@ from patternc.codegen import backend, ready, short
 from patternc.codegen.backend import call_of
 from patternc.codegen.pieces import workspace
 
-pytestmark = [*MARKS, pytest.mark.usefixtures("one_thread")]
+pytestmark = MARKS
 
 PATTERNS = [
     "causal", "full", "causal & window(600)", "causal & (window(200) | sink(4))", "causal & documents(ids)", "causal & valid(m)", "causal & (q % 3 == k % 3)",

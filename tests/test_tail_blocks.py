@@ -20,7 +20,7 @@ from patternc.layout import layout
 from patternc.plan import mask_of
 from patternc.tail_blocks import CHUNK, SUPER, TARGETS, blocks_of
 
-pytestmark = [*MARKS, pytest.mark.usefixtures("one_thread")]
+pytestmark = MARKS
 causal, arg = pc.causal, pc.arg
 
 

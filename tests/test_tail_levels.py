@@ -15,7 +15,7 @@ from patternc.codegen import tail_backend, tail_configs, tail_levels
 from patternc.tail_plan import tail_plan
 from patternc.tail_slots import slots_of
 
-pytestmark = [*MARKS, pytest.mark.usefixtures("one_thread")]
+pytestmark = MARKS
 causal, arg = pc.causal, pc.arg
 
 

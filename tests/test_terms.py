@@ -11,7 +11,7 @@ from patternc.codegen import backend, tail_configs
 from patternc.codegen.tail_configs import TailConfig, TailConfigs
 from patternc.codegen.tail_text import KERNELS
 
-pytestmark = [*MARKS, pytest.mark.usefixtures("one_thread")]
+pytestmark = MARKS
 causal, arg = pc.causal, pc.arg
 
 

@@ -9,7 +9,6 @@ import patternc as pc
 from patternc.errors import ParameterError, UnknownNameError
 from patternc.zoo.registry import LINEAR
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 N, HEADS, KV_HEADS, D, WINDOW = 50, 4, 2, 8, 9
 DOCUMENT = torch.tensor([0] * 14 + [1] * 1 + [2] * 35)
 
