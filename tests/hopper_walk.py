@@ -48,7 +48,7 @@ def walk(p, n_q: int, n_k: int, heads: int, args: dict, pack: int, consumers: in
     """`(times, seen)`, [heads, n_q, n_k]: how often each pair is in a visited tile, and whether the kernel takes it there."""
     q, k = (torch.zeros(1, heads, n, head_dim) for n in (n_q, n_k))
     own, config = compiled(p), configs.HOPPER["forward", head_dim][0]
-    tile = hopper.RowTile(pack, consumers, pack > 1 and hopper.narrow(own.plan))
+    tile = hopper.RowTile(pack, consumers, pack > 1 and consumers == 2 and hopper.narrow(own.plan))
     config = replace(config, block_m=tile.positions)
     call = replace(call_of(own, 1.0, bind(p, args, n_q, n_k, heads=heads, q_start=max(0, n_k - n_q)), q, k, k), plan=own.plan)
     source, frame = hopper.generate(own.plan, tile.narrow, consumers), hopper.HopperFrame(own.plan, tile.narrow)

@@ -140,16 +140,16 @@ def test_long_rows_are_captured_and_repeat_their_bits():
     assert torch.equal(out, runs[0][0])
 
 
-@pytest.mark.parametrize("text, n", [(LONG_ROWS[0], 3072), ("causal", 4096)])
-def test_a_graph_keeps_the_tables_that_it_reads(text, n):
+@pytest.mark.parametrize("spec, n", [(LONG_ROWS[0], 3072), (pc.causal, 4096)], ids=str)
+def test_a_graph_keeps_the_tables_that_it_reads(spec, n):
     """Also where every cache has forgotten them, and their memory would be given to others."""
-    module = pc.compile(text, "triton")
+    module = pc.compile(spec, "triton")
     q, k, v = (torch.randn(1, 16, n, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
     want, graph = module(q, k, v), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = module(q, k, v)
     prepared._launches.clear()
-    compiled(pc.parse(text)).state.clear()
+    module.compiled.state.clear()
     gc.collect()
     garbage = [torch.full((1 << i,), 1 << 29, dtype=torch.int32, device="cuda") for i in range(16) for _ in range(20)]
     out.zero_()

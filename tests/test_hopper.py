@@ -230,7 +230,7 @@ WALKS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("pack, consumers", [(1, 2), (1, 3), (2, 2), (4, 2)])
+@pytest.mark.parametrize("pack, consumers", [(1, 2), (1, 3), (2, 2), (4, 2), (4, 3)])
 @pytest.mark.parametrize("n_q, n_k", [(1, 1), (128, 128), (300, 300), (65, 450), (513, 200), (1, 300)])
 @pytest.mark.parametrize("p", WALKS, ids=str)
 def test_every_pair_is_visited_once(p, n_q, n_k, pack, consumers):
