@@ -16,7 +16,7 @@ from triton.runtime.errors import OutOfResources
 from patternc.codegen.call import Call
 from patternc.codegen.device import precision
 from patternc.codegen.dispatch import renamed
-from patternc.codegen.lengths import compile_others
+from patternc.codegen.lengths import compile_others, settle
 from patternc.codegen.matrices import empty, in_rows
 from patternc.codegen.prepared import step_down
 from patternc.codegen.ready import ready_of
@@ -146,15 +146,16 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
         new = ready is None
         if new:
             ready = ready_of(call, name, matrices, later, device, key)
+            settle(ready.launch)
         if not ready.grid:
             return
         values = dict(extra)
         for number, (part, own) in enumerate(zip(ready.launch.kernel.groups or (ready.launch.kernel,), each)):
             values |= renamed(number, part, own)
-        if new:
-            compile_others(call, ready, matrices, values, later, device)
         try:
             ready.run(values, matrices, device)
+            if new:
+                compile_others(call, ready, matrices, values, later, device)
             return
         except OutOfResources as error:
             if call.ready is not None:

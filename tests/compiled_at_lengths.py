@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 import patternc as pc
-from patternc.codegen import backend, descriptors, hopper_launch, prepared
+from patternc.codegen import backend, descriptors, hopper_launch, lengths, prepared
 from patternc.codegen.timing import compilations
 
 
@@ -28,7 +28,7 @@ class Card:
         return GPUTarget("cuda", 90, 32)
 
 
-def main(text, head_dim, *lengths):
+def main(text, head_dim, *sizes):
     triton.runtime.driver.set_active(Card())
     run = triton.runtime.JITFunction.run
 
@@ -48,9 +48,10 @@ def main(text, head_dim, *lengths):
         q, k, v = (torch.zeros(1, heads, n, int(head_dim), dtype=torch.bfloat16, requires_grad=True) for heads in (8, 4, 4))
         with compilations() as found:
             module(q, k, v).sum().backward()
+            lengths.settle_all()
         return found.count(False)
 
-    print(json.dumps([call(int(n)) for n in lengths]))
+    print(json.dumps([call(int(n)) for n in sizes]))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array", "ignore
 @pytest.fixture
 def report():
     calls = [CallRow("torch add_", "in place", 10.04), CallRow("causal", "forward", 60.0, 1, 18.0)]
-    first = [FirstRow("causal", False, 0.1, 1.5, 0.75, 4, {"129": 0, "1000": 2}), FirstRow("causal", True, 0.1, 0.1, 0.05, 0, {"129": 0})]
+    first = [FirstRow("causal", False, 0.1, 1.5, 0.75, 0.25, 4, {"129": 0, "1000": 2}), FirstRow("causal", True, 0.1, 0.1, 0.05, 0.0, 0, {"129": 0})]
     return Report("Some GPU", {"torch": "2.11"}, 128, calls, first)
 
 
@@ -26,7 +26,7 @@ def test_report(report):
     assert report.calls[1].cells() == ["causal", "forward", "60.0", "1", "18.0", "42.0"]
     assert [row.cells()[-1] for row in report.first] == ["2 (n 1000)", "0"]
     text = report.markdown()
-    assert "| `causal` | forward | 60.0 | 1 | 18.0 | 42.0 |" in text and "| `causal` | empty | 0.10 | 1.50 | 0.75 | 4 | 2 (n 1000) |" in text
+    assert "| `causal` | forward | 60.0 | 1 | 18.0 | 42.0 |" in text and "| `causal` | empty | 0.10 | 1.50 | 0.75 | 0.25 | 4 | 2 (n 1000) |" in text
     assert "at most 40 us aimed at beyond launches: Some GPU, torch 2.11" in text and "at most 3 s aimed at, 0.2 s with a cache" in text
     found = json.loads(report.json())
     assert found["calls"][1]["added_us"] == 42 and found["calls"][0]["added_us"] is None and found["first"][1]["cached"] is True
@@ -37,7 +37,7 @@ def test_launches_are_recorded_and_made_again(monkeypatch):
     """One call's launches, and no longer."""
     made = []
     monkeypatch.setattr(prepared.Positional, "run", lambda self, *given: made.append(given))
-    launch = prepared.Positional(None, [], [], [], [])
+    launch = prepared.Positional(None, [], [], [], [], [])
     row = latency.split("causal", "forward", lambda: (launch.run(1, {}, {}), launch.run(2, {}, {})), 2)
     assert row.launches == 2 and row.launches_us >= 0 and row.added_us == row.us - row.launches_us
     calls = 3 + latency.ROUNDS * 2

@@ -4,7 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+
+from patternc.codegen import lengths
 
 SCRIPT = Path(__file__).with_name("compiled_at_lengths.py")
 
@@ -17,3 +21,17 @@ def test_other_lengths(tmp_path):
     runs = [json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout) for _ in range(2)]
     assert 4 < runs[0][0] <= 8 and not any(runs[0][1:])
     assert not any(runs[1]), "another process finds them"
+
+
+def test_a_launch_waits_for_what_is_being_compiled(monkeypatch):
+    """For its own kernel and for the one that merges its pieces, and for no other."""
+    kernel, done = SimpleNamespace(constants=("BLOCK_M",)), []
+    merge = SimpleNamespace(function="merge", values={"BLOCK_M": 64}, kernel=kernel, merge=None)
+    launch = SimpleNamespace(function="forward", values={"BLOCK_M": 64}, kernel=kernel, merge=merge)
+    with ThreadPoolExecutor(1) as thread:
+        futures = {x: thread.submit(done.append, x) for x in (("forward", 64), ("merge", 64), ("forward", 128))}
+        monkeypatch.setattr(lengths, "_pending", futures)
+        lengths.settle(launch)
+        assert done[:2] == [("forward", 64), ("merge", 64)] and list(futures) == [("forward", 128)]
+        lengths.settle_all()
+    assert len(done) == 3 and not futures

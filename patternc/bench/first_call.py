@@ -37,6 +37,7 @@ def measure(text: str, n: int, lengths: list[int]) -> dict:
 
     from patternc.bench.latency import HEAD_DIM, HEADS
     from patternc.codegen import timing
+    from patternc.codegen.lengths import settle_all
     from patternc.compile import compile
     from patternc.parsing import parse
     from patternc.runtime import backend_module
@@ -64,14 +65,16 @@ def measure(text: str, n: int, lengths: list[int]) -> dict:
         out = module(q, k, v, **of_spec(module.spec, args))
         forward, started = since(started), time.perf_counter()
         torch.autograd.grad(out, (q, k, v), grad)
-        backward, compiled = since(started), found.count(False)
+        backward, started = since(started), time.perf_counter()
+        settle_all()
+        rest, compiled = since(started), found.count(False)
         by_length = {}
         for length in lengths:
             found.clear()
             q, k, v, args = inputs(length)
             module(q, k, v, **of_spec(module.spec, args)).sum().backward()
             by_length[str(length)] = found.count(False)
-    return {"driver_s": driver, "forward_s": forward, "backward_s": backward, "compiled": compiled, "lengths": by_length}
+    return {"driver_s": driver, "forward_s": forward, "backward_s": backward, "rest_s": rest, "compiled": compiled, "lengths": by_length}
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ DECODE_HEADS, DECODE_DIM, CACHE = (32, 8), 128, 4096  # of calls of one query: h
 MOST_ADDED_US, MOST_FIRST_S, MOST_CACHED_S = 40, 3.0, 0.2  # what is aimed at
 
 CALL_HEADINGS = ("pattern", "pass", "us", "launches", "launches alone us", "Python adds us")
-FIRST_HEADINGS = ("pattern", "cache", "Triton s", "forward s", "backward s", "kernels compiled", "by new lengths")
+FIRST_HEADINGS = ("pattern", "cache", "Triton s", "forward s", "backward s", "rest s", "kernels compiled", "by new lengths")
 
 
 @dataclass
@@ -70,6 +70,7 @@ class FirstRow:
     Attributes:
         cached: whether an earlier process left its kernels.
         driver_s: of starting Triton: its driver, and the hash of itself that names what it keeps. Once for all patterns.
+        rest_s: from then on, until what calls of other lengths launch was compiled as well, beside whatever the process does.
         compiled: kernels that were compiled, not loaded.
         lengths: kernels that calls at other lengths compiled, by length.
     """
@@ -79,12 +80,13 @@ class FirstRow:
     driver_s: float
     forward_s: float
     backward_s: float
+    rest_s: float
     compiled: int
     lengths: dict[str, int]
 
     def cells(self) -> list[str]:
         new = ", ".join(f"{count} (n {n})" for n, count in self.lengths.items() if count) or "0"
-        seconds = [f"{s:.2f}" for s in (self.driver_s, self.forward_s, self.backward_s)]
+        seconds = [f"{s:.2f}" for s in (self.driver_s, self.forward_s, self.backward_s, self.rest_s)]
         return [self.pattern, "kept" if self.cached else "empty", *seconds, str(self.compiled), new]
 
 
