@@ -28,8 +28,9 @@ class Known:
 
     def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Partial:
         """`(o, lse)`."""
-        o = empty(q, q.shape[2], v.shape[3], q.dtype)
-        lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+        b, heads, n_q, _ = q.shape
+        o = empty(q, n_q, v.shape[3], q.dtype)
+        lse = torch.empty(b, heads, n_q, dtype=torch.float32, device=q.device)  # numbers are read in half the time of a shape
         self.ready.run({"lse_ptr": lse, "score_scale": self.score_scale}, {"q": q, "k": k, "v": v, "o": o}, q.device)
         return o, lse
 

@@ -26,7 +26,7 @@ def in_rows(x: torch.Tensor, warn: bool = True) -> torch.Tensor:
 
 def empty(like: torch.Tensor, count: int, width: int, dtype: torch.dtype) -> torch.Tensor:
     """Uninitialised [B, heads, count, width] in the order of axes that `like` has in memory."""
-    b, heads = like.shape[:2]
+    b, heads, _, _ = like.shape
     if not like.is_contiguous() and like.transpose(1, 2).is_contiguous():
         return torch.empty(b, count, heads, width, dtype=dtype, device=like.device).transpose(1, 2)
     return torch.empty(b, heads, count, width, dtype=dtype, device=like.device)

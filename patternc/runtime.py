@@ -187,7 +187,7 @@ def bind_call(spec, q, k, args: dict, q_start, check: bool) -> Bound:
     sizes = q.shape[2], k.shape[2], q.shape[1], q.shape[0]
     device = q.device if q.device.type != "cpu" else None
     given = q_start, *args.values()
-    names = named(given) if all(map(seen, given)) else None
+    names = given if given == (None,) else named(given) if all(map(seen, given)) else None
     numbers = names is not None and not any(isinstance(x, tuple) for x in names)
     bound_once = compiled(spec).state.setdefault("bound" if numbers else "bound data", {})
     key = *sizes, check, device, names, *args
