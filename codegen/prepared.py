@@ -92,7 +92,7 @@ class Positional:
         fixed: all parameters, None where a launch decides.
         values, pointers: positions of what a call decides, and of the addresses of matrices, by name.
         descriptors: positions, matrices and their descriptors.
-        tables: names of tensors of integers among the parameters.
+        tables: names of tensors of integers on the device among the parameters.
     """
 
     kernel: object
@@ -111,7 +111,7 @@ class Positional:
             [(places[name], name) for name in values if name not in launch.values],
             [(places[f"{matrix}_ptr"], matrix) for matrix in launch.pointers],
             [(places[name], matrix, pattern) for name, (matrix, pattern) in launch.descriptors.items()],
-            [name for name, x in {**launch.values, **values}.items() if isinstance(x, torch.Tensor) and not x.is_floating_point()],
+            [name for name, x in {**launch.values, **values}.items() if isinstance(x, torch.Tensor) and x.is_cuda and not x.is_floating_point()],
         )
 
     def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> None:

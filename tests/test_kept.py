@@ -125,7 +125,10 @@ def test_tables_that_a_graph_reads_stay(monkeypatch):
         def __getitem__(self, grid):
             return lambda *args, **options: self
 
-    held, table, x = [], torch.zeros(3, dtype=torch.int32), torch.zeros(3)
+    class OnACard(torch.Tensor):
+        is_cuda = True
+
+    held, table, x = [], torch.zeros(3, dtype=torch.int32).as_subclass(OnACard), torch.zeros(3).as_subclass(OnACard)
     monkeypatch.setattr(prepared, "_captured", held)
     launch = prepared.Launch(None, Launched(), Config(64, 64, 4, 2), 1, 1, {"table_ptr": table}, [], {})
     for capturing in (False, True, True):
