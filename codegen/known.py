@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from patternc.codegen.call import Call
-from patternc.codegen.launch import LOG2E, Partial, gradient_of_lse, layout_of
+from patternc.codegen.launch import LOG2E, Partial, gradient_of_lse, in_order, layout_of
 from patternc.codegen.matrices import empty
 from patternc.codegen.ready import Ready
 from patternc.orders.vectors import whole
@@ -42,29 +42,31 @@ class KnownBackward:
     rows: Ready
     dq: Ready
     dkdv: Ready
-    scale: float
+    call: Call
 
     @staticmethod
     def of(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor, do: torch.Tensor, found: tuple) -> KnownBackward | None:
-        """From a backward that `found` gradients; None as for a forward, and where vectors of the queries are laid out anew or groups of heads
-        have kernels of their own."""
-        if {call.plan.forward.kind, call.plan.transposed.kind} & {"boxes", "heads"}:
+        """From a backward that `found` gradients; None as for a forward, and where groups of heads have kernels of their own."""
+        if "heads" in (call.plan.forward.kind, call.plan.transposed.kind):
             return None
         dq, dk, dv = found
         inputs = q, k, v, do
         kernels = _ready(call, "backward_rows", o, do), _ready(call, "backward_dq", *inputs, dq), _ready(call, "backward_dkdv", *inputs, dk, dv)
-        return KnownBackward(*kernels, call.scale) if all(kernels) else None
+        return KnownBackward(*kernels, call) if all(kernels) else None
 
     def run(self, q, k, v, o, lse, do, dlse, onto: tuple | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`(dq, dk, dv)`, written to `onto` where it is given."""
-        delta, lse2 = torch.empty(2, *lse.shape[:2], whole(lse.shape[2]), dtype=torch.float32, device=lse.device)
-        vectors = {"delta_ptr": delta, "lse2_ptr": lse2}
+        b, heads, n_q = lse.shape
+        both = torch.empty(2, b, heads, whole(n_q), dtype=torch.float32, device=lse.device)
+        vectors = dict(zip(("delta_ptr", "lse2_ptr"), both))
         self.rows.run({"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), **vectors}, {"o": o, "do": do}, q.device)
         dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
-        values = {"scale": self.scale, "score_scale": self.scale * LOG2E, **vectors}
+        scale = self.call.scale
+        values = {"scale": scale, "score_scale": scale * LOG2E, **vectors}
         matrices = {"q": q, "k": k, "v": v, "do": do}
         self.dq.run(values, {**matrices, "dq": dq}, q.device)
-        self.dkdv.run(values, {**matrices, "dk": dk, "dv": dv}, q.device)
+        (own,) = in_order(self.call, "backward_dkdv", both, n_q)
+        self.dkdv.run(values | own, {**matrices, "dk": dk, "dv": dv}, q.device)
         return dq, dk, dv
 
 

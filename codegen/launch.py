@@ -18,7 +18,7 @@ from patternc.codegen.device import precision
 from patternc.codegen.dispatch import renamed
 from patternc.codegen.lengths import compile_others, settle
 from patternc.codegen.matrices import empty, in_rows
-from patternc.codegen.prepared import step_down
+from patternc.codegen.prepared import captured, step_down
 from patternc.codegen.ready import ready_of
 from patternc.orders.boxes import BoxAxis
 from patternc.orders.vectors import gathered, whole
@@ -70,7 +70,7 @@ def attention_backward(
             given = dict(zip(("dq", "dk", "dv"), onto)) if onto is not None and call is chain[-1] else {}
             found |= {name: given[name] if given else empty(x, x.shape[2], x.shape[3], dtype) for name, x in own.items()}
             mine = {name: found[name] for name in own} | before
-            _launch(call, kernel, {**matrices, **mine}, shared, bool(before), _in_order(call, kernel, vectors, q.shape[2]))
+            _launch(call, kernel, {**matrices, **mine}, shared, bool(before), in_order(call, kernel, vectors, q.shape[2]))
     dq = found["dq"]
     return (dq if sign == 1 else dq.neg_() if sign else dq.zero_()), found["dk"], found["dv"]
 
@@ -97,20 +97,23 @@ def run_kernel(call: Call, kernel: str, q, k, v, do, merge: bool = False) -> Cal
     elif kernel == "backward_rows":
         matrices, extra = {"o": do, "do": do}, {"lse_ptr": lse, "dlse_ptr": lse, "delta_ptr": vectors[0], "lse2_ptr": vectors[1]}
     else:
-        each = _in_order(call, kernel, vectors, q.shape[2])
+        each = in_order(call, kernel, vectors, q.shape[2])
         extra |= {"scale": call.scale}
         own = {"backward_dq": {"dq": q}, "backward_dkdv": {"dk": k, "dv": v}}[kernel]
         matrices |= {"do": do, **{name: torch.empty_like(x, dtype=dtype) for name, x in own.items()}}
     return lambda: _launch(call, kernel, matrices, extra, merge, each)
 
 
-def _in_order(call: Call, kernel: str, vectors: torch.Tensor, count: int) -> list[dict[str, torch.Tensor]]:
+def in_order(call: Call, kernel: str, vectors: torch.Tensor, count: int) -> list[dict[str, torch.Tensor]]:
     """Vectors of the queries [.., n], delta and lse, as a kernel's members read them: dk/dv may want those of a box to lie together."""
     out = []
     for member in call.members(kernel):
         axis = member.axis(kernel)
         scattered = kernel == "backward_dkdv" and axis.kind == "boxes" and axis.scattered and vectors.numel()
-        own = vectors.index_select(-1, _gathered(axis, member.q_start, count, vectors.device)) if scattered else vectors
+        places = _gathered(axis, member.q_start, count, vectors.device) if scattered else None
+        if scattered and vectors.is_cuda and torch.cuda.is_current_stream_capturing():
+            captured.append(places)
+        own = vectors.index_select(-1, places) if scattered else vectors
         out.append({"delta_ptr": own[0], "lse2_ptr": own[1]})
     return out
 

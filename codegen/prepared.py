@@ -81,7 +81,7 @@ class Launch:
         else:
             ready.run(grid, values, matrices)
         if ready.tables and torch.cuda.is_current_stream_capturing():
-            _captured.extend({**self.values, **values}[name] for name in ready.tables)
+            captured.extend({**self.values, **values}[name] for name in ready.tables)
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Positional:
         self.kernel[(grid, 1, 1)](*given)
 
 
-_captured: list[torch.Tensor] = []  # tables that CUDA graphs go on reading, which nobody else may keep
+captured: list[torch.Tensor] = []  # tables that CUDA graphs go on reading, which nobody else may keep
 _chosen: dict[tuple, Config] = {}  # configurations in use; one that does not fit is replaced by a smaller one
 _launches: dict[tuple, Launch] = {}
 MOST_LAUNCHES = 4096

@@ -9,6 +9,7 @@ import patternc as pc
 from patternc import kept, runtime
 from patternc.codegen import prepared
 from patternc.codegen.configs import Config
+from patternc.codegen.known import KnownBackward
 
 pytestmark = MARKS
 SPEC = pc.causal & pc.documents(pc.arg("ids"))
@@ -129,9 +130,26 @@ def test_tables_that_a_graph_reads_stay(monkeypatch):
         is_cuda = True
 
     held, table, x = [], torch.zeros(3, dtype=torch.int32).as_subclass(OnACard), torch.zeros(3).as_subclass(OnACard)
-    monkeypatch.setattr(prepared, "_captured", held)
+    monkeypatch.setattr(prepared, "captured", held)
     launch = prepared.Launch(None, Launched(), Config(64, 64, 4, 2), 1, 1, {"table_ptr": table}, [], {})
     for capturing in (False, True, True):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
         launch.run(1, {"x_ptr": x, "n": 5}, {})
     assert [y is table for y in held] == [True, True]
+
+
+@pytest.mark.parametrize("text, kind", [("causal & window(9)", "formula"), ("causal & dilate(8) & window(200)", "boxes"), ("dilate(16) & window(99)", "boxes")])
+def test_calls_that_were_made_before(text, kind):
+    """The second call and its backward go by what the first one left, and are right for other data."""
+    p, n = pc.parse(text), 256
+    ours, reference = pc.compile(p, "triton"), pc.compile(p, "reference")
+    for seed in range(3):
+        torch.manual_seed(seed)
+        q, k, v = (torch.randn(1, h, n, 16, device=DEVICE, requires_grad=True) for h in (4, 2, 2))
+        grad = torch.randn_like(q)
+        found = torch.autograd.grad(ours(q, k, v), (q, k, v), grad)
+        wanted = torch.autograd.grad(reference(q.double(), k.double(), v.double()), (q, k, v), grad.double())
+        for a, b in zip(found, wanted):
+            torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3)
+    kept_with = [x for bound, _ in runtime.compiled(p).state["bound"].values() for x in bound.kept.values()]
+    assert kind in {x.call.plan.transposed.kind for x in kept_with if isinstance(x, KnownBackward)}
