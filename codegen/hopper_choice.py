@@ -63,11 +63,17 @@ class Choice:
         return self.differ or self.buffered or self.length is None or self.length < LONG
 
 
+def sizes(lines: Lines, matrices: dict[str, torch.Tensor]) -> tuple[RowTile, Config]:
+    """The row tile and the configuration for matrices of one layout."""
+    q, k = matrices["q"], matrices["k"]
+    tile = hopper.row_tile(lines.plan, q.shape[3], q.shape[1], k.shape[1])
+    return tile, replace(configs.candidates("forward", "hopper", q.shape[3], q.shape[3], 2)[0], block_m=tile.positions)
+
+
 def choose(call: Call, matrices: dict[str, torch.Tensor]) -> Choice:
     """The choice for matrices of one layout, of a plan that the kernel covers."""
-    q, k, lines = matrices["q"], matrices["k"], lines_of(call.plan)
-    tile = hopper.row_tile(lines.plan, q.shape[3], q.shape[1], k.shape[1])
-    config = replace(configs.candidates("forward", "hopper", q.shape[3], q.shape[3], 2)[0], block_m=tile.positions)
+    q, lines = matrices["q"], lines_of(call.plan)
+    tile, config = sizes(lines, matrices)
     n_q = call.lengths[0] if call.lengths else q.shape[2]
     items = lines.count * q.shape[0] * q.shape[1] // tile.pack * -(-n_q // (lines.count * tile.positions))
     tiles = call.tiles(lines, config.block_m, config.block_n) if call.tiles is not None else None

@@ -9,7 +9,7 @@ from patternc.codegen.call import Call
 from patternc.codegen.descriptors import describe, reachable
 from patternc.codegen.device import is_hopper, shared_memory
 from patternc.codegen.generated import Kernel
-from patternc.codegen.hopper_choice import Choice, choose, pays
+from patternc.codegen.hopper_choice import Choice, choose, pays, sizes
 from patternc.codegen.lines import lines_of
 from patternc.errors import BackendError
 
@@ -39,8 +39,8 @@ def refusal(call: Call, later: bool, matrices: dict[str, torch.Tensor]) -> str |
         return why
     if lines.count > 1 and not all(isinstance(n, int) and n % lines.count == 0 for n in (call.q_start, q.shape[2], v.shape[2])):
         return "lines of different lengths"
-    choice = choose(call, matrices)
-    if hopper.shared_bytes(choice.config, q.shape[3], choice.tile) > shared_memory(q.device):
+    tile, config = sizes(lines, matrices)
+    if hopper.shared_bytes(config, q.shape[3], tile) > shared_memory(q.device):
         return "too little shared memory"
     return None
 

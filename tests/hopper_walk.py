@@ -11,11 +11,21 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+import patternc as pc
 from patternc.args import bind
 from patternc.codegen import configs, hopper, hopper_ring
 from patternc.codegen.backend import call_of
 from patternc.codegen.parameters import runtime_values
 from patternc.runtime import compiled
+
+PATTERNS = {
+    "full": pc.full, "causal": pc.causal, "window": pc.causal & pc.window(512), "streaming": pc.causal & (pc.window(512) | pc.sink(4)),
+    "documents": pc.causal & pc.documents(pc.arg("ids")), "lists": pc.random_blocks(3, 64, seed=0) | pc.window(30), "choices": pc.causal & (pc.k // 16 % 8 == 7),
+}  # fmt: skip
+WALKS = [
+    *PATTERNS.values(), (pc.q >= 300) & (pc.k < 50), pc.k < pc.q, pc.causal & (pc.window(200) | pc.dilate(256)), pc.causal & pc.documents(pc.arg("ids")) & pc.valid(pc.arg("m")),
+    (pc.h < 1) & pc.causal | (pc.h >= 1) & pc.window(90), pc.causal & (pc.dilate(3) | pc.cols([1, 5, 200])), pc.rows([3, 400]) | pc.window(70),
+]  # fmt: skip
 
 
 class Pointer:
