@@ -29,8 +29,8 @@ def refusal(call: Call, later: bool, matrices: dict[str, torch.Tensor]) -> str |
         return "this Triton has no Gluon"
     if not is_hopper(q.device):
         return "it needs a Hopper card"
-    if q.dtype not in DTYPES:
-        return f"inputs of {q.dtype}"
+    if others := [x.dtype for x in matrices.values() if x.dtype not in DTYPES]:
+        return f"tensors of {others[0]}"  # results too, where other parts of the pattern are added to them
     if q.shape[3] not in hopper.WIDTHS or v.shape[3] != q.shape[3]:
         return f"heads of width {q.shape[3]}, {v.shape[3]}"
     if not all(map(reachable, matrices.values())):

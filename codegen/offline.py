@@ -178,15 +178,15 @@ def _tail_signature(job: TailJob) -> tuple[dict[str, str], dict[str, object]]:
 
 def _pass_signature(job: TailJob) -> tuple[dict[str, str], dict[str, object]]:
     form = job.source.form
+    constants = tail_pass_launch.constants(form, job.head_dim, job.heads, job.group)
 
     def kind(parameter: str) -> str:
         name, _, what = parameter.rpartition("_")
         if what == "desc":
-            block = [1, 1, tail_pass.CHUNK, tail_pass.width(form, job.head_dim) if name in "zuo" else job.head_dim]
+            block = [1, 1, tail_pass.CHUNK, constants[form.described[name]]]
             return f"tensordesc<bf16{block},{hopper_launch.tile_layout(block, 'bf16')!r}>"
         return "i32" if what != "ptr" else {"vectors": "*fp32", "live": "*u8", "counts": "*i32"}.get(name, "*bf16")
 
-    constants = tail_pass_launch.constants(form, job.head_dim, job.heads, job.group)
     return {p: kind(p) for p in job.source.kernels[job.kernel].parameters}, constants
 
 

@@ -22,7 +22,7 @@ from patternc.codegen.matrices import empty, in_rows, strides
 from patternc.codegen.prepared import Launch
 from patternc.codegen.tail_configs import SCANS, STATES, TailConfig, TailConfigs
 from patternc.codegen.tail_kernels import TailSource, generate
-from patternc.codegen.tail_pass_form import ROLES, PassForm
+from patternc.codegen.tail_pass_form import SUMS, PassForm, kernels_of
 from patternc.codegen.tail_text import Form
 from patternc.errors import BackendError
 from patternc.tail import result_of
@@ -30,6 +30,7 @@ from patternc.tail_slots import Slots
 
 WIDEST = 128  # head dimension of keys and of values that accumulators of features in registers allow
 LOADED = ("q", "k", "v", "do")
+BY_KEYS = {"backward_k": ("q", "k", "v", "do", "dk"), "backward_v": ("q", "k", "do", "dv")}  # matrices of the portable kernels of keys
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +115,10 @@ def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: States | None
     run.launch("backward_q", {**matrices, "dq": dq}, {"dsums_ptr": dsums, "states_ptr": states[0], "vectors_ptr": states[1]})
     del states  # of the keys: those of the rows take as much memory
     states = run.row_states(q, do, dsums)
-    run.launch("backward_k", {**matrices, "dk": dk}, {"dsums_ptr": dsums, "states_ptr": states[0], "vectors_ptr": states[1]})
-    run.launch("backward_v", {"q": q, "k": k, "do": do, "dv": dv}, {"states_ptr": states[0]})
+    matrices |= {"dk": dk, "dv": dv}
+    for name in BY_KEYS if not run.each else kernels_of(call.feature)[2:]:
+        given = {m: matrices[m] for m in BY_KEYS.get(name, matrices)}
+        run.launch(name, given, {"dsums_ptr": dsums, "states_ptr": states[0], "vectors_ptr": states[1]})
     return dq, dk, dv
 
 
@@ -223,7 +226,7 @@ class _Run:
         return -(-padded(self.dv) // min(config.slice, padded(self.dv)))
 
     def launch(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> None:
-        if self.each and name in ROLES:
+        if self.each and name in SUMS:
             shared = self.heads > self.kv_heads
             self._launch_pass(PassForm(name, self.form.feature, self.slots.mirrored, self.add, self.form.dead, shared), matrices, values)
             return
@@ -251,9 +254,9 @@ class _Run:
 
     def _launch_pass(self, form: PassForm, matrices: dict[str, torch.Tensor], values: dict) -> None:
         """A kernel that goes through its slots in one pass."""
-        result = matrices[form.roles["o"]]
-        given = {m: matrices[m] for m in form.roles.values()}  # a gradient may be one row for all heads
-        matrices = {m: x if x is result or reachable(x) else x.clone(memory_format=torch.contiguous_format) for m, x in given.items()}
+        given = {m: matrices[m] for m in form.described}  # a gradient may be one row for all heads
+        copied = {m for m, x in given.items() if m not in form.results and not reachable(x)}
+        matrices = {m: x.clone(memory_format=torch.contiguous_format) if m in copied else x for m, x in given.items()}
         launch = tail_pass_launch.launch_of(form, matrices, self.heads, self.kv_heads)
         rows = self.n_q - self.slots.offset
         programs = self.batch * self.kv_heads * -(-self.slots.count // self.each) * tail_pass.parts(form, self.d)

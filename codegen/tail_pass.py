@@ -2,8 +2,8 @@
 
 The portable kernels (`tail_kernels.py`) sum a state for every slot, write it, and read it back.  Here a program goes through many slots,
 chunk by chunk of 64 rows and keys, and the state stays in registers: where there is a head for every processor, nothing is read twice.  One
-warp loads and one stores; one warpgroup sums the state and hands a rounded copy of it on for every chunk; two compute results, in turns.  All
-four sums are one text (`tail_pass_text.py`), as in the portable kernels, which are its twins in tests.
+warp loads and one stores; one warpgroup sums the state and hands a rounded copy of it on for every chunk; two compute results, in turns, or dk
+the one and dv the other.  All are one text (`tail_pass_text.py`), as in the portable kernels, which are its twins in tests.
 """
 
 from __future__ import annotations
@@ -60,13 +60,14 @@ def width(form: PassForm, d: int) -> int:
 
 def shared_bytes(form: PassForm, d: int, config: PassConfig) -> int:
     w = width(form, d)
-    rings = config.ahead * d + 2 * w * (1 + ("u" in form.roles and not form.in_place)) + config.stages * (d + w)
+    wide = {"D": d, "W": w}
+    rings = config.ahead * sum(wide[form.described[m]] for m in form.ours) + 2 * w + config.stages * (d + w)
     return 2 * (CHUNK * rings + config.buffers * form.terms * d * w)
 
 
 def config_of(form: PassForm, d: int) -> PassConfig:
     """As much as there is memory for."""
-    for stages, buffers, ahead in ((4, 2, 4), (4, 2, 2), (4, 1, 2), (2, 2, 2), (2, 1, 2)):
+    for stages, buffers, ahead in ((4, 2, 4), (4, 2, 2), (4, 1, 2), (3, 1, 2), (2, 1, 2)):
         config = PassConfig(stages, buffers, ahead)
         if shared_bytes(form, d, config) <= SHARED_LIMIT:
             return config
@@ -76,10 +77,12 @@ def config_of(form: PassForm, d: int) -> PassConfig:
 @lru_cache(maxsize=64)
 def generate(form: PassForm) -> PassSource:
     """The source of a form's kernel; equal bytes for equal forms, in every process."""
-    partitions = [text.loads(form), tail_pass_states.states(form), tail_pass_results.results(form), text.leaves(form)]
-    described = [f"{role}_desc" for role in form.roles]
-    stored = text.pointer_parameters(form.roles["o"]) if form.may_begin_before else []
+    partitions = [tail_pass_states.states(form), text.loads(form), text.leaves(form)]
+    computing = [tail_pass_results.results(form, i) for i in range(len(form.sums))]
+    beside = [computing[own % len(computing)][1].format(own=own) for own in range(2)] + [entry for _, entry in partitions]
+    stored = [p for m in form.results for p in text.pointer_parameters(m)] if form.may_begin_before else []
     tables = [*["vectors_ptr"] * form.of_rows, *["live_ptr", "per_row"] * form.dead, *["counts_ptr"] * form.apart]
+    described = [f"{m}_desc" for m in form.described]
     parameters = [*described, *stored, "states_ptr", *tables, "slots", "span", "extent", "n_q", "n_k", "offset"]
     body = [
         *(text.in_turn() if form.apart else ["program = tl.program_id(0)"]),
@@ -90,12 +93,11 @@ def generate(form: PassForm) -> PassSource:
         "b = program // PARTS // spans // (HEADS // GROUP)",
         "from_chunk = first_slot * (SLOT // 64)",
         f"chunks = tl.maximum(tl.cdiv(tl.minimum(extent - first_slot * SLOT, span * SLOT), {128 if form.paired else 64}), 0){' * 2' * form.paired}",
-        *text.kernel(form, [entry for _, entry in partitions]),
+        *text.kernel(form, beside),
     ]
-    roles = ", ".join(f"{role} is {matrix}" for role, matrix in form.roles.items())
-    part = "half of the features" if form.apart else "slice of columns"
-    doc = f"o = sum of (x . y) z over pairs: {roles}.  One program `span` slots, key head and {part}."
+    sums = "; ".join(f"{s.o} = sum of ({s.x} . {s.y}) {s.z}{f' as the gradient of features of {s.u}' if s.u else ''}" for s in form.sums)
+    doc = f"{sums}, over pairs.  One program `span` slots, key head and {'half of the features' if form.apart else 'slice of columns'}."
     top = header(form.kernel, parameters, list(CONSTANTS), doc).replace("@triton.jit", "@gluon.jit")
     kernel = TailKernel(form.kernel, top + indent(body), tuple(parameters), CONSTANTS)
-    whole = "\n\n\n".join([*(text for text, _ in partitions), kernel.text])
+    whole = "\n\n\n".join([*(text for text, _ in computing + partitions), kernel.text])
     return PassSource(f"{HEADER}{used_by(whole, HELPERS)}\n\n{whole}\n\n\n# {form}\n", {form.kernel: kernel}, form)

@@ -1,19 +1,40 @@
-"""What the one-pass kernels of a linear tail (`tail_pass.py`) are generated for.
-
-All are one sum, `o_i = sum of (x_i . y_j) z_j`, over the pairs of a row and a key not after the row's last one.
-"""
+"""What the one-pass kernels of a linear tail (`tail_pass.py`) are generated for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-ROLES = {  # x, y, z, u and the result of each kernel
-    "forward": ("q", "k", "v", None, "o"),
-    "backward_q": ("do", "v", "k", "q", "dq"),
-    "backward_k": ("v", "do", "q", "k", "dk"),
-    "backward_v": ("k", "q", "do", None, "dv"),
+
+@dataclass(frozen=True)
+class Sum:
+    """A result: `o_i = sum of (x_i . y_j) z_j` over the pairs of a row and a key not after the row's last one; the names of its matrices.
+
+    Attributes:
+        u: the matrix whose features o is the gradient of, if it is one: then the result is the gradient of u.
+    """
+
+    x: str
+    y: str
+    z: str
+    u: str | None
+    o: str
+
+
+DK, DV = Sum("v", "do", "q", "k", "dk"), Sum("k", "q", "do", None, "dv")
+SUMS = {
+    "forward": (Sum("q", "k", "v", None, "o"),),
+    "backward_q": (Sum("do", "v", "k", "q", "dq"),),
+    "backward_k": (DK,),
+    "backward_v": (DV,),
+    "backward_kv": (DK, DV),  # their state is the same, transposed
 }
 OF_ROWS = ("q", "do", "o", "dq")  # the others are of keys
+
+
+def kernels_of(feature: str) -> tuple[str, ...]:
+    """The kernels of a feature, those of the backward after that of the forward."""
+    return ("forward", "backward_q", *(("backward_kv",) if feature == "softmax" else ("backward_k", "backward_v")))
 
 
 @dataclass(frozen=True)
@@ -21,10 +42,10 @@ class PassForm:
     """What a one-pass kernel is generated for.
 
     Attributes:
-        kernel: a name in ROLES.
+        kernel: a name in SUMS.
         feature: a name in `tail_text.FEATURES`.
         mirrored: rows and keys are counted from the last ones.
-        add: the result is added to what is there.
+        add: results are added to what is there.
         dead: a table says which keys are read at all.
         shared: several query heads share a key head.
     """
@@ -36,11 +57,33 @@ class PassForm:
     dead: bool = False
     shared: bool = False
 
+    @cached_property
+    def sums(self) -> tuple[Sum, ...]:
+        return tuple(replace(s, u=None) if self.feature == "identity" else s for s in SUMS[self.kernel])
+
     @property
-    def roles(self) -> dict[str, str]:
-        """The matrix of each role: x and y, whose products weigh z; u, whose features have the gradient that is found; o, the result."""
-        named = zip("xyzuo", ROLES[self.kernel])
-        return {role: matrix for role, matrix in named if matrix and not (role == "u" and self.feature == "identity")}
+    def y(self) -> str:
+        """The state is a sum of y^T z over tiles; sums before the last one have it transposed."""
+        return self.sums[-1].y
+
+    @property
+    def z(self) -> str:
+        return self.sums[-1].z
+
+    @cached_property
+    def ours(self) -> list[str]:
+        """The matrices on the side of the results, whose tiles come together."""
+        return list(dict.fromkeys(m for s in self.sums for m in (s.x, s.u) if m))
+
+    @property
+    def results(self) -> list[str]:
+        return [s.o for s in self.sums]
+
+    @property
+    def described(self) -> dict[str, str]:
+        """How many columns tiles of each matrix have, `D` or `W`: those of z, u and results are a slice where programs take slices."""
+        narrow = {self.z, *self.results, *(s.u for s in self.sums)}
+        return {m: "W" if m in narrow else "D" for m in (*self.ours, self.y, self.z, *self.results)}
 
     @property
     def transposed(self) -> bool:
@@ -52,23 +95,27 @@ class PassForm:
         """Whether rows have results, of earlier keys, or keys, of later rows."""
         return self.kernel in ("forward", "backward_q")
 
-    def featured(self, role: str) -> bool:
-        """Whether features of a matrix are multiplied, not the matrix itself."""
-        return self.feature != "identity" and self.roles.get(role) in ("q", "k")
+    @property
+    def both(self) -> bool:
+        """Whether there are two results of each tile, found by a warpgroup each, which else take turns."""
+        return len(self.sums) > 1
 
-    def changed(self, role: str) -> bool:
-        """Whether the tiles of a matrix are replaced before they are multiplied: by features, by 0 where keys are dead."""
-        return self.featured(role) or self.dead and self.of_rows and self.roles.get(role) == "k"
+    def featured(self, matrix: str) -> bool:
+        """Whether features of a matrix are multiplied, not the matrix itself."""
+        return self.feature != "identity" and matrix in ("q", "k")
+
+    def changed(self, matrix: str) -> bool:
+        """Whether tiles of y or z are replaced before they are multiplied: by features, by 0 where keys are dead."""
+        return self.featured(matrix) or self.dead and self.of_rows and matrix == "k"
 
     @property
     def apart(self) -> bool:
         """Whether programs take one half of the features each, the second adding its results to those of the first; else slices of columns."""
         return self.feature == "softmax"
 
-    @property
-    def held(self) -> bool:
-        """Whether tiles of x stay in registers: gradients of features need those, and other heads read a tile of keys again."""
-        return self.kernel == "forward"
+    def held(self, s: Sum) -> bool:
+        """Whether tiles of x stay in registers, so that the next tile may come, or as others need what features would replace."""
+        return self.kernel == "forward" or self.both and self.featured(s.x)
 
     @property
     def terms(self) -> int:
@@ -84,21 +131,11 @@ class PassForm:
         return self.apart and self.terms > 1 and not self.shared
 
     @property
-    def in_place(self) -> bool:
-        """Whether u is read where its result is put then, which leaves memory for more tiles of y and z: many are read for one of keys."""
-        return "u" in self.roles and self.shared and not self.of_rows
-
-    @property
     def made(self) -> bool:
         """Whether the warpgroup that sums a state changes tiles of y or z for the others."""
-        return self.changed("y") or self.changed("z")
+        return self.changed(self.y) or self.changed(self.z)
 
     @property
     def may_begin_before(self) -> bool:
         """Whether a tile of results may begin before the first one there is."""
         return self.of_rows or self.mirrored
-
-    @property
-    def rings(self) -> list[str]:
-        """What has barriers: tiles of x, of u, of y and z, states, and results."""
-        return ["x", *["u"] * ("u" in self.roles), "yz", "s", "o"]

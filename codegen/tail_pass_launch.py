@@ -67,17 +67,16 @@ def launch_of(form: PassForm, matrices: dict[str, torch.Tensor], heads: int, kv_
 
 
 def _prepare(form: PassForm, matrices: dict[str, torch.Tensor], heads: int, kv_heads: int) -> Launch:
-    source, d = generate(form), matrices[form.roles["x"]].shape[3]
-    config, w = config_of(form, d), width(form, d)
+    source, d = generate(form), matrices[form.y].shape[3]
+    config, fixed = config_of(form, d), constants(form, d, heads, heads // kv_heads)
     described = {}
-    for role, matrix in form.roles.items():
-        pattern = hopper_launch.describe_tiles(matrices[matrix], CHUNK, w if role in "zuo" else d)
+    for matrix, columns in form.described.items():
+        pattern = hopper_launch.describe_tiles(matrices[matrix], CHUNK, fixed[columns])
         pattern.base = None
-        described[f"{role}_desc"] = matrix, pattern
+        described[f"{matrix}_desc"] = matrix, pattern
     kernel = source.kernels[form.kernel]
     pointers = [m for m in matrices if f"{m}_ptr" in kernel.parameters]
-    fixed = {f"{m}_stride_{axis}": matrices[m].stride(i) for m in pointers for i, axis in enumerate("bhn")}
-    fixed |= constants(form, d, heads, heads // kv_heads)
+    fixed |= {f"{m}_stride_{axis}": matrices[m].stride(i) for m in pointers for i, axis in enumerate("bhn")}
     return Launch(kernel, getattr(cache.load(source.text), form.kernel), config, 0, 0, fixed, pointers, described)
 
 

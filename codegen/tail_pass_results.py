@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patternc.codegen.tail_pass_form import PassForm
+from patternc.codegen.tail_pass_form import PassForm, Sum
 from patternc.codegen.tail_pass_text import PLAIN, SIGN, buffer, chunk, features, live, partition, place, pointer_parameters, product_layout, state_of
 from patternc.codegen.tail_text import FEATURES, indented
 
@@ -19,122 +19,129 @@ def _store_rows(ptr, stride_b, stride_h, stride_n, b, head, first, column, value
 )
 
 
-def results(f: PassForm) -> tuple[str, str]:
-    """A warpgroup that computes the results of every other tile of x."""
-    gradient = [
-        "mbarrier.wait(u_full.index(own), number // 2 & 1)",
-        f"u = {'o' if f.in_place else 'u'}_tiles.index(own).reshape([64, W]).load(o_layout)",
-        *_given_back("u", "own"),
-        f"o = _{FEATURES[f.feature]}_gradient(u, {SIGN[f.apart]}, o, 0, W)",
-    ]
+def results(f: PassForm, number: int) -> tuple[str, str]:
+    """A warpgroup that computes every other result; of two sums, sum `number` of every tile."""
+    s = f.sums[number]
+    gradient = f"o = _{FEATURES[f.feature]}_gradient(u, {SIGN[f.apart]}, o, 0, W)"
+    last = [f"u = {tile(f, s.u)}.load(o_layout)", *_given_back(f), gradient] if s.u else [LEFT.format("x", f"{turn(f)} % AHEAD")]
     each = [
         chunk(f),
-        "mbarrier.wait(x_full.index(number % AHEAD), number // AHEAD & 1)",
-        *_begin(f),
+        f"mbarrier.wait(x_full.index({turn(f)} % AHEAD), {turn(f)} // AHEAD & 1)",
+        *_begin(f, s),
         state_of(f),
-        *(_weights_first(f) if f.of_rows and not f.paired else _state_first(f)),
-        *(gradient if "u" in f.roles else []),
+        *(_weights_first(f, s) if f.of_rows and not f.paired else _state_first(f, s)),
+        *([] if f.held(s) else last),
         *([*live(f, "c", "o_layout"), "o = tl.where(live[:, None], o, 0.0)"] if f.dead and not f.of_rows else []),
-        *_leave(f),
+        *_leave(f, s),
     ]
     lines = [
         product_layout("layout", "64"),
         product_layout("o_layout", "W"),
-        *["w_rows: tl.constexpr = tl.DotOperandLayout(operand_index=0, parent=layout, k_width=2)"] * f.held,
-        *[f"plain: tl.constexpr = {PLAIN}"] * (f.featured("x") and not f.held),
+        *["w_rows: tl.constexpr = tl.DotOperandLayout(operand_index=0, parent=layout, k_width=2)"] * f.held(s),
+        *[f"plain: tl.constexpr = {PLAIN}"] * (f.featured(s.x) and not f.held(s)),
         "o_rows: tl.constexpr = tl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)",
         "i, j = tl.arange(0, 64, tl.SliceLayout(1, layout))[:, None], tl.arange(0, 64, tl.SliceLayout(0, layout))[None, :]",
         f"allowed = j {'<=' if f.of_rows != f.mirrored else '>='} i",
         "no_w, no_o = tl.zeros([64, 64], tl.float32, layout), tl.zeros([64, W], tl.float32, o_layout)",
-        f"for number in range(own, chunks{' * GROUP' if f.of_rows else ''}, 2):",
-        *indented(["t = number // GROUP", "r = number % GROUP"] if f.of_rows else ["t = number"]),
+        "for t in range(chunks):" if f.both else f"for number in range(own, chunks{' * GROUP' if f.of_rows else ''}, 2):",
+        *indented([] if f.both else ["t, r = number // GROUP, number % GROUP"] if f.of_rows else ["t = number"]),
         *indented(each),
     ]
-    return partition("_results", "Computes every other result, from number `own` on.", ["own"], lines)
+    doc = f"Computes {s.o}, in place `own`." if f.both else "Computes every other result, from number `own` on."
+    return partition(f"_{s.o}" if f.both else "_results", doc, ["own"], lines)
 
 
-X = "x_tiles.index(number % AHEAD).reshape([64, D])"
 LEFT = "mbarrier.arrive({}_empty.index({}), count=1)"
 
 
-def _given_back(ring: str, slot: str) -> list[str]:
+def turn(f: PassForm) -> str:
+    """The number of a tile of x."""
+    return "t" if f.both else "number"
+
+
+def tile(f: PassForm, m: str) -> str:
+    """A matrix' tile of the results' side."""
+    return f"{m}_tiles.index({turn(f)} % AHEAD).reshape([64, {f.described[m]}])"
+
+
+def _given_back(f: PassForm) -> list[str]:
     """Give back a tile that threads have read: a barrier alone does not keep the copy that follows from overtaking the reads of slower warps."""
-    return ["fence_async_shared()", LEFT.format(ring, slot)]
+    return ["fence_async_shared()", LEFT.format("x", f"{turn(f)} % AHEAD")]
 
 
-def _weights(f: PassForm, n: str) -> list[str]:
+def _weights(f: PassForm, s: Sum, n: str) -> list[str]:
     """Issue products of rows of x with those of tile number n of y."""
-    x = "tl.convert_layout(x, w_rows)" if f.held else "x"
+    x = "tl.convert_layout(x, w_rows)" if f.held(s) else "x"
     return [
         f"slot = {n} % STAGES",
         f"mbarrier.wait({'yz_ready' if f.made else 'yz_full'}.index(slot), {n} // STAGES & 1)",
-        f"w = warpgroup_mma({x}, y_tiles.index(slot).reshape([64, D]).permute((1, 0)), no_w, use_acc=False, is_async=True)",
+        f"w = warpgroup_mma({x}, {s.y}_tiles.index(slot).reshape([64, D]).permute((1, 0)), no_w, use_acc=False, is_async=True)",
     ]
 
 
-def _add_weighted(mask: str) -> list[str]:
+def _add_weighted(s: Sum, mask: str) -> list[str]:
     return [
-        f"w = tl.convert_layout(tl.where({mask}, w, 0.0).to(x_tiles.dtype), o_rows)",
-        "o = warpgroup_mma(w, z_tiles.index(slot).reshape([64, W]), o, is_async=True)",
+        f"w = tl.convert_layout(tl.where({mask}, w, 0.0).to({s.y}_tiles.dtype), o_rows)",
+        f"o = warpgroup_mma(w, {s.z}_tiles.index(slot).reshape([64, W]), o, is_async=True)",
     ]
 
 
-def _of_state(f: PassForm) -> list[str]:
+def _of_state(f: PassForm, s: Sum) -> list[str]:
+    turned = "" if s.y == f.y else ".permute((1, 0))"
     return [
         "mbarrier.wait(s_full.index(p % 2), p // 2 & 1)",
-        *(f"o = warpgroup_mma(x, {buffer(f, i)}, {'o' if i else 'no_o'}, use_acc={i > 0}, is_async=True)" for i in range(f.terms)),
+        *(f"o = warpgroup_mma(x, {buffer(f, i)}{turned}, {'o' if i else 'no_o'}, use_acc={i > 0}, is_async=True)" for i in range(f.terms)),
     ]
 
 
-def _begin(f: PassForm) -> list[str]:
-    """Take a tile of x: where registers allow, it stays there, so that the next tile may come."""
-    if f.held:
-        change = [f"x = {features(f, 'x', 'D')}.to(x_tiles.dtype)"] * f.featured("x")
-        return [f"x = {X}.load(o_rows)", *_given_back("x", "number % AHEAD"), *change]
-    return [f"x = {X}", *[f"x.store({features(f, 'x.load(plain)', 'D')}.to(x.dtype))", "fence_async_shared()"] * f.featured("x")]
+def _begin(f: PassForm, s: Sum) -> list[str]:
+    """Take a tile of x, in registers where it is held."""
+    make = features(f, "x" if f.held(s) else "x.load(plain)", "D") if f.featured(s.x) else ""
+    if f.held(s):
+        return [f"x = {tile(f, s.x)}.load(o_rows)", *_given_back(f), *[f"x = {make}.to({s.x}_tiles.dtype)"] * bool(make)]
+    return [f"x = {tile(f, s.x)}", *[f"x.store({make}.to(x.dtype))", "fence_async_shared()"] * bool(make)]
 
 
-def _weights_first(f: PassForm) -> list[str]:
+def _weights_first(f: PassForm, s: Sum) -> list[str]:
     """The weights of rows are found first, since they need no state, and registers for o only afterwards."""
     return [
-        *_weights(f, "t"),
+        *_weights(f, s, "t"),
         "w = warpgroup_mma_wait(0, deps=[w])",
-        *_of_state(f),
-        *_add_weighted("allowed"),
+        *_of_state(f, s),
+        *_add_weighted(s, "allowed"),
         "o = warpgroup_mma_wait(0, deps=[o])",
-        *([] if f.held else [LEFT.format("x", "number % AHEAD")]),
         LEFT.format("s", "p % 2"),
         LEFT.format("yz", "slot"),
     ]
 
 
-def _state_first(f: PassForm) -> list[str]:
+def _state_first(f: PassForm, s: Sum) -> list[str]:
     """What the state gives, then the tiles that it is not of: every head of a group, or the chunk before and this one."""
     tiles, mask = ("t - t % 2, t + 1", "allowed | (n < t)") if f.paired else ("t * GROUP, (t + 1) * GROUP", "allowed")
     step = [
-        *_weights(f, "n"),
+        *_weights(f, s, "n"),
         "w = warpgroup_mma_wait(0, deps=[w])",
-        *_add_weighted(mask),
+        *_add_weighted(s, mask),
         "o = warpgroup_mma_wait(0, deps=[o])",
         LEFT.format("yz", "slot"),
     ]
     return [
-        *_of_state(f),
+        *_of_state(f, s),
         "o = warpgroup_mma_wait(0, deps=[o])",
         LEFT.format("s", "p % 2"),
         f"for n in range({tiles}):",
         *indented(step),
-        LEFT.format("x", "number % AHEAD"),
     ]
 
 
-def _leave(f: PassForm) -> list[str]:
+def _leave(f: PassForm, s: Sum) -> list[str]:
     """Hand a result on, added to what is in its place; TMA cannot store one that begins before the first row."""
     add = ["o += o_tiles.index(own).reshape([64, W]).load(o_layout).to(tl.float32)"]
-    _, head, start, column = place(f, "o")[1:-1].split(", ")
-    rows = f"_store_rows({', '.join([*pointer_parameters(f.roles['o']), 'b', head, 'first', column, 'o'])})"
+    _, head, start, column = place(f, s.o)[1:-1].split(", ")
+    rows = f"_store_rows({', '.join([*pointer_parameters(s.o), 'b', head, 'first', column, 'o'])})"
+    phase = "t & 1" if f.both else "number // 2 & 1"
     return [
-        "mbarrier.wait(o_full.index(own), number // 2 & 1)",
+        f"mbarrier.wait(o_full.index(own), {phase})",
         *(add if f.add else ["if column != 0:", *indented(add)] * f.apart),
         *([f"first = {start}", "if first < 0:", "    " + rows] if f.may_begin_before else []),
         "o_tiles.index(own).reshape([64, W]).store(o.to(o_tiles.dtype))",

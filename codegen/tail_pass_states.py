@@ -53,7 +53,7 @@ def states(f: PassForm) -> tuple[str, str]:
         *([f"if {when}:", *indented(hand_on)] if when else hand_on),
         f"slot = {n} % STAGES",
         *([] if f.made else [f"mbarrier.wait(yz_full.index(slot), {n} // STAGES & 1)"]),
-        "y, z = y_tiles.index(slot).reshape([64, D]), z_tiles.index(slot).reshape([64, W])",
+        f"y, z = {f.y}_tiles.index(slot).reshape([64, D]), {f.z}_tiles.index(slot).reshape([64, W])",
         "more = warpgroup_mma(y.permute((1, 0)), z, s, is_async=True)",
         *([f"if {n} + 1 < {total}:  # beside the product", *indented(_make(f, f"{n} + 1"))] if f.made else []),
         "s = warpgroup_mma_wait(0, deps=[more])",
@@ -87,7 +87,7 @@ def _make(f: PassForm, number: str) -> list[str]:
     """Put features in the place of tiles of y or z, and 0 in that of dead keys."""
     slot, phase = ("0", "0") if number == "0" else (f"({number}) % STAGES", f"({number}) // STAGES & 1")
     lines = [f"mbarrier.wait(yz_full.index({slot}), {phase})"]
-    for x, columns in (("y", "D"), ("z", "W")):
+    for x, columns in ((f.y, "D"), (f.z, "W")):
         if f.changed(x):
             made = features(f, "part.load(plain)", columns)
             mask = f.dead and f.of_rows

@@ -1,12 +1,14 @@
 """The text of the one-pass kernels of a linear tail (`tail_pass.py`): who loads, who sums states, who computes results, and their barriers.
 
 A chunk is 64 rows and 64 keys; there is a state for each, or for each two.  The side that heads share has one tile in it, the other side
-one for each of these heads.  Tiles of x are numbered over a program, and so are pairs of tiles of y and z: number i is in slot i % STAGES of
-its ring.  Its barrier `full` is waited for with the parity of i // STAGES, its barrier `empty` with the other one.  States go through BUFFERS
-buffers in the same way.
+one for each of these heads.  Tiles of the results' side, x and u, are numbered over a program (ring `x`), and so are pairs of tiles of y and
+z (ring `yz`): number i is in slot i % STAGES of its ring.  Its barrier `full` is waited for with the parity of i // STAGES, its barrier
+`empty` with the other one.  States go through BUFFERS buffers in the same way (ring `s`), and results through two places (ring `o`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from patternc.codegen.frame import indent, wrap
 from patternc.codegen.hopper_text import assigned, names, typed
@@ -61,32 +63,31 @@ def first(f: PassForm, matrix: str) -> str:
     return "c * 64 + offset" if matrix in OF_ROWS else "c * 64"
 
 
-def place(f: PassForm, role: str) -> str:
-    """Where the tile of a role is: halves of the features take all columns, slices theirs."""
-    matrix = f.roles[role]
+def place(f: PassForm, matrix: str) -> str:
+    """Where a tile is: halves of the features take all columns, slices theirs."""
     head = "kv_h * GROUP + r" if matrix in OF_ROWS else "kv_h"
-    return f"[b, {head}, {first(f, matrix)}, {'column' if role in 'zuo' and not f.apart else '0'}]"
+    column = "column" if f.described[matrix] == "W" and not f.apart else "0"
+    return f"[b, {head}, {first(f, matrix)}, {column}]"
 
 
 def loads(f: PassForm) -> tuple[str, str]:
     """The warp that loads."""
 
-    def ring(name: str, members: str, number: str, stages: str) -> list[str]:
-        roles = [role for role in members if role in f.roles]
-        size = " + ".join(f"{role}_desc.block_type.nbytes" for role in roles)
+    def ring(name: str, matrices: list[str], stages: str, number: str) -> list[str]:
+        size = " + ".join(f"{m}_desc.block_type.nbytes" for m in matrices)
         return [
             f"{name}_slot = {number} % {stages}",
             f"mbarrier.wait({name}_empty.index({name}_slot), ({number} // {stages} & 1) ^ 1)",
             f"mbarrier.expect({name}_full.index({name}_slot), {size})",
-            *(f"_load({x}_desc, {place(f, x)}, {name}_full.index({name}_slot), {x}_tiles.index({name}_slot))" for x in roles),
+            *(f"_load({m}_desc, {place(f, m)}, {name}_full.index({name}_slot), {m}_tiles.index({name}_slot))" for m in matrices),
         ]
 
-    x, yz = [("x", "x", "AHEAD"), *[("u", "u", "2")] * ("u" in f.roles and not f.in_place)], [("yz", "yz", "STAGES")]
-    once, often = (yz, x) if f.of_rows else (x, yz)
+    ours, theirs = ("x", f.ours, "AHEAD"), ("yz", [f.y, f.z], "STAGES")
+    (name, matrices, stages), often = (theirs, ours) if f.of_rows else (ours, theirs)
     lines = [
         "for t in range(chunks):",
-        *indented([chunk(f), *(line for name, members, depth in once for line in ring(name, members, "t", depth)), "for r in range(GROUP):"]),
-        *indented(indented(["n = t * GROUP + r", *(line for name, members, depth in often for line in ring(name, members, "n", depth))])),
+        *indented([chunk(f), *ring(name, matrices, stages, "t"), "for r in range(GROUP):"]),
+        *indented(indented(["n = t * GROUP + r", *ring(*often, "n")])),
     ]
     return partition("_loads", "Loads the tiles of every chunk.", [], lines)
 
@@ -124,43 +125,38 @@ def buffer(f: PassForm, term: int) -> str:
 
 
 def leaves(f: PassForm) -> tuple[str, str]:
-    """The warp that stores results, and gives their places to the next ones, with what these are added to in them, and perhaps u before."""
-    total = "chunks * GROUP" if f.of_rows else "chunks"
+    """The warp that stores results, and gives their places to the next ones, with what these are added to in them."""
+    total = "chunks * 2" if f.both else "chunks * GROUP" if f.of_rows else "chunks"
 
     def at(n: str) -> list[str]:
-        return [f"n = {n}", *(["t, r = n // GROUP, n % GROUP"] if f.of_rows else ["t = n"]), chunk(f)]
+        return [f"n = {n}", *(["t, r = n // GROUP, n % GROUP"] if f.of_rows else ["t = n // 2"] if f.both else ["t = n"]), chunk(f)]
 
-    def load(role: str) -> list[str]:
-        full = f"{role}_full.index(n % 2)"
-        return [
-            f"mbarrier.expect({full}, {role}_desc.block_type.nbytes)",
-            f"_load({role}_desc, {place(f, role)}, {full}, o_tiles.index(n % 2))",
-        ]
+    def load(m: str) -> list[str]:
+        full = "o_full.index(n % 2)"
+        return [f"mbarrier.expect({full}, {m}_desc.block_type.nbytes)", f"_load({m}_desc, {place(f, m)}, {full}, o_tiles.index(n % 2))"]
 
-    store = [f"_store(o_desc, {place(f, 'o')}, o_tiles.index(n % 2))"]
-    leave = [
-        *at("number - 2"),
-        "mbarrier.wait(o_made.index(n % 2), n // 2 & 1)",
-        *([f"if {first(f, f.roles['o'])} >= 0:", *indented(store)] if f.may_begin_before else store),
-        "tma.store_wait(0)",
-    ]
-    # To announce waits for memory, so what u's place waits for goes first.
+    def store(m: str) -> list[str]:
+        line = f"_store({m}_desc, {place(f, m)}, o_tiles.index(n % 2))"
+        return [f"if {first(f, m)} >= 0:", f"    {line}"] if f.may_begin_before else [line]
+
+    def of_each(lines: Callable) -> list[str]:
+        """Statements about one result, the first where n is even."""
+        return ["if n % 2 == 0:", *indented(lines(f.results[0])), "else:", *indented(lines(f.results[1]))] if f.both else lines(*f.results)
+
+    leave = [*at("number - 2"), "mbarrier.wait(o_made.index(n % 2), n // 2 & 1)", *of_each(store), "tma.store_wait(0)"]
+    # To announce waits for memory, so what the next result waits for goes first.
     announce = ["if (column == 0) & (number >= 2):", "    _announce(counts_ptr + number % 2)"] * f.apart
-    added = [*["_await(counts_ptr + n % 2, (n // 2 + 1) * 32)"] * f.apart, *load("o")]
-    free = ["mbarrier.arrive(o_full.index(n % 2), count=1)"]
+    wait = ["_await(counts_ptr + n % 2, (n // 2 + 1) * 32)"] * f.apart
     if f.add:
-        give = [*(["if column != 0:", *indented(added[:1])] if f.apart else []), *load("o")]
+        give = [*(["if column != 0:", *indented(wait)] if f.apart else []), *of_each(load)]
     else:
-        give = ["if column != 0:", *indented(added), "else:", *indented(free)] if f.apart else free
-    if f.in_place:
-        begin = ["if number < total:", *indented([*at("number"), *load("u")])]
-        end = [
-            "if (number > 0) & (number <= total):",
-            *indented([*at("number - 1"), "mbarrier.wait(u_empty.index(n % 2), n // 2 & 1)", *give]),
-        ]
-    else:
-        begin, end = [], ["if number < total:", *indented([*at("number"), *give])]
-    lines = [f"total = {total}", "for number in range(total + 2):", *indented(["if number >= 2:", *indented(leave), *begin, *announce, *end])]
+        free = ["mbarrier.arrive(o_full.index(n % 2), count=1)"]
+        give = ["if column != 0:", *indented([*wait, *of_each(load)]), "else:", *indented(free)] if f.apart else free
+    lines = [
+        f"total = {total}",
+        "for number in range(total + 2):",
+        *indented(["if number >= 2:", *indented(leave), *announce, "if number < total:", *indented([*at("number"), *give])]),
+    ]
     return partition("_leaves", "Stores results, and loads what they are added to.", [], lines)
 
 
@@ -173,22 +169,20 @@ def in_turn() -> list[str]:
     return ["program = tl.atomic_add(counts_ptr, 1)", "counts_ptr += 1 + program // PARTS * 2  # of results of the first half, by who computes them"]
 
 
-def kernel(f: PassForm, entries: list[str]) -> list[str]:
+def kernel(f: PassForm, beside: list[str]) -> list[str]:
     """Statements of the kernel: shared memory, barriers, and those that run beside each other."""
-    tiles = {"x": "AHEAD", "y": "STAGES", "z": "STAGES"}
     shape = "[{}] + {}_desc.block_type.shape, {}_desc.layout"
-    own = [x for x in f.roles if not (x == "u" and f.in_place)]
-    lines = [f"{x}_tiles = tl.allocate_shared_memory({x}_desc.dtype, {shape.format(tiles.get(x, 2), x, x)})" for x in own]
-    layout = "tl.NVMMASharedLayout.get_default_for([D, W], y_desc.dtype)"
-    lines.append(f"state_tiles = tl.allocate_shared_memory(y_desc.dtype, [{f'{f.terms} * ' if f.terms > 1 else ''}BUFFERS, D, W], {layout})")
-    readers = "2" if f.paired else "GROUP" if f.of_rows else "1"
-    arrivals = {"yz_empty": f"1 + {readers}", "s_empty": readers}
-    for ring in f.rings:
-        slots = tiles.get(ring[0], 2)
+    depths = {f.y: "STAGES", f.z: "STAGES"} | dict.fromkeys(f.ours, "AHEAD")
+    places = [*((m, m, depth) for m, depth in depths.items()), ("o", f.results[0], 2)]
+    lines = [f"{tiles}_tiles = tl.allocate_shared_memory({m}_desc.dtype, {shape.format(depth, m, m)})" for tiles, m, depth in places]
+    layout = f"tl.NVMMASharedLayout.get_default_for([D, W], {f.y}_desc.dtype)"
+    lines.append(f"state_tiles = tl.allocate_shared_memory({f.y}_desc.dtype, [{f'{f.terms} * ' if f.terms > 1 else ''}BUFFERS, D, W], {layout})")
+    readers = "2" if f.paired or f.both else "GROUP" if f.of_rows else "1"
+    arrivals = {"x_empty": "2" if f.both else "1", "yz_empty": f"1 + {readers}", "s_empty": readers}
+    for ring, slots in (("x", "AHEAD"), ("yz", "STAGES"), ("s", 2), ("o", 2)):
         found = [f"{ring}_full", f"{ring}_made" if ring == "o" else f"{ring}_empty", *["yz_ready"] * (ring == "yz" and f.made)]
         lines += [f"{x} = tl.allocate_shared_memory(tl.int64, [{slots}, 1], mbarrier.MBarrierLayout())" for x in found]
         lines += [f"for i in tl.static_range({slots}):", *(f"    mbarrier.init({x}.index(i), count={arrivals.get(x, 1)})" for x in found)]
-    loading, summing, computing, leaving = entries
-    beside = [*(computing.format(own=own) for own in range(2)), summing, loading, leaving]
-    registers = ("152, 184" if f.transposed else "144, 200") if f.apart else "152, 152"  # the rest is for the first warpgroup
+    of_features = "160, 176" if f.both else "152, 184" if f.transposed else "144, 200"
+    registers = of_features if f.apart else "152, 152"  # the rest is for the first warpgroup
     return [*lines, "fence_async_shared()", "tl.warp_specialize([", *indented(beside), f"], [4, 4, 1, 1], [{registers}, 24, 24])"]

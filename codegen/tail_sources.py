@@ -6,7 +6,7 @@ from patternc.args import Bound
 from patternc.codegen import tail_blocks, tail_kernels, tail_pass
 from patternc.codegen.tail_backend import plan_of, rest_of
 from patternc.codegen.tail_blocks_text import BlockForm
-from patternc.codegen.tail_pass_form import ROLES, PassForm
+from patternc.codegen.tail_pass_form import PassForm, kernels_of
 from patternc.codegen.tail_text import Form
 from patternc.plan import mask_of
 from patternc.tail_blocks import best_blocks
@@ -32,7 +32,7 @@ def one_pass(compiled, bound: Bound) -> str:
     forms = _forms(compiled, bound)
     texts = [
         tail_pass.generate(PassForm(kernel, form.feature, form.mirrored, i > 0, form.dead)).text
-        for i, form in enumerate(forms) if not (form.steps or form.gated or form.sums) for kernel in ROLES
+        for i, form in enumerate(forms) if not (form.steps or form.gated or form.sums) for kernel in kernels_of(form.feature)
     ]  # fmt: skip
     why = ", with tables or sums of weights" * bool(forms)
     return "\n\n".join(texts) or f"# the term is left to the portable kernels: {plan_of(compiled, bound)}{why}"

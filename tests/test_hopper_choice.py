@@ -98,6 +98,7 @@ def test_every_plan_is_taken_or_refused_in_words(monkeypatch, dtype, d):
             kinds.add(call.plan.forward.kind)
             why = hopper_launch.refusal(call, False, matrices)
             assert why is None or isinstance(why, str)
+            assert hopper_launch.refusal(call, False, matrices | {"o": q.float()}), "a part of a pattern, to which others add theirs"
             assert hopper_launch.takes(call, "forward", False, matrices) is None or why is None
             if why is None and dtype == torch.bfloat16 and kv_heads == 2:
                 made = hopper_choice.choose(call, matrices)

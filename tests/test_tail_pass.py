@@ -10,7 +10,7 @@ from gluon_numbers import Card, Pointer
 import patternc as pc
 from patternc.codegen import offline, tail_pass, tail_pass_launch
 from patternc.codegen.descriptors import reachable
-from patternc.codegen.tail_pass_form import ROLES, PassForm
+from patternc.codegen.tail_pass_form import PassForm, kernels_of
 from patternc.errors import InternalError
 from patternc.tail import feature_map
 
@@ -54,29 +54,32 @@ def entering(form, m, phi, slots, offset, group):
 
 
 def result(form, d, group, n_q, n_k, offset, span, seed, edit=lambda text: text):
-    """`(found, wanted)` of a kernel."""
+    """`(found, wanted)`, the results of a kernel."""
     m, phi = problem(form.feature, d, group, n_q, n_k, offset, form.mirrored)
     slots = -(-max(n_k, n_q - offset) // SLOT)
     states, vectors = entering(form, m, phi, slots, offset, group)
-    name, before = form.roles["o"], np.random.default_rng(1).normal(size=m[form.roles["o"]].shape)
-    start, w = before if form.add else np.zeros_like(before), tail_pass.width(form, d)
-    given = {**m, name: start.copy()}
-    source = tail_pass.generate(form)
-    values = {f"{role}_desc": Card.describe(given[matrix], 64, w if role in "zuo" else d) for role, matrix in form.roles.items()}
-    strides = (s // 8 for s in given[name].strides)
-    values |= {f"{name}_ptr": Pointer(given[name]), **{f"{name}_stride_{a}": s for a, s in zip("bhn", strides)}}
+    start = {o: np.random.default_rng(1).normal(size=m[o].shape) * form.add for o in form.results}
+    given = {**m, **{o: x.copy() for o, x in start.items()}}
+    source, values = tail_pass.generate(form), tail_pass_launch.constants(form, d, HEADS, group) | {"SLOT": SLOT}
+    values |= {f"{matrix}_desc": Card.describe(given[matrix], 64, values[columns]) for matrix, columns in form.described.items()}
+    for o in form.results:
+        strides = (s // 8 for s in given[o].strides)
+        values |= {f"{o}_ptr": Pointer(given[o]), **{f"{o}_stride_{a}": s for a, s in zip("bhn", strides)}}
     values |= {"states_ptr": Pointer(states), "vectors_ptr": Pointer(vectors), "slots": slots, "span": span, "n_q": n_q, "n_k": n_k, "offset": offset}
     values |= {"extent": n_q - offset if form.of_rows else max(n_k, n_q - offset)}
-    values |= tail_pass_launch.constants(form, d, HEADS, group) | {"SLOT": SLOT}
     kernel = source.kernels[form.kernel]
     grid = HEADS // group * -(-slots // span) * tail_pass.parts(form, d)
     values["counts_ptr"] = Pointer(np.zeros(1 + grid, np.int32))
     Card(edit(source.text), form.kernel, seed).run(grid, *(values[p] for p in (*kernel.parameters, *kernel.constants)))
-    return given[name], start + m[name]
+    return [given[o] for o in form.results], [start[o] + m[o] for o in form.results]
 
 
-@pytest.mark.parametrize("kernel", ROLES)
-@pytest.mark.parametrize("feature", ["elu+1", "softmax"])
+def assert_equal(found, wanted):
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+@pytest.mark.parametrize("feature, kernel", [(f, kernel) for f in ("elu+1", "softmax") for kernel in kernels_of(f)])
 @pytest.mark.parametrize("group, n_q, n_k, offset, span, mirrored, add", [
     (1, 300, 300, 0, 9, False, False), (2, 330, 330, 77, 1, False, False), (1, 200, 330, -130, 2, False, True), (2, 257, 200, 40, 1, True, True),
     (1, 300, 190, -50, 2, True, False),
@@ -84,15 +87,14 @@ def result(form, d, group, n_q, n_k, offset, span, seed, edit=lambda text: text)
 def test_numbers(kernel, feature, group, n_q, n_k, offset, span, mirrored, add):
     form = PassForm(kernel, feature, mirrored, add, shared=group > 1)
     found, wanted = result(form, 64, group, n_q, n_k, offset, span, seed=n_q)
-    np.testing.assert_allclose(found, wanted, atol=1e-9)
+    assert_equal(found, wanted)
 
 
-@pytest.mark.parametrize("kernel", ROLES)
-@pytest.mark.parametrize("feature", ["identity", "elu+1", "softmax"])
+@pytest.mark.parametrize("feature, kernel", [(f, kernel) for f in ("identity", "elu+1", "softmax") for kernel in kernels_of(f)])
 def test_slices_and_groups(kernel, feature):
     """At head_dim 128: slices of columns, or rings of two; tiles of two heads."""
     found, wanted = result(PassForm(kernel, feature, shared=True), 128, 2, 190, 190, 5, 2, seed=0)
-    np.testing.assert_allclose(found, wanted, atol=1e-9)
+    assert_equal(found, wanted)
 
 
 class Emulated:
@@ -101,14 +103,13 @@ class Emulated:
     def __init__(self, form, matrices, heads, kv_heads):
         assert all(map(reachable, matrices.values()))
         self.form, self.source = form, tail_pass.generate(form)
-        self.constants = tail_pass_launch.constants(form, matrices[form.roles["x"]].shape[3], heads, heads // kv_heads)
+        self.constants = tail_pass_launch.constants(form, matrices[form.y].shape[3], heads, heads // kv_heads)
         fixed = {f"{m}_{what}" for m in matrices for what in ("ptr", "stride_b", "stride_h", "stride_n")}
         self.decided = [p for p in self.source.kernels[form.kernel].parameters if p not in fixed and not p.endswith("_desc")]
 
     def run(self, programs, values, matrices):
-        w, d = self.constants["W"], self.constants["D"]
         given = {p: Pointer(x.numpy()) if isinstance(x, torch.Tensor) else x for p, x in values.items()}
-        given |= {f"{role}_desc": Card.describe(matrices[m].numpy(), 64, w if role in "zuo" else d) for role, m in self.form.roles.items()}
+        given |= {f"{m}_desc": Card.describe(matrices[m].numpy(), 64, self.constants[columns]) for m, columns in self.form.described.items()}
         for m, x in matrices.items():
             given |= {f"{m}_ptr": Pointer(x.numpy()), **{f"{m}_stride_{axis}": x.stride(i) for i, axis in enumerate("bhn")}} | self.constants
         kernel = self.source.kernels[self.form.kernel]
@@ -159,13 +160,14 @@ def test_mistakes_are_found(mistake):
     with pytest.raises((AssertionError, InternalError)):
         for seed in range(6):
             found, wanted = result(form, 64, 1, 500, 600, -100, 9, seed, lambda text: text.replace(right, wrong))
-            np.testing.assert_allclose(found, wanted, atol=1e-9)
+            assert_equal(found, wanted)
 
 
 def test_compiled():
     """Products run while others are issued, and at most some addresses go through the stack."""
-    cases = [(PassForm(kernel, "softmax"), 128, 1) for kernel in ROLES]
-    cases += [(PassForm("backward_q", "elu+1"), 128, 1), (PassForm("backward_k", "softmax", True, True, dead=True), 64, 4)]
+    cases = [(PassForm(kernel, "softmax"), 128, 1) for kernel in kernels_of("softmax")]
+    cases += [(PassForm("backward_q", "elu+1"), 128, 1), (PassForm("backward_k", "elu+1", True, True, dead=True), 64, 4)]
+    cases += [(PassForm("backward_kv", "softmax", True, True, dead=True, shared=True), d, 4) for d in tail_pass_launch.WIDTHS]
     jobs = [offline.TailJob(tail_pass.generate(f), f.kernel, "bf16", d, d, tail_pass.config_of(f, d), heads=16, group=group) for f, d, group in cases]
     for (form, d, group), report in zip(cases, offline.compile_all(jobs)):
         products = d // 16 * form.terms + d // 16 + 4  # of a warpgroup that computes results: by the state, scores, and values
@@ -183,8 +185,7 @@ def test_deal(slots, heads, processors, wanted):
     assert tail_pass_launch.deal(slots, heads, processors) == wanted
 
 
-@pytest.mark.parametrize("kernel", ROLES)
-@pytest.mark.parametrize("feature", ["elu+1", "softmax"])
+@pytest.mark.parametrize("feature, kernel", [(f, kernel) for f in ("elu+1", "softmax") for kernel in kernels_of(f)])
 def test_everything_fits(kernel, feature):
     form = PassForm(kernel, feature)
     for d in tail_pass_launch.WIDTHS:
