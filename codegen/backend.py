@@ -38,7 +38,6 @@ MOST_HEAD_DIM = 256
 TYPICAL, TYPICAL_HEADS = 8192, 8  # tokens and heads for which configurations are chosen
 MOST_KEPT = 256  # things that are kept with a call's args
 MOST_LENGTHS = 64  # lengths whose schedules are kept
-LENGTHS = tuple(1 << i for i in range(9, 17))  # at which kernels are launched, for all that a pattern's calls may need
 
 
 def check(q: torch.Tensor, v: torch.Tensor) -> None:
@@ -164,23 +163,23 @@ def _make_call(compiled, scale: float, bound: Bound, device: torch.device, shape
             schedule=lambda *given: _schedule(own, plan, on_device, device, shape, *given),
             groups=groups,
             lengths=(bound.n_q, bound.n_k),
-            others=lru_cache(lambda: _others(own, plan, scale, bound, device, shape, near)),
+            others=lru_cache(lambda lengths: _others(own, plan, scale, bound, device, shape, near, lengths)),
         )
 
     return call(compiled, plan, tuple(call(compiled.of(group.pattern), group.plan) for group in groups_of(plan)))
 
 
-def _others(compiled, plan: Plan, scale: float, bound: Bound, device: torch.device, shape: Shape, near: bool) -> list[Call]:
-    """Calls of the same plan on as many queries as keys, where this one has as many."""
+def _others(compiled, plan: Plan, scale: float, bound: Bound, device: torch.device, shape: Shape, near: bool, lengths: tuple[int, ...]) -> list[Call]:
+    """Calls that visit tiles in the same way, on as many queries as keys, where this one has as many."""
     found = []
-    for n in LENGTHS if bound.n_q == bound.n_k else ():
+    for n in lengths if bound.n_q == bound.n_k else ():
         try:
             sizes = {"n_q": n, "n_k": n, "heads": bound.heads, "batch": bound.batch}
             other = replace(bound, **sizes) if bound.uses else bind(compiled.exact, {}, **sizes)
             call = _make_call(compiled, scale, other, device, shape, near)
         except PatterncError:  # a pattern of some lengths only
             continue
-        found += [call] if call.plan == plan else []
+        found += [call] if (call.plan.forward, call.plan.transposed) == (plan.forward, plan.transposed) else []
     return found
 
 

@@ -34,7 +34,7 @@ class Call:
         configs: configurations by kernel that replace the built-in ones.
         groups: for plans by groups of heads, a call for the plan of each.
         lengths: of the queries and keys; without them those of the matrices.
-        others: `others()`, calls of the same plan at other lengths, for what these launch (`lengths.py`).
+        others: `others(lengths)`, calls at other lengths that visit tiles in the same way, for what these launch (`lengths.py`).
         ready: what kernels are launched with, for a call that is kept: by kernel and layout.  None where args may change.
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache
 
 import torch
@@ -16,10 +17,10 @@ from triton.runtime.errors import OutOfResources
 from patternc.codegen.call import Call
 from patternc.codegen.device import precision
 from patternc.codegen.dispatch import renamed
-from patternc.codegen.lengths import compile_others, settle
+from patternc.codegen.lengths import compile_beside, compile_others, first_launch, settle
 from patternc.codegen.matrices import empty, in_rows
 from patternc.codegen.prepared import captured, step_down
-from patternc.codegen.ready import ready_of
+from patternc.codegen.ready import Ready, ready_of
 from patternc.orders.boxes import BoxAxis
 from patternc.orders.vectors import gathered, whole
 
@@ -62,17 +63,16 @@ def attention_backward(
     matrices = {"q": in_rows(flipped), "k": in_rows(k), "v": in_rows(v), "do": do}
     shared = {"scale": scale, "score_scale": scale * LOG2E}
     by_keys = [part for call in by_keys or calls for part in call.by_key_heads(q.shape[1] // k.shape[1])]
-    found: dict[str, torch.Tensor] = {}
-    for kernel, chain, own in (("backward_dq", calls, {"dq": q}), ("backward_dkdv", by_keys, {"dk": k, "dv": v})):
-        for number, call in enumerate(chain):
-            before = {f"{name}0": found[name] for name in own} if number else {}
-            dtype = q.dtype if call is chain[-1] else torch.float32
-            given = dict(zip(("dq", "dk", "dv"), onto)) if onto is not None and call is chain[-1] else {}
-            found |= {name: given[name] if given else empty(x, x.shape[2], x.shape[3], dtype) for name, x in own.items()}
-            mine = {name: found[name] for name in own} | before
-            _launch(call, kernel, {**matrices, **mine}, shared, bool(before), in_order(call, kernel, vectors, q.shape[2]))
-    dq = found["dq"]
-    return (dq if sign == 1 else dq.neg_() if sign else dq.zero_()), found["dk"], found["dv"]
+    dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
+    if len(by_keys) == 1:
+        _compile_ahead(by_keys[0], "backward_dkdv", {**matrices, "dk": dk, "dv": dv}, shared, vectors)
+    for kernel, chain, own in (("backward_dq", calls, {"dq": dq}), ("backward_dkdv", by_keys, {"dk": dk, "dv": dv})):
+        before: dict[str, torch.Tensor] = {}
+        for call in chain:
+            mine = own if call is chain[-1] else {name: empty(x, x.shape[2], x.shape[3], torch.float32) for name, x in own.items()}
+            _launch(call, kernel, {**matrices, **mine, **before}, shared, bool(before), in_order(call, kernel, vectors, q.shape[2]))
+            before = {f"{name}0": x for name, x in mine.items()}
+    return (dq if sign == 1 else dq.neg_() if sign else dq.zero_()), dk, dv
 
 
 def gradient_of_lse(lse: torch.Tensor, dlse: torch.Tensor | None) -> torch.Tensor:
@@ -141,9 +141,7 @@ def layout_of(x: torch.Tensor) -> tuple:
 
 def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, later: bool = False, each: list[dict] = ()) -> None:
     """Run a kernel; `extra` are parameters that the call decides, `each` those that every member of the call has for itself."""
-    any_v = matrices.get("v", matrices.get("do"))
-    device, dtype = any_v.device, any_v.dtype
-    key = (name, device, dtype, precision(dtype), later, *[layout_of(x) for x in matrices.values()])
+    device, key = _key(name, matrices, later)
     while True:
         ready = call.ready.get(key) if call.ready is not None else None
         new = ready is None
@@ -152,11 +150,10 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
             settle(ready.launch)
         if not ready.grid:
             return
-        values = dict(extra)
-        for number, (part, own) in enumerate(zip(ready.launch.kernel.groups or (ready.launch.kernel,), each)):
-            values |= renamed(number, part, own)
+        values = _values(ready, extra, each)
         try:
-            ready.run(values, matrices, device)
+            with first_launch() if new else nullcontext():
+                ready.run(values, matrices, device)
             if new:
                 compile_others(call, ready, matrices, values, later, device)
             return
@@ -164,3 +161,26 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
             if call.ready is not None:
                 call.ready.pop(key, None)
             step_down(call, name, ready.launch, ready.key, error)
+
+
+def _compile_ahead(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, vectors: torch.Tensor) -> None:
+    """Have a kernel of a backward compiled beside the one before it, where it was not launched yet."""
+    device, key = _key(name, matrices, False)
+    if call.ready is not None and key not in call.ready:
+        ready = ready_of(call, name, matrices, False, device, key)
+        call.ready.pop(key, None)  # its launch is the first one
+        if ready.grid:
+            compile_beside(ready, matrices, _values(ready, extra, in_order(call, name, vectors, matrices["q"].shape[2])), device)
+
+
+def _key(name: str, matrices: dict[str, torch.Tensor], later: bool) -> tuple[torch.device, tuple]:
+    """The device of a launch, and what it depends on beside its call."""
+    any_v = matrices.get("v", matrices.get("do"))
+    return any_v.device, (name, any_v.device, any_v.dtype, precision(any_v.dtype), later, *[layout_of(x) for x in matrices.values()])
+
+
+def _values(ready: Ready, extra: dict, each: list[dict]) -> dict:
+    values = dict(extra)
+    for number, (part, own) in enumerate(zip(ready.launch.kernel.groups or (ready.launch.kernel,), each)):
+        values |= renamed(number, part, own)
+    return values

@@ -2,13 +2,18 @@
 
 Which kernel runs depends on lengths: row tiles may be dealt by a schedule, or cut into pieces (`schedule.py`), and the forward may be the
 portable one or that for Hopper.  All are compiled beside what the process goes on with, and side by side: by a thread that asks for them, and
-as many others as there are kernels.  A call that needs one of them sooner waits for it.
+as many others as there are kernels.  Threads share Python's lock, so they begin when no first launch has been compiling for a while, as a
+backward does soon after its forward.  A call that needs one of them sooner waits for it.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -22,9 +27,40 @@ from patternc.codegen.pieces import RESULTS, merge_of, workspace
 from patternc.codegen.prepared import Launch, prepare
 from patternc.codegen.ready import Ready, dealt_of
 
-KINDS = ("formula", "table")  # directions whose kernels are the same at all lengths, and soon found
+KINDS = ("formula", "table", "boxes")  # directions whose kernels are the same at all lengths, or few and soon found
+LENGTHS = tuple(1 << i for i in range(9, 17))  # at which kernels are launched, for all that a pattern's calls may need
+QUIET = 0.5  # s without a first launch
 _done: set[tuple] = set()
 _pending: dict[tuple, Future] = {}  # by `_code`, what is being compiled
+_needed = threading.Event()  # somebody waits for it
+
+
+class _First:
+    """The first launches that are compiling now, and when the last one ended."""
+
+    running, ended = 0, 0.0
+
+
+@contextmanager
+def first_launch():
+    """Around a first launch, which compiles."""
+    _First.running += 1
+    try:
+        yield
+    finally:
+        _First.running, _First.ended = _First.running - 1, time.monotonic()
+
+
+def compile_beside(ready: Ready, matrices: dict[str, torch.Tensor], values: dict, device: torch.device) -> None:
+    """Have a kernel that is launched soon compiled beside what is launched before.
+
+    Args:
+        values: parameters that the call decides, beside those of `ready`.
+    """
+    launch = ready.launch
+    if not launch.compiled and _compiles(launch, device):
+        kernels = [(launch, launch.parameters({**values, **ready.values}, matrices))]
+        _pending[_code(launch)] = _thread("first").submit(_compile, device, kernels)
 
 
 def compile_others(call: Call, ready: Ready, matrices: dict[str, torch.Tensor], values: dict, later: bool, device: torch.device) -> None:
@@ -38,7 +74,7 @@ def compile_others(call: Call, ready: Ready, matrices: dict[str, torch.Tensor], 
     key = launch.function, device, launch.config, launch.copies, fixed, *(x.dtype for x in matrices.values())
     if key in _done or axis is None or axis.kind not in KINDS or call.others is None or call.configs or call.variant is not None:
         return
-    if not isinstance(launch.function, triton.runtime.JITFunction) or device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if not _compiles(launch, device):
         return
     _done.add(key)
     about = [cache.name_of(launch.kernel.text), later, *key[2:], processors(device), triton.runtime.driver.active.get_current_target()]
@@ -46,10 +82,10 @@ def compile_others(call: Call, ready: Ready, matrices: dict[str, torch.Tensor], 
     if cache.holds(note):
         return
     own, found = {_code(launch), *([_code(launch.merge)] if launch.merge else [])}, {}
-    for other in call.others():
-        usual = prepare(other, ready.name, matrices, later)
+    for other, shorter in _others(call, axis, matrices):
+        usual = prepare(other, ready.name, shorter, later)
         dealt = dealt_of(other, ready.name, usual)
-        made = usual if dealt is None else prepare(other, ready.name, matrices, later, dealt.form)
+        made = usual if dealt is None else prepare(other, ready.name, shorter, later, dealt.form)
         if _code(made) in found:
             continue
         given = {**values, **runtime_values(call, made.kernel, made.config, device), **(dealt.values() if dealt else {})}
@@ -61,7 +97,23 @@ def compile_others(call: Call, ready: Ready, matrices: dict[str, torch.Tensor], 
     alike = {name: _like(x) for name, x in matrices.items()}
     wanted = {code: each for code, each in found.items() if code not in own}
     kernels = [(made, made.parameters({x: _like(y) for x, y in given.items()}, alike)) for made, given in wanted.values()]
-    _pending.update(dict.fromkeys(wanted, _thread().submit(_compile, device, kernels, note)))
+    _pending.update(dict.fromkeys(wanted, _thread("others").submit(_compile_later, device, kernels, note)))
+
+
+def _others(call: Call, axis, matrices: dict[str, torch.Tensor]) -> Iterator[tuple[Call, dict[str, torch.Tensor]]]:
+    """Calls at other lengths, and matrices: their lengths matter in digits alone, where whole periods may be described and others not."""
+    if axis.kind != "boxes":
+        yield from ((other, matrices) for other in call.others(LENGTHS))
+        return
+    period = axis.order.strides[0]
+    n = min(x.shape[2] for x in matrices.values()) // period * period
+    for other in call.others((n, n - 1)) if n > 1 else ():
+        yield other, {name: x[:, :, : other.lengths[0]] for name, x in matrices.items()}
+
+
+def _compiles(launch: Launch, device: torch.device) -> bool:
+    """Whether a kernel is compiled, not interpreted, and nothing forbids it now."""
+    return isinstance(launch.function, triton.runtime.JITFunction) and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def settle(launch: Launch) -> None:
@@ -69,18 +121,24 @@ def settle(launch: Launch) -> None:
     for own in (launch, launch.merge):
         future = _pending.pop(_code(own), None) if own is not None else None
         if future is not None:
-            wait([future])
+            _wait([future])
 
 
 def settle_all() -> None:
     """Wait for all that is being compiled."""
-    wait(_pending.values())
+    _wait(_pending.values())
     _pending.clear()
 
 
-@lru_cache(maxsize=1)
-def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="patternc compiles")
+def _wait(futures) -> None:
+    _needed.set()
+    wait(futures)
+    _needed.clear()
+
+
+@lru_cache
+def _thread(name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix=f"patternc compiles {name}")
 
 
 def _like(x):
@@ -93,10 +151,18 @@ def _code(launch: Launch) -> tuple:
     return launch.function, *(launch.values.get(name) for name in launch.kernel.constants)
 
 
-def _compile(device: torch.device, kernels: list[tuple[Launch, dict]], note: str) -> None:
+def _compile_later(device: torch.device, kernels: list[tuple[Launch, dict]], note: str) -> None:
+    while _First.running or time.monotonic() - _First.ended < QUIET:
+        if _needed.wait(0.05):
+            break
+    if threading.main_thread().is_alive():  # else the process ends, and waits for this
+        _compile(device, kernels)
+        cache.store(note)
+
+
+def _compile(device: torch.device, kernels: list[tuple[Launch, dict]]) -> None:
     """What cannot be compiled is left to the launch that needs it, which will say so."""
     count = max(1, min(len(kernels), os.cpu_count() or 1))
     with on(device), ThreadPoolExecutor(count) as threads, triton.AsyncCompileMode(threads, ignore_errors=True):
         for launch, parameters in kernels:
             launch.function.warmup(**parameters, grid=(1,), num_warps=launch.config.warps, num_stages=launch.config.stages)
-    cache.store(note)

@@ -196,10 +196,13 @@ def recorded():
 
 def split(pattern: str, direction: str, work: Callable, calls: int) -> CallRow:
     """A call's host time, and that of its launches alone."""
+    from patternc.codegen.lengths import settle_all
+
     for _ in range(2):  # the first one may compile
         with recorded() as launches:
             work()
             _wait()()
+    settle_all()  # threads that compile would share Python's lock
     calls = max(1, min(calls, QUEUE // (2 * len(launches) or 1)))  # torch's own launches are about as many
 
     def again():

@@ -17,6 +17,7 @@ from patternc.passes import variables
 from patternc.visits import tiles_of_runs
 
 LARGEST = 256  # values of one digit in a box
+WORTH = 1 / 32  # of the tiles: less is not worth other kernels, for boxes that begin elsewhere, which some lengths would ask for and others not
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ class Sizes:
 
     def span(self, side: str) -> tuple[int, int]:
         return (self.q_start, self.q_start + self.n_q - 1) if side == "q" else (0, self.n_k - 1)
-
 
 @dataclass(frozen=True)
 class Boxes:
@@ -177,7 +177,7 @@ class PartCounts:
                     product = product * self.count(i, a, offset)[sort][..., places[i]]
                 totals.append((product.sum(tuple(range(product.ndim - 1))) * unread).tolist())
             for tiles, full, box in zip(*totals, shapes):
-                key = tiles, -full, [-x for x in reversed(box)]
+                key = tiles * (1 + WORTH * offset), -full, [-x for x in reversed(box)]
                 if best is None or key < best[0]:
                     best = key, (tiles, full, offset, box)
         return best[1]
