@@ -15,7 +15,7 @@ from patternc.codegen import short, tail_backend
 from patternc.codegen.device import precision, processors
 from patternc.codegen.kernels import generate
 from patternc.codegen.known import Known, KnownBackward
-from patternc.codegen.launch import Call, attention_backward, attention_forward, layout_of
+from patternc.codegen.launch import Call, attention_backward, attention_forward, layout_of, row_vectors
 from patternc.codegen.lines import Lines
 from patternc.codegen.norms import backward_norms, norms
 from patternc.codegen.parameters import prepared_args
@@ -59,8 +59,8 @@ def check(q: torch.Tensor, v: torch.Tensor) -> None:
 
 
 __all__ = [
-    "backward", "backward_norms", "backward_quotient", "call_of", "check", "check_width", "forward", "norms", "quotient", "source", "tail_backward",
-    "tail_forward",
+    "backward", "backward_norms", "backward_quotient", "call_of", "check", "check_width", "forward", "norms", "quotient", "row_vectors", "source",
+    "tail_backward", "tail_forward",
 ]  # fmt: skip
 
 
@@ -96,17 +96,17 @@ def _keep(bound: Bound, key: tuple, known: Known | KnownBackward | None) -> None
         bound.kept[key] = known
 
 
-def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound, onto: tuple | None = None):
-    key = compiled, scale, *map(layout_of, (q, k, v, out, dout, *(onto or ()))), precision(q.dtype), data_of(bound)
+def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound, onto: tuple | None = None, vectors: torch.Tensor | None = None):
+    key = compiled, scale, *map(layout_of, (q, k, v, out, dout, *(onto or ()))), precision(q.dtype), data_of(bound), vectors is None
     known = bound.kept.get(key)
     if known is not None:
-        return known.run(q, k, v, out, lse, dout, dlse, onto)
+        return known.run(q, k, v, out, lse, dout, dlse, onto, vectors)
     by_queries, by_keys = (compiled.parts_at(bound, shape_of(q, v), column) for column in "kq")
     calls = {part: call_of(part, scale, bound, q, k, v, out, dout) for part in dict.fromkeys((*by_queries, *by_keys))}
     queries, keys = ([calls[part] for part in parts] for parts in (by_queries, by_keys))
-    found = attention_backward(queries, q, k, v, out, lse, dout, dlse, keys, onto)
+    found = attention_backward(queries, q, k, v, out, lse, dout, dlse, keys, onto, vectors)
     if len(calls) == 1:
-        _keep(bound, key, KnownBackward.of(queries[0], q, k, v, out, dout, found))
+        _keep(bound, key, KnownBackward.of(queries[0], q, k, v, out, dout, found, vectors))
     return found
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from patternc.codegen.call import Call
-from patternc.codegen.launch import LOG2E, Partial, gradient_of_lse, in_order, layout_of
+from patternc.codegen.launch import LOG2E, Partial, gradient_of_lse, in_order, layout_of, row_vectors
 from patternc.codegen.matrices import empty
 from patternc.codegen.ready import Ready
-from patternc.orders.vectors import whole
 
 
 @dataclass(frozen=True)
@@ -37,35 +36,36 @@ class Known:
 
 @dataclass(frozen=True)
 class KnownBackward:
-    """A backward: its three kernels, and what puts pieces together."""
+    """A backward: its three kernels, and what puts pieces together; no kernel of rows where their vectors are given."""
 
-    rows: Ready
+    rows: Ready | None
     dq: Ready
     dkdv: Ready
     call: Call
 
     @staticmethod
-    def of(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor, do: torch.Tensor, found: tuple) -> KnownBackward | None:
+    def of(call: Call, q, k, v, o, do, found: tuple, vectors: torch.Tensor | None) -> KnownBackward | None:
         """From a backward that `found` gradients; None as for a forward, and where groups of heads have kernels of their own."""
         if "heads" in (call.plan.forward.kind, call.plan.transposed.kind):
             return None
         dq, dk, dv = found
         inputs = q, k, v, do
-        kernels = _ready(call, "backward_rows", o, do), _ready(call, "backward_dq", *inputs, dq), _ready(call, "backward_dkdv", *inputs, dk, dv)
-        return KnownBackward(*kernels, call) if all(kernels) else None
+        kernels = _ready(call, "backward_dq", *inputs, dq), _ready(call, "backward_dkdv", *inputs, dk, dv)
+        rows = _ready(call, "backward_rows", o, do) if vectors is None else None
+        return KnownBackward(rows, *kernels, call) if all(kernels) and (rows or vectors is not None) else None
 
-    def run(self, q, k, v, o, lse, do, dlse, onto: tuple | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`(dq, dk, dv)`, written to `onto` where it is given."""
-        b, heads, n_q = lse.shape
-        both = torch.empty(2, b, heads, whole(n_q), dtype=torch.float32, device=lse.device)
-        vectors = dict(zip(("delta_ptr", "lse2_ptr"), both))
-        self.rows.run({"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), **vectors}, {"o": o, "do": do}, q.device)
+    def run(self, q, k, v, o, lse, do, dlse, onto: tuple | None = None, vectors: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        """`(dq, dk, dv)`, as from `launch.attention_backward`."""
+        both = row_vectors(lse) if vectors is None else vectors
+        of_rows = dict(zip(("delta_ptr", "lse2_ptr"), both))
+        if vectors is None:
+            self.rows.run({"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), **of_rows}, {"o": o, "do": do}, q.device)
         dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
         scale = self.call.scale
-        values = {"scale": scale, "score_scale": scale * LOG2E, **vectors}
+        values = {"scale": scale, "score_scale": scale * LOG2E, **of_rows}
         matrices = {"q": q, "k": k, "v": v, "do": do}
         self.dq.run(values, {**matrices, "dq": dq}, q.device)
-        (own,) = in_order(self.call, "backward_dkdv", both, n_q)
+        (own,) = in_order(self.call, "backward_dkdv", both, q.shape[2])
         self.dkdv.run(values | own, {**matrices, "dk": dk, "dv": dv}, q.device)
         return dq, dk, dv
 

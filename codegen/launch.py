@@ -43,7 +43,7 @@ def attention_forward(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Ten
 
 
 def attention_backward(
-    calls: Call | list[Call], q, k, v, o, lse, do, dlse=None, by_keys: list[Call] | None = None, onto: tuple | None = None
+    calls: Call | list[Call], q, k, v, o, lse, do, dlse=None, by_keys: list[Call] | None = None, onto: tuple | None = None, vectors=None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(dq, dk, dv)` from the forward's inputs and results and the gradients of `o` and, where it has one, of `lse`.
 
@@ -51,14 +51,14 @@ def attention_backward(
         calls: of the parts of a pattern, for dq.
         by_keys: of its parts for dk and dv, by default the same.
         onto: tensors, of the dtypes of q, k and v, that the results are written to.
+        vectors: `row_vectors` that are known already.
     """
     calls = calls if isinstance(calls, list) else [calls]
     do = in_rows(do.to(o.dtype), warn=False)
-    dlse = gradient_of_lse(lse, dlse)
-    vectors = torch.empty(2, *lse.shape[:2], whole(lse.shape[2]), dtype=torch.float32, device=lse.device)
-    delta, lse2 = vectors
-    o = in_rows(o)
-    _launch(calls[0], "backward_rows", {"o": o, "do": do}, {"lse_ptr": lse, "dlse_ptr": dlse, "delta_ptr": delta, "lse2_ptr": lse2})
+    if vectors is None:
+        delta, lse2 = vectors = row_vectors(lse)
+        extra = {"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), "delta_ptr": delta, "lse2_ptr": lse2}
+        _launch(calls[0], "backward_rows", {"o": in_rows(o), "do": do}, extra)
     flipped, scale, sign = _positive(q, calls[0].scale)
     matrices = {"q": in_rows(flipped), "k": in_rows(k), "v": in_rows(v), "do": do}
     shared = {"scale": scale, "score_scale": scale * LOG2E}
@@ -73,6 +73,12 @@ def attention_backward(
             _launch(call, kernel, {**matrices, **mine, **before}, shared, bool(before), in_order(call, kernel, vectors, q.shape[2]))
             before = {f"{name}0": x for name, x in mine.items()}
     return (dq if sign == 1 else dq.neg_() if sign else dq.zero_()), dk, dv
+
+
+def row_vectors(lse: torch.Tensor) -> torch.Tensor:
+    """Memory for delta and lse in base 2 of each query, as the kernels of the backward read them: [2, B, H, n_q and more]."""
+    b, heads, n = lse.shape
+    return torch.empty(2, b, heads, whole(n), dtype=torch.float32, device=lse.device)
 
 
 def gradient_of_lse(lse: torch.Tensor, dlse: torch.Tensor | None) -> torch.Tensor:

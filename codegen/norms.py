@@ -2,7 +2,8 @@
 
     y = o r_o g_o + t r_t g_t          r_x = (mean(x^2) + eps)^-1/2 over the columns of a row
 
-Nothing is kept for the backward but o and t themselves: r is found again where they are read.
+Nothing is kept for the backward but o and t themselves: r is found again where they are read.  Where the gradient of o goes to an attention's
+backward, what that needs of each row (`kernels._backward_rows`) is found here too, since both its factors are there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import torch
 
 from patternc.codegen import row_kernels as rows
 from patternc.codegen.frame import header, indent
+from patternc.codegen.kernels import WHOLE
 from patternc.codegen.matrices import empty, in_rows
+from patternc.orders.vectors import VECTOR
 from patternc.tail import RMS_EPS
 
 STEPS = 16  # times, at most, that a program of the backward takes as many rows, for one sum of the gradients of scales
@@ -34,6 +37,15 @@ CONSTANTS = [*rows.CONSTANTS, "EPS"]
 SCALES = [f"{x}_scale = tl.load({x}_scale_ptr + h * DV + e, mask=e < DV, other=0.0).to(tl.float32)" for x in "ot"]
 UNITS = ["ok = first + tl.arange(0, BLOCK) < n_q", rows.load("o"), rows.load("t"), *(f"{x}_unit, {x}_r = _unit({x}, DV, EPS)" for x in "ot")]
 
+OF_ROWS = ["lse_ptr", "dlse_ptr", "delta_ptr", "lse2_ptr"]
+VECTORS = [  # of do as it is stored
+    "row = first + tl.arange(0, BLOCK)", "at, place = (b * HEADS + h) * n_q + row, (b * HEADS + h) * whole + row",
+    'lse = tl.load(lse_ptr + at, mask=ok, other=float("-inf"))', "dlse = tl.load(dlse_ptr + at, mask=ok, other=0.0)",
+    'empty = lse == float("-inf")', "delta = tl.sum(o * do.to(do_ptr.dtype.element_ty).to(tl.float32), 1)",
+    "tl.store(delta_ptr + place, tl.where(empty, 0.0, delta - dlse), mask=ok)",
+    'tl.store(lse2_ptr + place, tl.where(empty, float("inf"), lse * 1.4426950408889634), mask=ok)',
+]  # fmt: skip
+
 
 def _forward() -> str:
     body = [
@@ -53,17 +65,22 @@ def _backward() -> str:
         "do = tl.minimum(tl.maximum(do, -LARGEST), LARGEST)  # a row of zeros has a slope of 1 / sqrt(eps)",
         *(f"{x}_sum += {x}_more" for x in "ot"),
         rows.store("do"), rows.store("dt"),
+        "if VECTORS:", *("    " + line for line in VECTORS),
     ]  # fmt: skip
     body = [
         *rows.program("BLOCK * STEPS"), *rows.bases("o", "t", "dy", "do", "dt"), *SCALES,
-        *(f"{x}_sum = tl.zeros([BLOCK, BLOCK_DV], tl.float32)" for x in "ot"),
+        *(f"{x}_sum = tl.zeros([BLOCK, BLOCK_DV], tl.float32)" for x in "ot"), WHOLE,
         "for step in range(0, STEPS):", *("    " + line for line in step),
         "sums = sums_ptr + tl.cast(program, tl.int64) * 2 * DV + e",
         "tl.store(sums, tl.sum(o_sum, 0), mask=e < DV)", "tl.store(sums + DV, tl.sum(t_sum, 0), mask=e < DV)",
+        "if VECTORS and program % parts == parts - 1:  # beyond the last row",
+        f"    beyond = n_q + tl.arange(0, {VECTOR})",
+        "    tl.store(delta_ptr + (b * HEADS + h) * whole + beyond, 0.0, mask=beyond < whole)",
+        '    tl.store(lse2_ptr + (b * HEADS + h) * whole + beyond, float("inf"), mask=beyond < whole)',
     ]  # fmt: skip
-    parameters = [*rows.parameters("o", "t", "dy", "do", "dt"), "o_scale_ptr", "t_scale_ptr", "sums_ptr", "n_q"]
-    doc = "do, dt, and each program's sums of the scales' gradients [B, HEADS, parts, 2, DV]."
-    return header("backward_norms", parameters, [*CONSTANTS, "STEPS", "LARGEST"], doc) + indent(body)
+    parameters = [*rows.parameters("o", "t", "dy", "do", "dt"), "o_scale_ptr", "t_scale_ptr", "sums_ptr", *OF_ROWS, "n_q"]
+    doc = "do, dt, each program's sums of the scales' gradients [B, HEADS, parts, 2, DV], and where VECTORS what `backward_rows` finds."
+    return header("backward_norms", parameters, [*CONSTANTS, "STEPS", "LARGEST", "VECTORS"], doc) + indent(body)
 
 
 TEXT = rows.module("The sum of two RMSNorms", HELPERS, _forward(), _backward())
@@ -77,14 +94,20 @@ def norms(o: torch.Tensor, t: torch.Tensor, o_scale: torch.Tensor, t_scale: torc
     return y
 
 
-def backward_norms(dy, o, t, o_scale, t_scale) -> tuple[torch.Tensor, ...]:
-    """Gradients of `norms`: those of o and t, in their dtypes, and of both scales."""
+def backward_norms(dy, o, t, o_scale, t_scale, of_rows: tuple[torch.Tensor, ...] | None = None) -> tuple[torch.Tensor, ...]:
+    """Gradients of `norms`: those of o and t, in their dtypes, and of both scales.
+
+    Args:
+        of_rows: lse and its gradient, float32 [B, H, n], of the attention that o is of, and vectors (`launch.row_vectors`) to write to.
+    """
     o, t, dy = in_rows(o), in_rows(t), in_rows(dy, warn=False)
     do, dt = (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (o, t))
     b, heads, n, dv = o.shape
     steps = min(STEPS, 1 << max(-(-n // rows.rows_of(dv)) - 1, 0).bit_length())
     sums = torch.empty(b, heads, -(-n // (rows.rows_of(dv) * steps)), 2, dv, dtype=torch.float32, device=o.device)
-    vectors = {"o_scale": o_scale.contiguous(), "t_scale": t_scale.contiguous(), "sums": sums}
+    lse, dlse, (delta, lse2) = of_rows or (sums, sums, (sums, sums))
+    vectors = {"o_scale": o_scale.contiguous(), "t_scale": t_scale.contiguous(), "sums": sums, "lse": lse, "dlse": dlse, "delta": delta, "lse2": lse2}
     matrices = {"o": o, "t": t, "dy": dy, "do": do, "dt": dt}
-    rows.launch(TEXT, "backward_norms", matrices, vectors, steps, EPS=RMS_EPS, STEPS=steps, LARGEST=torch.finfo(o.dtype).max)
+    largest = torch.finfo(o.dtype).max
+    rows.launch(TEXT, "backward_norms", matrices, vectors, steps, EPS=RMS_EPS, STEPS=steps, LARGEST=largest, VECTORS=of_rows is not None)
     return do, dt, sums[..., 0, :].sum((0, 2)).to(o_scale.dtype), sums[..., 1, :].sum((0, 2)).to(t_scale.dtype)

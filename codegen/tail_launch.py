@@ -90,7 +90,7 @@ def tail_forward(call: TailCall, q, k, v, sums: bool, keep: bool = True, onto: t
         torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if sums else None,
     )
     q, k, v = run.operands(q, k, v)
-    states = run.key_states(k, v)
+    states = run.states("key_states", {"k": k, "v": v}, {})
     if not add:
         run.clear(o, weights)
     run.launch("forward", {"q": q, "k": k, "v": v, "o": o}, {"sums_ptr": weights, "states_ptr": states[0], "vectors_ptr": states[1]})
@@ -111,10 +111,10 @@ def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: States | None
     do = in_rows(do.to(v.dtype), warn=False)
     dsums = None if dsums is None else dsums.contiguous()
     matrices = {"q": q, "k": k, "v": v, "do": do}
-    states = run.key_states(k, v) if states is None else states
+    states = run.states("key_states", {"k": k, "v": v}, {}) if states is None else states
     run.launch("backward_q", {**matrices, "dq": dq}, {"dsums_ptr": dsums, "states_ptr": states[0], "vectors_ptr": states[1]})
     del states  # of the keys: those of the rows take as much memory
-    states = run.row_states(q, do, dsums)
+    states = run.states("row_states", {"q": q, "do": do}, {"dsums_ptr": dsums})
     matrices |= {"dk": dk, "dv": dv}
     for name in BY_KEYS if not run.each else kernels_of(call.feature)[2:]:
         given = {m: matrices[m] for m in BY_KEYS.get(name, matrices)}
@@ -193,15 +193,8 @@ class _Run:
             if x is not None:
                 (x[:, :, max(x.shape[2] - offset, 0) :] if self.slots.mirrored else x[:, :, :offset]).zero_()
 
-    def key_states(self, k, v) -> States:
-        """The states that enter the slots."""
-        return self._states("key_states", {"k": k, "v": v}, {})
-
-    def row_states(self, q, do, dsums) -> States:
-        """The gradients of the states that leave the slots."""
-        return self._states("row_states", {"q": q, "do": do}, {"dsums_ptr": dsums})
-
-    def _states(self, name: str, matrices: dict, vectors: dict) -> States:
+    def states(self, name: str, matrices: dict, vectors: dict) -> States:
+        """Those that enter the slots, of keys, or the gradients of those that leave them, of rows."""
         count, d, dv = self.shape
         if 0 < self.slots.count <= self.each:  # programs begin where nothing has been added
             return torch.empty(0, dtype=self.dtype, device=self.device), torch.empty(0, dtype=torch.float32, device=self.device)
@@ -280,6 +273,8 @@ class _Run:
         """Tiles of rows, or keys, that programs take, and the first one of rows; the slots that programs of a scan take."""
         if name in SCANS:
             return {"span": self.span(name)}
+        if name in STATES:
+            return dict(zip(("first_slot", "needed"), tail_pass_launch.needed(name, self.slots.count, self.each or 1)))
         slot, slots = self.configs.slot, self.slots
         if name in ("backward_k", "backward_v"):
             return {"tiles": slots.count * slot // config.block_n if slots.first is not None else -(-self.n_k // config.block_n)}
@@ -291,7 +286,7 @@ class _Run:
     def _programs(self, name: str, config: TailConfig, values: dict) -> int:
         if name not in STATES + SCANS:
             return self.batch * (self.kv_heads if name in ("backward_k", "backward_v") else self.heads) * values["tiles"]
-        each = self.slots.count if name in STATES else -(-self.slots.count // values["span"])
+        each = values["needed"] if name in STATES else -(-self.slots.count // values["span"])
         return self.batch * self.kv_heads * self.form.halves * self._slices(config) * each
 
     def _step_down(self, name: str, config: TailConfig, error: OutOfResources) -> None:

@@ -50,6 +50,11 @@ def deal(slots: int, heads: int, processors: int) -> int:
     return -(-slots // min(range(1, min(slots, 2 * processors) + 1), key=cost))
 
 
+def needed(name: str, slots: int, each: int) -> tuple[int, int]:
+    """The first slot, and how many there are, whose sums are read where programs go through `each`: none of the last program, or of the first."""
+    return (0, -(-slots // each) * each - each) if name == "key_states" else (each, slots - each)
+
+
 _launches: dict[tuple, Launch] = {}
 MOST_LAUNCHES = 1024
 

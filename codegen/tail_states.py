@@ -72,13 +72,14 @@ def _states(t: Text, name: str, matrices: tuple[str, str], more: list[str], body
     keys = name == "key_states"
     lines = [
         *_program(t, "halves * tl.cdiv(BLOCK_DV, SLICE)"),
-        "slot = program // parts % slots", "kv_h = program // parts // slots % (HEADS // GROUP)", "b = program // parts // slots // (HEADS // GROUP)",
+        "slot = first_slot + program // parts % needed  # the sums of others are not read",
+        "kv_h = program // parts // needed % (HEADS // GROUP)", "b = program // parts // needed // (HEADS // GROUP)",
         *t.row_of_tables(), "sign = 1.0 - 2.0 * half", "d = tl.arange(0, BLOCK_D)", "e = column + tl.arange(0, SLICE)",
         *_place(keys or t.form.sums), *t.slot(),
         *(line for m in matrices for line in t.base(m) if keys),
         "s = tl.zeros([BLOCK_D, SLICE], tl.float32)", *body,
     ]  # fmt: skip
-    parameters = [*t.loaded(*matrices), *more, "states_ptr", *["vectors_ptr"] * (keys or t.form.sums), *t.tables()]
+    parameters = [*t.loaded(*matrices), *more, "states_ptr", *["vectors_ptr"] * (keys or t.form.sums), *t.tables(), "first_slot", "needed"]
     return finish(name, doc, parameters, lines, (*SHAPES, "SLICE", "SLOT", "BLOCK_N", "ALIGN", "STAGES", "PRECISION"))
 
 

@@ -21,6 +21,7 @@ from patternc.tail_runtime import KERNEL_FEATURES, WIDEST
 SMALL = 1 << 27  # entries of q: calls below it are not divided, since more launches would take longer than they run
 LEAST_ENTRIES = 1 << 24  # of the queries of a group
 MOST_WORKSPACE = 0.75  # of q, k, v and the output together
+FEW_STATES = 1 / 8  # of the queries' bytes: states of keys that the backward finds again rather than keeping more
 PASSING = 4.25  # tensors like q that a backward needs for a while: gradients of both outputs, states of keys or rows
 
 
@@ -52,32 +53,37 @@ class Joint(Function):
         kernels, groups = backend_module("triton"), groups_of(made.spec, q, k)
         o, lse = kernels.forward(made, q, k, v, scale, bound, False)
         t = torch.empty_like(o, dtype=result_of(v.dtype))
-        own_q, own_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
+        own_q, own_k, kept = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k), []
         for part, (qs, ks) in _parts(bound, groups, q, k):
-            kernels.tail_forward(made, own_q[:, qs], own_k[:, ks], v[:, ks], made.spec.term.feature, False, part, False, (t[:, qs], None))
-        ctx.save_for_backward(q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t)
+            given = own_q[:, qs], own_k[:, ks], v[:, ks]
+            *_, states = kernels.tail_forward(made, *given, made.spec.term.feature, False, part, any(ctx.needs_input_grad), (t[:, qs], None))
+            kept += states if sum(x.nbytes for x in states) * groups <= FEW_STATES * q.nbytes else []
+        ctx.save_for_backward(q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t, *kept)
         ctx.call = scale, made, bound, groups
         return kernels.norms(o, t, exact_scale, tail_scale), lse
 
     @staticmethod
     def backward(ctx, dout, dlse):
-        call = ctx.call
-        return *Gradients.apply(lambda *tensors: _backward(*tensors, *call), dout, dlse, *ctx.saved_tensors), None, None, None
+        return *Gradients.apply(lambda *tensors: _backward(*ctx.call, *tensors), dout, dlse, *ctx.saved_tensors), None, None, None
 
 
-def _backward(dout, dlse, q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t, scale: float, made, bound: Bound, groups: int):
+def _backward(scale: float, made, bound: Bound, groups: int, dout, dlse, q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t, *kept):
     kernels, feature = backend_module("triton"), made.spec.term.feature
     own_q, own_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     d_own_q, d_own_k = (None if x is None else torch.empty_like(x) for x in (tail_q, tail_k))
-    scales = []
-    for part, (qs, ks) in _parts(bound, groups, q, k):
-        do, dt, *more = kernels.backward_norms(dout[:, qs], o[:, qs], t[:, qs], exact_scale[qs], tail_scale[qs])
+    scales, each = [], len(kept) // groups
+    for i, (part, (qs, ks)) in enumerate(_parts(bound, groups, q, k)):
+        rows = lse[:, qs].contiguous()
+        vectors = kernels.row_vectors(rows)
+        of_rows = rows, dlse[:, qs].float().contiguous(), vectors
+        do, dt, *more = kernels.backward_norms(dout[:, qs], o[:, qs], t[:, qs], exact_scale[qs], tail_scale[qs], of_rows)
         scales.append(more)
         exact = dq[:, qs], dk[:, ks], dv[:, ks]
-        kernels.backward(made, do, dlse[:, qs], q[:, qs], k[:, ks], v[:, ks], o[:, qs], lse[:, qs].contiguous(), scale, part, exact)
+        kernels.backward(made, do, None, q[:, qs], k[:, ks], v[:, ks], o[:, qs], rows, scale, part, exact, vectors)
         own = exact[0] if tail_q is None else d_own_q[:, qs].zero_(), exact[1] if tail_k is None else d_own_k[:, ks].zero_(), exact[2]
-        kernels.tail_backward(made, dt, None, own_q[:, qs], own_k[:, ks], v[:, ks], [], feature, part, own)
+        states = kept[i * each : (i + 1) * each]
+        kernels.tail_backward(made, dt, None, own_q[:, qs], own_k[:, ks], v[:, ks], states, feature, part, own)
     return dq, dk, dv, d_own_q, d_own_k, *(torch.cat(x) for x in zip(*scales))
 
 

@@ -6,6 +6,7 @@ from kernel_check import DEVICE, MARKS
 
 from patternc import operators
 from patternc.codegen import norms as codegen_norms
+from patternc.codegen.launch import row_vectors
 from patternc.codegen.norms import backward_norms, norms
 from patternc.codegen.quotients import backward_quotient, quotient
 from patternc.tail import quotient as by_torch, rms_norm
@@ -36,6 +37,20 @@ def test_norms(monkeypatch, dtype, n, dv, layout):
         assert not a.isnan().any() and not a.isinf().any()
         largest = float(b.detach().abs().max()) if dtype == torch.float32 else min(float(b.detach().abs().max()), 6e4)
         torch.testing.assert_close(a, b.detach().clamp(-largest, largest), atol=tolerance * largest, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype, n, dv", [(torch.float32, 70, 24), (torch.float16, 256, 16), (torch.float32, 1, 16)], ids=str)
+def test_vectors_of_rows(dtype, n, dv):
+    """What the backward of an attention needs of each row is what its own kernel finds of o and do."""
+    dy, o, t = (torch.randn(2, 3, n, dv, device=DEVICE, dtype=dtype) for _ in range(3))
+    lse, dlse = (torch.randn(2, 3, n, device=DEVICE) for _ in range(2))
+    lse[:, :, n // 3] = -torch.inf
+    vectors = row_vectors(lse).fill_(torch.nan)
+    do, *_ = backward_norms(dy, o, t, *torch.rand(2, 3, dv, device=DEVICE), (lse, dlse, vectors))
+    delta = torch.where(lse.isinf(), 0, (o.double() * do.double()).sum(-1) - dlse)
+    torch.testing.assert_close(vectors[0, :, :, :n].double(), delta.double(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(vectors[1, :, :, :n], torch.where(lse.isinf(), torch.inf, lse * 1.4426950408889634))
+    assert (vectors[0, :, :, n:] == 0).all() and (vectors[1, :, :, n:] == torch.inf).all()
 
 
 def test_operator():
