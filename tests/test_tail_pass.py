@@ -165,15 +165,16 @@ def test_mistakes_are_found(mistake):
 
 def test_compiled():
     """Products run while others are issued, and at most some addresses go through the stack."""
-    cases = [(PassForm(kernel, "softmax"), 128, 1) for kernel in kernels_of("softmax")]
+    cases = [(PassForm(kernel, "softmax", add=group > 1, shared=group > 1), 128, group) for kernel in kernels_of("softmax") for group in (1, 4)]
     cases += [(PassForm("backward_q", "elu+1"), 128, 1), (PassForm("backward_k", "elu+1", True, True, dead=True), 64, 4)]
     cases += [(PassForm("backward_kv", "softmax", True, True, dead=True, shared=True), d, 4) for d in tail_pass_launch.WIDTHS]
+
     jobs = [offline.TailJob(tail_pass.generate(f), f.kernel, "bf16", d, d, tail_pass.config_of(f, d), heads=16, group=group) for f, d, group in cases]
     for (form, d, group), report in zip(cases, offline.compile_all(jobs)):
         products = d // 16 * form.terms + d // 16 + 4  # of a warpgroup that computes results: by the state, scores, and values
         assert report.instructions["HGMMA"] == 2 * products + d // 64 * 4, (form, d, group)
         assert len(re.findall(r"WARPGROUP.DEPBAR", report.sass)) <= 7, (form, d, group)  # else products wait for each other
-        assert report.stack <= (160 if form.apart and d == 128 else 32), (form, d, group, report.stack)
+        assert report.stack <= (200 if form.apart and d == 128 else 32), (form, d, group, report.stack)
         assert report.shared <= offline.SHARED_LIMIT
 
 
