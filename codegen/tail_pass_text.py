@@ -183,6 +183,6 @@ def kernel(f: PassForm, beside: list[str]) -> list[str]:
         found = [f"{ring}_full", f"{ring}_made" if ring == "o" else f"{ring}_empty", *["yz_ready"] * (ring == "yz" and f.made)]
         lines += [f"{x} = tl.allocate_shared_memory(tl.int64, [{slots}, 1], mbarrier.MBarrierLayout())" for x in found]
         lines += [f"for i in tl.static_range({slots}):", *(f"    mbarrier.init({x}.index(i), count={arrivals.get(x, 1)})" for x in found)]
-    of_features = "160, 176" if f.both else "152, 184" if f.transposed else "152, 192"
+    of_features = "160, 176" if f.both else "160, 168" if f.transposed else "152, 192"
     registers = of_features if f.apart else "152, 152"  # the rest is for the first warpgroup
     return [*lines, "fence_async_shared()", "tl.warp_specialize([", *indented(beside), f"], [4, 4, 1, 1], [{registers}, 24, 24])"]
