@@ -6,8 +6,9 @@ Where row tiles take different times, those of each round are dealt longest firs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Choice:
     Attributes:
         lines: what the plan is of.
         items: row tiles, of all batch rows, heads and lines.
-        tiles: how many tiles of columns each visits, [B or 1, H or 1, row tiles of a line]; None where only tensors say it.
+        find: `find()`, their `tiles`.
         buffered: the queries of the next row tile are loaded while one is computed.
     """
 
@@ -42,8 +43,13 @@ class Choice:
     tile: RowTile
     config: Config
     items: int
-    tiles: np.ndarray | None
+    find: Callable[[], np.ndarray | None]
     buffered: bool
+
+    @cached_property
+    def tiles(self) -> np.ndarray | None:
+        """How many tiles of columns each row tile visits, [B or 1, H or 1, row tiles of a line]; None where only tensors say it."""
+        return self.find()
 
     @property
     def length(self) -> float | None:
@@ -76,8 +82,12 @@ def choose(call: Call, matrices: dict[str, torch.Tensor]) -> Choice:
     tile, config = sizes(lines, matrices)
     n_q = call.lengths[0] if call.lengths else q.shape[2]
     items = lines.count * q.shape[0] * q.shape[1] // tile.pack * -(-n_q // (lines.count * tile.positions))
-    tiles = call.tiles(lines, config.block_m, config.block_n) if call.tiles is not None else None
-    return Choice(lines, tile, config, items, None if tiles is None else sum(tiles), hopper.q_stages(q.shape[3]) > 1)
+
+    def tiles() -> np.ndarray | None:
+        found = call.tiles(lines, config.block_m, config.block_n) if call.tiles is not None else None
+        return None if found is None else sum(found)
+
+    return Choice(lines, tile, config, items, tiles, hopper.q_stages(q.shape[3]) > 1)
 
 
 def pays(choice: Choice, head_dim: int, device: torch.device) -> bool:

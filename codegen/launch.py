@@ -17,9 +17,10 @@ from triton.runtime.errors import OutOfResources
 from patternc.codegen.call import Call
 from patternc.codegen.device import precision
 from patternc.codegen.dispatch import renamed
+from patternc.codegen.launches import captured
 from patternc.codegen.lengths import compile_beside, compile_others, first_launch, settle
 from patternc.codegen.matrices import empty, in_rows
-from patternc.codegen.prepared import captured, step_down
+from patternc.codegen.prepared import step_down
 from patternc.codegen.ready import Ready, ready_of
 from patternc.orders.boxes import BoxAxis
 from patternc.orders.vectors import gathered, whole
@@ -55,17 +56,19 @@ def attention_backward(
     """
     calls = calls if isinstance(calls, list) else [calls]
     do = in_rows(do.to(o.dtype), warn=False)
-    if vectors is None:
-        delta, lse2 = vectors = row_vectors(lse)
-        extra = {"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), "delta_ptr": delta, "lse2_ptr": lse2}
-        _launch(calls[0], "backward_rows", {"o": in_rows(o), "do": do}, extra)
+    known, vectors = vectors is not None, row_vectors(lse) if vectors is None else vectors
     flipped, scale, sign = _positive(q, calls[0].scale)
     matrices = {"q": in_rows(flipped), "k": in_rows(k), "v": in_rows(v), "do": do}
     shared = {"scale": scale, "score_scale": scale * LOG2E}
     by_keys = [part for call in by_keys or calls for part in call.by_key_heads(q.shape[1] // k.shape[1])]
     dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
-    if len(by_keys) == 1:
-        _compile_ahead(by_keys[0], "backward_dkdv", {**matrices, "dk": dk, "dv": dv}, shared, vectors)
+    if len(calls) == len(by_keys) == 1:
+        for call, kernel, own in ((by_keys[0], "backward_dkdv", {"dk": dk, "dv": dv}), (calls[0], "backward_dq", {"dq": dq})):
+            _compile_ahead(call, kernel, matrices | own, shared, vectors)
+    if not known:
+        delta, lse2 = vectors
+        extra = {"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), "delta_ptr": delta, "lse2_ptr": lse2}
+        _launch(calls[0], "backward_rows", {"o": in_rows(o), "do": do}, extra)
     for kernel, chain, own in (("backward_dq", calls, {"dq": dq}), ("backward_dkdv", by_keys, {"dk": dk, "dv": dv})):
         before: dict[str, torch.Tensor] = {}
         for call in chain:

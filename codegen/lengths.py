@@ -22,9 +22,10 @@ import triton
 from patternc.codegen import cache
 from patternc.codegen.call import Call
 from patternc.codegen.device import on, processors
+from patternc.codegen.launches import Launch
 from patternc.codegen.parameters import runtime_values
 from patternc.codegen.pieces import RESULTS, merge_of, workspace
-from patternc.codegen.prepared import Launch, prepare
+from patternc.codegen.prepared import prepare
 from patternc.codegen.ready import Ready, dealt_of
 
 KINDS = ("formula", "table", "boxes")  # directions whose kernels are the same at all lengths, or few and soon found
@@ -85,7 +86,7 @@ def compile_others(call: Call, ready: Ready, matrices: dict[str, torch.Tensor], 
     for other, shorter in _others(call, axis, matrices):
         usual = prepare(other, ready.name, shorter, later)
         dealt = dealt_of(other, ready.name, usual)
-        made = usual if dealt is None else prepare(other, ready.name, shorter, later, dealt.form)
+        made = usual if dealt is None else usual.dealt(dealt.form)
         if _code(made) in found:
             continue
         given = {**values, **runtime_values(call, made.kernel, made.config, device), **(dealt.values() if dealt else {})}
@@ -138,7 +139,7 @@ def _wait(futures) -> None:
 
 @lru_cache
 def _thread(name: str) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix=f"patternc compiles {name}")
+    return ThreadPoolExecutor(2, thread_name_prefix=f"patternc compiles {name}")
 
 
 def _like(x):

@@ -17,8 +17,8 @@ from patternc.codegen.access import Matrix, access
 from patternc.codegen.frame import header, indent
 from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.kernels import frame_of
+from patternc.codegen.launches import Launch
 from patternc.codegen.matrices import strides
-from patternc.codegen.prepared import Launch
 from patternc.codegen.schedule import Dealt, entry
 from patternc.plan import Plan
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -12,130 +12,28 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from patternc.codegen import cache, configs, hopper, hopper_launch
 from patternc.codegen.call import Call
 from patternc.codegen.configs import Config
-from patternc.codegen.descriptors import describe, describe_box, moved, reachable
+from patternc.codegen.descriptors import describe, describe_box, reachable
 from patternc.codegen.device import has_tma, precision, shared_memory
 from patternc.codegen.dispatch import named, ranges, renamed
 from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.hopper_choice import dealt
 from patternc.codegen.kernels import generate
+from patternc.codegen.launches import Launch
 from patternc.codegen.matrices import strides
 from patternc.codegen.parameters import box_constants
 from patternc.errors import BackendError
 from patternc.orders.vectors import whole
 
-
-@dataclass
-class Launch:
-    """What is decided once for inputs of one layout: everything but addresses and runtime values.
-
-    Attributes:
-        kernel: as it is where its row tiles are dealt in the usual order.
-        function: the launcher of it, or of the kernel that is dealt by a schedule.
-        grid, copies: programs in the usual order, and how many there are for each row tile.
-        values: parameters that the layout fixes, constexprs among them.
-        pointers: names of matrices that are passed as they are.
-        descriptors: by parameter, the matrix that it describes and its descriptor.
-        merge: what puts the pieces of row tiles together, where they are cut.
-        compiled: by the kinds of what a call decides, the compiled kernel; nothing where kernels are interpreted.
-    """
-
-    kernel: Kernel
-    function: object
-    config: Config
-    grid: int
-    copies: int
-    values: dict
-    pointers: list[str]
-    descriptors: dict[str, tuple[str, TensorDescriptor]]
-    merge: Launch | None = None
-    compiled: dict[tuple, Positional] = field(default_factory=dict)
-
-    def parameters(self, values: dict, matrices: dict[str, torch.Tensor]) -> dict:
-        """All parameters by name, `values` being those that a call decides."""
-        values = {**values, **self.values}
-        for matrix in self.pointers:
-            values[f"{matrix}_ptr"] = matrices[matrix]
-        for parameter, (matrix, pattern) in self.descriptors.items():
-            values[parameter] = moved(pattern, matrices[matrix])
-        return values
-
-    @cached_property
-    def decided(self) -> list[str]:
-        """The parameters that a call decides."""
-        fixed = {*self.values, *self.descriptors, *(f"{matrix}_ptr" for matrix in self.pointers)}
-        return [name for name in self.kernel.parameters if name not in fixed]
-
-    def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> None:
-        """Launch on matrices and the parameters that a call decides.
-
-        Triton looks at each parameter at every launch; what it found for parameters of the same kinds serves again.
-        """
-        kinds = (*values, *[(x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else type(x) for x in values.values()])
-        ready = self.compiled.get(kinds)
-        if ready is None:
-            given = self.parameters(values, matrices)
-            made = self.function[(grid,)](**given, num_warps=self.config.warps, num_stages=self.config.stages)
-            if made is None:
-                return
-            ready = self.compiled[kinds] = Positional.of(made, self, values)
-        else:
-            ready.run(grid, values, matrices)
-        if ready.tables and torch.cuda.is_current_stream_capturing():
-            captured.extend({**self.values, **values}[name] for name in ready.tables)
-
-
-@dataclass
-class Positional:
-    """A compiled kernel with the parameters of a launch by position: what its layout fixes, and where the rest belongs.
-
-    Attributes:
-        fixed: all parameters, None where a launch decides.
-        values, pointers: positions of what a call decides, and of the addresses of matrices, by name.
-        descriptors: positions, matrices and their descriptors.
-        tables: names of tensors of integers on the device among the parameters.
-    """
-
-    kernel: object
-    fixed: list
-    values: list[tuple[int, str]]
-    pointers: list[tuple[int, str]]
-    descriptors: list[tuple[int, str, TensorDescriptor]]
-    tables: list[str]
-
-    @staticmethod
-    def of(kernel, launch: Launch, values: dict) -> Positional:
-        places = {name: i for i, name in enumerate(launch.function.arg_names)}
-        return Positional(
-            kernel,
-            [launch.values.get(name) for name in places],
-            [(places[name], name) for name in values if name not in launch.values],
-            [(places[f"{matrix}_ptr"], matrix) for matrix in launch.pointers],
-            [(places[name], matrix, pattern) for name, (matrix, pattern) in launch.descriptors.items()],
-            [name for name, x in {**launch.values, **values}.items() if isinstance(x, torch.Tensor) and x.is_cuda and not x.is_floating_point()],
-        )
-
-    def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> None:
-        given = self.fixed.copy()
-        for i, name in self.values:
-            given[i] = values[name]
-        for i, matrix in self.pointers:
-            given[i] = matrices[matrix]
-        for i, matrix, pattern in self.descriptors:
-            given[i] = moved(pattern, matrices[matrix])
-        self.kernel[(grid, 1, 1)](*given)
-
-
-captured: list[torch.Tensor] = []  # tables that CUDA graphs go on reading, which nobody else may keep
 _chosen: dict[tuple, Config] = {}  # configurations in use; one that does not fit is replaced by a smaller one
 _launches: dict[tuple, Launch] = {}
 MOST_LAUNCHES = 4096
 
 
-def kept(call: Call, key: tuple, *what) -> Launch:
-    """The launch of a key, else `prepare` of `what`; configurations that a call brings with it are not kept."""
+def kept(call: Call, key: tuple, make: Callable[[], Launch]) -> Launch:
+    """The launch of a key, else what is made; configurations that a call brings with it are not kept."""
     launch = None if call.configs else _launches.get(key)
     if launch is None:
-        launch = prepare(call, *what)
+        launch = make()
         if len(_launches) >= MOST_LAUNCHES:
             _launches.clear()
         if not call.configs:
@@ -143,8 +41,8 @@ def kept(call: Call, key: tuple, *what) -> Launch:
     return launch
 
 
-def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool, form: str = "even") -> Launch:
-    """Decide variant, configuration, grid and constants for inputs of one layout, and how row tiles are dealt (`schedule.FORMS`)."""
+def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool) -> Launch:
+    """Decide variant, configuration, grid and constants for inputs of one layout."""
     fast = hopper_launch.takes(call, name, later, matrices)  # how the forward for Hopper is launched, None for the portable kernels
     variant = "hopper" if fast else call.variant if call.variant not in (None, "hopper") else _variant(matrices.values())
     if variant == "descriptors" and not _whole_periods(call, name, matrices):
@@ -201,8 +99,11 @@ def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: boo
     if fast:
         grid, order = dealt(fast, queries, constants["SECTION"])
         values |= {"items": fast.items, **order}
-    text = source.text if form == "even" else generate(call.plan, variant, later, form).text
-    return Launch(kernel, getattr(cache.load(text), name), config, grid, copies, values, pointers, descriptors)
+    function = getattr(cache.load(source.text), name)
+    return Launch(
+        kernel, function, config, grid, copies, values, pointers, descriptors,
+        form=lambda form: getattr(cache.load(generate(call.plan, variant, later, form).text), name),
+    )  # fmt: skip
 
 
 def _description(x: torch.Tensor, part: Kernel, tall: int) -> TensorDescriptor:

@@ -8,9 +8,10 @@ import torch
 
 from patternc.codegen.call import Call
 from patternc.codegen.device import on
+from patternc.codegen.launches import Launch
 from patternc.codegen.parameters import runtime_values
 from patternc.codegen.pieces import RESULTS, merge_of, workspace
-from patternc.codegen.prepared import Launch, kept
+from patternc.codegen.prepared import kept, prepare
 from patternc.codegen.schedule import Dealt
 
 MOST_LAYOUTS = 64  # layouts of matrices for which a call keeps what it launches
@@ -49,14 +50,14 @@ def ready_of(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
     # The number of boxes depends on where they begin, the number of tiles does not.
     start = call.q_start if {"boxes", "heads"} & {call.plan.forward.kind, call.plan.transposed.kind} else None
     key = (call.plan, call.variant, call.height, start, *layouts)
-    launch = kept(call, key, name, matrices, later)
+    launch = usual = kept(call, key, lambda: prepare(call, name, matrices, later))
     if launch.grid == 0:
         return Ready(name, launch, key, 0, {}, None)
     grid, dealt = launch.grid, dealt_of(call, name, launch)
     values = runtime_values(call, launch.kernel, launch.config, device)
     if dealt is not None:
         # The configuration is that of the usual order, for which the schedule was made.
-        launch = kept(call, (*key, launch.config, dealt.form), name, matrices, later, dealt.form)
+        launch = kept(call, (*key, usual.config, dealt.form), lambda: usual.dealt(dealt.form))
         grid = launch.copies * len(dealt.table)
         values |= dealt.values()
         if dealt.cuts and launch.merge is None:

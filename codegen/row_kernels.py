@@ -13,8 +13,8 @@ from patternc.codegen import cache
 from patternc.codegen.configs import Config, padded
 from patternc.codegen.device import on
 from patternc.codegen.helpers import used_by
+from patternc.codegen.launches import Launch
 from patternc.codegen.matrices import strides
-from patternc.codegen.prepared import Launch
 from patternc.codegen.tail_helpers import SOURCES
 
 ENTRIES = 4096  # of a matrix that a program takes at a time

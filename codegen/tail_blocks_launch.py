@@ -17,9 +17,9 @@ from triton.runtime.errors import OutOfResources
 from patternc.codegen import tail_configs
 from patternc.codegen.configs import padded
 from patternc.codegen.device import on
+from patternc.codegen.launches import Launch
 from patternc.codegen.matrices import empty, in_rows
 from patternc.codegen.parameters import argument_values
-from patternc.codegen.prepared import Launch
 from patternc.codegen.tail_blocks import BlockSource, generate
 from patternc.codegen.tail_blocks_text import BlockForm
 from patternc.codegen.tail_configs import TailConfig, TailConfigs

@@ -18,8 +18,8 @@ from patternc.codegen import cache, tail_configs, tail_pass, tail_pass_launch
 from patternc.codegen.configs import padded
 from patternc.codegen.descriptors import describe, reachable
 from patternc.codegen.device import has_tma, on, precision, processors
+from patternc.codegen.launches import Launch
 from patternc.codegen.matrices import empty, in_rows, strides
-from patternc.codegen.prepared import Launch
 from patternc.codegen.tail_configs import SCANS, STATES, TailConfig, TailConfigs
 from patternc.codegen.tail_kernels import TailSource, generate
 from patternc.codegen.tail_pass_form import SUMS, PassForm, kernels_of

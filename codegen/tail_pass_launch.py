@@ -9,7 +9,7 @@ import torch
 from patternc.codegen import cache, hopper_launch
 from patternc.codegen.descriptors import reachable
 from patternc.codegen.device import is_hopper, processors
-from patternc.codegen.prepared import Launch
+from patternc.codegen.launches import Launch
 from patternc.codegen.tail_pass import CHUNK, SLOT, config_of, generate, parts, width
 from patternc.codegen.tail_pass_form import PassForm
 from patternc.codegen.tail_text import Form

@@ -8,7 +8,7 @@ import torch
 import patternc as pc
 from patternc.bench import first_call, latency
 from patternc.bench.latency import CallRow, FirstRow, Report
-from patternc.codegen import prepared
+from patternc.codegen import launches
 from patternc.errors import BackendError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array", "ignore:divide by zero")
@@ -36,8 +36,8 @@ def test_report(report):
 def test_launches_are_recorded_and_made_again(monkeypatch):
     """One call's launches, and no longer."""
     made = []
-    monkeypatch.setattr(prepared.Positional, "run", lambda self, *given: made.append(given))
-    launch = prepared.Positional(None, [], [], [], [], [])
+    monkeypatch.setattr(launches.Positional, "run", lambda self, *given: made.append(given))
+    launch = launches.Positional(None, [], [], [], [], [])
     row = latency.split("causal", "forward", lambda: (launch.run(1, {}, {}), launch.run(2, {}, {})), 2)
     assert row.launches == 2 and row.launches_us >= 0 and row.added_us == row.us - row.launches_us
     calls = 3 + latency.ROUNDS * 2

@@ -74,7 +74,7 @@ def test_an_order_knows_where_a_row_tile_is():
     """What the host takes for the batch row, head and row tile of a number is what the kernel does."""
     made = choice("(h < 8) & causal | (h >= 8) & window(90)", 2, 16, 16, 1000, 128)
     section = hopper.constants(128, 16, made.tile)["SECTION"]
-    batch, head, tile = hopper_choice._places(replace(made, tiles=np.zeros((2, 16, made.tiles.shape[2]))), torch.empty(2, 16, 1000, 128), section)
+    batch, head, tile = hopper_choice._places(replace(made, find=lambda: np.zeros((2, 16, made.tiles.shape[2]))), torch.empty(2, 16, 1000, 128), section)
     space = hopper_ring.Machine([], (0, 1, 2), False).modules()
     exec(hopper_text.HELPERS[1], space)
     for item in range(made.items):

@@ -7,7 +7,7 @@ from kernel_check import DEVICE, MARKS
 
 import patternc as pc
 from patternc import kept, runtime
-from patternc.codegen import prepared
+from patternc.codegen import launches
 from patternc.codegen.configs import Config
 from patternc.codegen.known import KnownBackward
 
@@ -130,8 +130,8 @@ def test_tables_that_a_graph_reads_stay(monkeypatch):
         is_cuda = True
 
     held, table, x = [], torch.zeros(3, dtype=torch.int32).as_subclass(OnACard), torch.zeros(3).as_subclass(OnACard)
-    monkeypatch.setattr(prepared, "captured", held)
-    launch = prepared.Launch(None, Launched(), Config(64, 64, 4, 2), 1, 1, {"table_ptr": table}, [], {})
+    monkeypatch.setattr(launches, "captured", held)
+    launch = launches.Launch(None, Launched(), Config(64, 64, 4, 2), 1, 1, {"table_ptr": table}, [], {})
     for capturing in (False, True, True):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
         launch.run(1, {"x_ptr": x, "n": 5}, {})

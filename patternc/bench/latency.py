@@ -179,7 +179,7 @@ def _wait() -> Callable:
 @contextmanager
 def recorded():
     """A list of the launches that are made meanwhile, each as a function that makes it again."""
-    from patternc.codegen.prepared import Positional
+    from patternc.codegen.launches import Positional
 
     plain, found = Positional.run, []
 

@@ -1,0 +1,150 @@
+"""What a kernel is launched with, and launching it: once through Triton, then by position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from patternc.codegen.configs import Config
+from patternc.codegen.descriptors import moved
+from patternc.codegen.generated import Kernel
+
+captured: list[torch.Tensor] = []  # tables that CUDA graphs go on reading, which nobody else may keep
+_kernels: dict[tuple, object] = {}  # compiled ones, by `Launch._code`
+MOST_KERNELS = 4096
+
+
+@dataclass
+class Launch:
+    """What is decided once for inputs of one layout: everything but addresses and runtime values.
+
+    Attributes:
+        kernel: as it is where its row tiles are dealt in the usual order.
+        function: the launcher of it, or of the kernel that is dealt by a schedule.
+        grid, copies: programs in the usual order, and how many there are for each row tile.
+        values: parameters that the layout fixes, constexprs among them.
+        pointers: names of matrices that are passed as they are.
+        descriptors: by parameter, the matrix that it describes and its descriptor.
+        merge: what puts the pieces of row tiles together, where they are cut.
+        form: `form(f)`, the launcher where row tiles are dealt in a form f (`schedule.FORMS`).
+        compiled: by the kinds of what a call decides, the compiled kernel; nothing where kernels are interpreted.
+    """
+
+    kernel: Kernel
+    function: object
+    config: Config
+    grid: int
+    copies: int
+    values: dict
+    pointers: list[str]
+    descriptors: dict[str, tuple[str, TensorDescriptor]]
+    merge: Launch | None = None
+    form: Callable[[str], object] | None = None
+    compiled: dict[tuple, Positional] = field(default_factory=dict)
+
+    def parameters(self, values: dict, matrices: dict[str, torch.Tensor]) -> dict:
+        """All parameters by name, `values` being those that a call decides."""
+        values = {**values, **self.values}
+        for matrix in self.pointers:
+            values[f"{matrix}_ptr"] = matrices[matrix]
+        for parameter, (matrix, pattern) in self.descriptors.items():
+            values[parameter] = moved(pattern, matrices[matrix])
+        return values
+
+    def dealt(self, form: str) -> Launch:
+        """The same with row tiles that are dealt in a form."""
+        return replace(self, function=self.form(form), merge=None, compiled={})
+
+    @cached_property
+    def decided(self) -> list[str]:
+        """The parameters that a call decides."""
+        fixed = {*self.values, *self.descriptors, *(f"{matrix}_ptr" for matrix in self.pointers)}
+        return [name for name in self.kernel.parameters if name not in fixed]
+
+    def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> None:
+        """Launch on matrices and the parameters that a call decides.
+
+        Triton looks at each parameter at every launch; what it found for parameters of the same kinds serves again.
+        """
+        kinds = (*values, *[(x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else type(x) for x in values.values()])
+        ready = self.compiled.get(kinds)
+        if ready is None:
+            code = self._code(kinds, matrices)
+            made = _kernels.get(code)
+            if made is None:
+                made = self.function[(grid,)](**self.parameters(values, matrices), num_warps=self.config.warps, num_stages=self.config.stages)
+                if made is None:  # interpreted
+                    return
+                if code is not None:
+                    if len(_kernels) >= MOST_KERNELS:
+                        _kernels.clear()
+                    _kernels[code] = made
+                ready = self.compiled[kinds] = Positional.of(made, self, values)
+            else:
+                ready = self.compiled[kinds] = Positional.of(made, self, values)
+                ready.run(grid, values, matrices)
+        else:
+            ready.run(grid, values, matrices)
+        if ready.tables and torch.cuda.is_current_stream_capturing():
+            captured.extend({**self.values, **values}[name] for name in ready.tables)
+
+    def _code(self, kinds: tuple, matrices: dict[str, torch.Tensor]) -> tuple | None:
+        """What makes two launches run one compiled kernel: no number but constants is compiled into it, only how wide it is; None if interpreted."""
+        if not isinstance(self.function, triton.runtime.JITFunction):
+            return None
+        numbers = [(name, type(x), isinstance(x, int) and x.bit_length() > 31) for name, x in self.values.items() if name not in self._constants]
+        blocks = [(name, *pattern.block_shape) for name, (_, pattern) in self.descriptors.items()]
+        seen = [(name, x.dtype, x.data_ptr() % 16) for name, x in matrices.items()]
+        device = triton.runtime.driver.active.get_current_device()
+        return self.function, device, self.config, kinds, *self._constants.items(), *numbers, *blocks, *seen
+
+    @cached_property
+    def _constants(self) -> dict:
+        names = self.kernel.constants if self.kernel is not None else self.values
+        return {name: self.values[name] for name in names if name in self.values}
+
+
+@dataclass
+class Positional:
+    """A compiled kernel with the parameters of a launch by position: what its layout fixes, and where the rest belongs.
+
+    Attributes:
+        fixed: all parameters, None where a launch decides.
+        values, pointers: positions of what a call decides, and of the addresses of matrices, by name.
+        descriptors: positions, matrices and their descriptors.
+        tables: names of tensors of integers on the device among the parameters.
+    """
+
+    kernel: object
+    fixed: list
+    values: list[tuple[int, str]]
+    pointers: list[tuple[int, str]]
+    descriptors: list[tuple[int, str, TensorDescriptor]]
+    tables: list[str]
+
+    @staticmethod
+    def of(kernel, launch: Launch, values: dict) -> Positional:
+        places = {name: i for i, name in enumerate(launch.function.arg_names)}
+        return Positional(
+            kernel,
+            [launch.values.get(name) for name in places],
+            [(places[name], name) for name in values if name not in launch.values],
+            [(places[f"{matrix}_ptr"], matrix) for matrix in launch.pointers],
+            [(places[name], matrix, pattern) for name, (matrix, pattern) in launch.descriptors.items()],
+            [name for name, x in {**launch.values, **values}.items() if isinstance(x, torch.Tensor) and x.is_cuda and not x.is_floating_point()],
+        )
+
+    def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> None:
+        given = self.fixed.copy()
+        for i, name in self.values:
+            given[i] = values[name]
+        for i, matrix in self.pointers:
+            given[i] = matrices[matrix]
+        for i, matrix, pattern in self.descriptors:
+            given[i] = moved(pattern, matrices[matrix])
+        self.kernel[(grid, 1, 1)](*given)
