@@ -32,11 +32,13 @@ KINDS = ("formula", "table", "boxes")  # directions whose kernels are the same a
 LENGTHS = tuple(1 << i for i in range(9, 17))  # at which kernels are launched, for all that a pattern's calls may need
 QUIET = 0.5  # s without a first launch
 _done: set[tuple] = set()
-_pending: dict[tuple, Future] = {}  # by `_code`, what is being compiled
-_needed = threading.Event()  # somebody waits for it
+_first: dict[tuple, Future] = {}  # by `_code`, what is being compiled for a launch that comes next
+_pending: dict[tuple, Future] = {}  # the same for other lengths
+_needed = threading.Event()  # somebody waits for these
+_lock = threading.Lock()
 
 
-class _First:
+class _Foreground:
     """The first launches that are compiling now, and when the last one ended."""
 
     running, ended = 0, 0.0
@@ -45,11 +47,13 @@ class _First:
 @contextmanager
 def first_launch():
     """Around a first launch, which compiles."""
-    _First.running += 1
+    with _lock:
+        _Foreground.running += 1
     try:
         yield
     finally:
-        _First.running, _First.ended = _First.running - 1, time.monotonic()
+        with _lock:
+            _Foreground.running, _Foreground.ended = _Foreground.running - 1, time.monotonic()
 
 
 def compile_beside(ready: Ready, matrices: dict[str, torch.Tensor], values: dict, device: torch.device) -> None:
@@ -61,7 +65,7 @@ def compile_beside(ready: Ready, matrices: dict[str, torch.Tensor], values: dict
     launch = ready.launch
     if not launch.compiled and _compiles(launch, device):
         kernels = [(launch, launch.parameters({**values, **ready.values}, matrices))]
-        _pending[_code(launch)] = _thread("first").submit(_compile, device, kernels)
+        _first[_code(launch)] = _threads("first").submit(_compile, device, kernels)
 
 
 def compile_others(call: Call, ready: Ready, matrices: dict[str, torch.Tensor], values: dict, later: bool, device: torch.device) -> None:
@@ -98,7 +102,7 @@ def compile_others(call: Call, ready: Ready, matrices: dict[str, torch.Tensor], 
     alike = {name: _like(x) for name, x in matrices.items()}
     wanted = {code: each for code, each in found.items() if code not in own}
     kernels = [(made, made.parameters({x: _like(y) for x, y in given.items()}, alike)) for made, given in wanted.values()]
-    _pending.update(dict.fromkeys(wanted, _thread("others").submit(_compile_later, device, kernels, note)))
+    _pending.update(dict.fromkeys(wanted, _threads("others").submit(_compile_later, device, kernels, note)))
 
 
 def _others(call: Call, axis, matrices: dict[str, torch.Tensor]) -> Iterator[tuple[Call, dict[str, torch.Tensor]]]:
@@ -119,26 +123,30 @@ def _compiles(launch: Launch, device: torch.device) -> bool:
 
 def settle(launch: Launch) -> None:
     """Wait where a kernel that is about to be launched first is being compiled."""
-    for own in (launch, launch.merge):
-        future = _pending.pop(_code(own), None) if own is not None else None
-        if future is not None:
-            _wait([future])
+    for own in (launch, launch.merge) if _first or _pending else ():
+        for futures in (_first, _pending):
+            future = futures.pop(_code(own), None) if own is not None else None
+            if future is not None:
+                _wait([future], futures is _pending)
 
 
 def settle_all() -> None:
     """Wait for all that is being compiled."""
-    _wait(_pending.values())
-    _pending.clear()
+    for futures in (_first, _pending):
+        _wait(futures.values(), futures is _pending)
+        futures.clear()
 
 
-def _wait(futures) -> None:
-    _needed.set()
+def _wait(futures, now: bool) -> None:
+    """Wait for what is compiled, where it waits itself from now on."""
+    if now:
+        _needed.set()
     wait(futures)
     _needed.clear()
 
 
 @lru_cache
-def _thread(name: str) -> ThreadPoolExecutor:
+def _threads(name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2, thread_name_prefix=f"patternc compiles {name}")
 
 
@@ -153,12 +161,12 @@ def _code(launch: Launch) -> tuple:
 
 
 def _compile_later(device: torch.device, kernels: list[tuple[Launch, dict]], note: str) -> None:
-    while _First.running or time.monotonic() - _First.ended < QUIET:
+    """Where the process has ended meanwhile, no threads begin: this fails then, which nobody looks at."""
+    while _Foreground.running or time.monotonic() - _Foreground.ended < QUIET:
         if _needed.wait(0.05):
             break
-    if threading.main_thread().is_alive():  # else the process ends, and waits for this
-        _compile(device, kernels)
-        cache.store(note)
+    _compile(device, kernels)
+    cache.store(note)
 
 
 def _compile(device: torch.device, kernels: list[tuple[Launch, dict]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -23,6 +24,7 @@ from patternc.codegen.matrices import strides
 from patternc.codegen.parameters import box_constants
 from patternc.errors import BackendError
 from patternc.orders.vectors import whole
+from patternc.plan import Plan
 
 _chosen: dict[tuple, Config] = {}  # configurations in use; one that does not fit is replaced by a smaller one
 _launches: dict[tuple, Launch] = {}
@@ -99,11 +101,13 @@ def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: boo
     if fast:
         grid, order = dealt(fast, queries, constants["SECTION"])
         values |= {"items": fast.items, **order}
-    function = getattr(cache.load(source.text), name)
-    return Launch(
-        kernel, function, config, grid, copies, values, pointers, descriptors,
-        form=lambda form: getattr(cache.load(generate(call.plan, variant, later, form).text), name),
-    )  # fmt: skip
+    function, form = getattr(cache.load(source.text), name), partial(_dealt, name, call.plan, variant, later)
+    return Launch(kernel, function, config, grid, copies, values, pointers, descriptors, form=form)
+
+
+def _dealt(name: str, plan: Plan, variant: str, later: bool, form: str) -> object:
+    """The launcher of a kernel whose row tiles are dealt in a form."""
+    return getattr(cache.load(generate(plan, variant, later, form).text), name)
 
 
 def _description(x: torch.Tensor, part: Kernel, tall: int) -> TensorDescriptor:

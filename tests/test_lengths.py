@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,3 +43,19 @@ def test_a_launch_waits_for_what_is_being_compiled(monkeypatch):
         assert done[:2] == [("forward", 64), ("merge", 64)] and list(futures) == [("forward", 128)]
         lengths.settle_all()
     assert len(done) == 3 and not futures
+
+
+def test_other_lengths_wait_for_first_launches(monkeypatch):
+    """They are not compiled beside a first launch, nor soon after it, unless somebody needs them."""
+    done, futures = [], {}
+    monkeypatch.setattr(lengths, "QUIET", 60)
+    monkeypatch.setattr(lengths, "_compile", lambda device, kernels: done.append(kernels))
+    monkeypatch.setattr(lengths.cache, "store", lambda note: None)
+    monkeypatch.setattr(lengths, "_pending", futures)
+    with ThreadPoolExecutor(1) as thread:
+        with lengths.first_launch():
+            futures["forward", 64] = thread.submit(lengths._compile_later, None, ["one"], "")
+        time.sleep(0.2)
+        assert not done
+        lengths.settle_all()
+    assert done == [["one"]] and not futures
