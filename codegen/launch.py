@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from functools import lru_cache
 
 import torch
+import triton
 from triton.runtime.errors import OutOfResources
 
 from patternc.codegen.call import Call
@@ -175,7 +176,7 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
 def _compile_ahead(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, vectors: torch.Tensor) -> None:
     """Have a kernel of a backward compiled beside the one before it, where it was not launched yet."""
     device, key = _key(name, matrices, False)
-    if call.ready is not None and key not in call.ready:
+    if call.ready is not None and key not in call.ready and not triton.knobs.runtime.interpret:
         ready = ready_of(call, name, matrices, False, device, key)
         call.ready.pop(key, None)  # its launch is the first one
         if ready.grid:

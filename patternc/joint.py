@@ -1,7 +1,7 @@
 """A call with a term as one function, where kernels compute both parts and the sum of their norms.
 
-The forward keeps the outputs of both parts beside the inputs.  The backward goes through groups of key heads with their query heads:
-the gradients of both outputs, the states of the term and what else it needs are there for one group at a time.
+The forward keeps the outputs of both parts beside the inputs, and states of keys where they are few.  The backward goes through groups of key
+heads with their query heads: the gradients of both outputs, the states of the term and what else it needs are there for one group at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from patternc.tail_runtime import KERNEL_FEATURES, WIDEST
 SMALL = 1 << 27  # entries of q: calls below it are not divided, since more launches would take longer than they run
 LEAST_ENTRIES = 1 << 24  # of the queries of a group
 MOST_WORKSPACE = 0.75  # of q, k, v and the output together
-FEW_STATES = 1 / 8  # of the queries' bytes: states of keys that the backward finds again rather than keeping more
+FEW_STATES = 1 / 8  # of the queries' bytes: the backward finds states of keys again where they are more
 PASSING = 4.25  # tensors like q that a backward needs for a while: gradients of both outputs, states of keys or rows
 
 
