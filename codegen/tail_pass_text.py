@@ -144,7 +144,6 @@ def leaves(f: PassForm) -> tuple[str, str]:
         return ["if n % 2 == 0:", *indented(lines(f.results[0])), "else:", *indented(lines(f.results[1]))] if f.both else lines(*f.results)
 
     leave = [*at("number - 2"), "mbarrier.wait(o_made.index(n % 2), n // 2 & 1)", *of_each(store), "tma.store_wait(0)"]
-    # To announce waits for memory, so what the next result waits for goes first.
     announce = ["if (column == 0) & (number >= 2):", "    _announce(counts_ptr + number % 2)"] * f.apart
     wait = ["_await(counts_ptr + n % 2, (n // 2 + 1) * 32)"] * f.apart
     if f.add:
