@@ -175,8 +175,10 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
 
 def _compile_ahead(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, vectors: torch.Tensor) -> None:
     """Have a kernel of a backward compiled beside the one before it, where it was not launched yet."""
+    if call.ready is None or triton.knobs.runtime.interpret:
+        return
     device, key = _key(name, matrices, False)
-    if call.ready is not None and key not in call.ready and not triton.knobs.runtime.interpret:
+    if key not in call.ready:
         ready = ready_of(call, name, matrices, False, device, key)
         call.ready.pop(key, None)  # its launch is the first one
         if ready.grid:

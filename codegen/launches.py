@@ -15,7 +15,7 @@ from patternc.codegen.descriptors import moved
 from patternc.codegen.generated import Kernel
 
 captured: list[torch.Tensor] = []  # tables that CUDA graphs go on reading, which nobody else may keep
-_kernels: dict[tuple, object] = {}  # compiled ones, by `Launch._code`
+_kernels: dict[tuple, object] = {}  # compiled ones, by `Launch._key`
 MOST_KERNELS = 4096
 
 
@@ -74,16 +74,16 @@ class Launch:
         kinds = (*values, *[(x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else type(x) for x in values.values()])
         ready = self.compiled.get(kinds)
         if ready is None:
-            code = self._code(kinds, matrices)
-            made = _kernels.get(code)
+            key = self._key(kinds, matrices)
+            made = _kernels.get(key)
             if made is None:
                 made = self.function[(grid,)](**self.parameters(values, matrices), num_warps=self.config.warps, num_stages=self.config.stages)
                 if made is None:  # interpreted
                     return
-                if code is not None:
+                if key is not None:
                     if len(_kernels) >= MOST_KERNELS:
                         _kernels.clear()
-                    _kernels[code] = made
+                    _kernels[key] = made
                 ready = self.compiled[kinds] = Positional.of(made, self, values)
             else:
                 ready = self.compiled[kinds] = Positional.of(made, self, values)
@@ -93,20 +93,22 @@ class Launch:
         if ready.tables and torch.cuda.is_current_stream_capturing():
             captured.extend({**self.values, **values}[name] for name in ready.tables)
 
-    def _code(self, kinds: tuple, matrices: dict[str, torch.Tensor]) -> tuple | None:
+    def _key(self, kinds: tuple, matrices: dict[str, torch.Tensor]) -> tuple | None:
         """What makes two launches run one compiled kernel: no number but constants is compiled into it, only how wide it is; None if interpreted."""
         if not isinstance(self.function, triton.runtime.JITFunction):
             return None
-        numbers = [(name, type(x), isinstance(x, int) and x.bit_length() > 31) for name, x in self.values.items() if name not in self._constants]
+        constants = {name for name, _ in self.code[1:]}
+        numbers = [(name, type(x), isinstance(x, int) and x.bit_length() > 31) for name, x in self.values.items() if name not in constants]
         blocks = [(name, *pattern.block_shape) for name, (_, pattern) in self.descriptors.items()]
         seen = [(name, x.dtype, x.data_ptr() % 16) for name, x in matrices.items()]
         device = triton.runtime.driver.active.get_current_device()
-        return self.function, device, self.config, kinds, *self._constants.items(), *numbers, *blocks, *seen
+        return *self.code, device, self.config, kinds, *numbers, *blocks, *seen
 
     @cached_property
-    def _constants(self) -> dict:
+    def code(self) -> tuple:
+        """The function and its constants, by name: what is compiled, for tensors of some dtypes and alignments."""
         names = self.kernel.constants if self.kernel is not None else self.values
-        return {name: self.values[name] for name in names if name in self.values}
+        return self.function, *((name, self.values[name]) for name in names if name in self.values)
 
 
 @dataclass

@@ -32,7 +32,7 @@ KINDS = ("formula", "table", "boxes")  # directions whose kernels are the same a
 LENGTHS = tuple(1 << i for i in range(9, 17))  # at which kernels are launched, for all that a pattern's calls may need
 QUIET = 0.5  # s without a first launch
 _done: set[tuple] = set()
-_first: dict[tuple, Future] = {}  # by `_code`, what is being compiled for a launch that comes next
+_first: dict[tuple, Future] = {}  # by `Launch.code`, what is being compiled for a launch that comes next
 _pending: dict[tuple, Future] = {}  # the same for other lengths
 _needed = threading.Event()  # somebody waits for these
 _lock = threading.Lock()
@@ -65,7 +65,7 @@ def compile_beside(ready: Ready, matrices: dict[str, torch.Tensor], values: dict
     launch = ready.launch
     if not launch.compiled and _compiles(launch, device):
         kernels = [(launch, launch.parameters({**values, **ready.values}, matrices))]
-        _first[_code(launch)] = _threads("first").submit(_compile, device, kernels)
+        _first[launch.code] = _threads("first").submit(_compile, device, kernels)
 
 
 def compile_others(call: Call, ready: Ready, matrices: dict[str, torch.Tensor], values: dict, later: bool, device: torch.device) -> None:
@@ -86,19 +86,19 @@ def compile_others(call: Call, ready: Ready, matrices: dict[str, torch.Tensor], 
     note = f"# {triton.knobs.cache.dir} has what calls of other lengths launch in the place of\n# {about}\n"
     if cache.holds(note):
         return
-    own, found = {_code(launch), *([_code(launch.merge)] if launch.merge else [])}, {}
+    own, found = {launch.code, *([launch.merge.code] if launch.merge else [])}, {}
     for other, shorter in _others(call, axis, matrices):
         usual = prepare(other, ready.name, shorter, later)
         dealt = dealt_of(other, ready.name, usual)
         made = usual if dealt is None else usual.dealt(dealt.form)
-        if _code(made) in found:
+        if made.code in found:
             continue
         given = {**values, **runtime_values(call, made.kernel, made.config, device), **(dealt.values() if dealt else {})}
         given |= workspace(ready.name, made.values, dealt, made.copies, device) if dealt is not None and dealt.cuts else {}
-        found[_code(made)] = made, given
+        found[made.code] = made, given
         if dealt is not None and dealt.cuts:
             merge = merge_of(call.plan, ready.name, made, {x: matrices[x] for x in RESULTS[ready.name]})
-            found[_code(merge)] = merge, {name: given[name] for name in merge.decided}
+            found[merge.code] = merge, {name: given[name] for name in merge.decided}
     alike = {name: _like(x) for name, x in matrices.items()}
     wanted = {code: each for code, each in found.items() if code not in own}
     kernels = [(made, made.parameters({x: _like(y) for x, y in given.items()}, alike)) for made, given in wanted.values()]
@@ -125,7 +125,7 @@ def settle(launch: Launch) -> None:
     """Wait where a kernel that is about to be launched first is being compiled."""
     for own in (launch, launch.merge) if _first or _pending else ():
         for futures in (_first, _pending):
-            future = futures.pop(_code(own), None) if own is not None else None
+            future = futures.pop(own.code, None) if own is not None else None
             if future is not None:
                 _wait([future], futures is _pending)
 
@@ -138,11 +138,12 @@ def settle_all() -> None:
 
 
 def _wait(futures, now: bool) -> None:
-    """Wait for what is compiled, where it waits itself from now on."""
+    """Wait for what is compiled; `now`: even where it would have waited itself."""
     if now:
         _needed.set()
     wait(futures)
-    _needed.clear()
+    if now:
+        _needed.clear()
 
 
 @lru_cache
@@ -153,11 +154,6 @@ def _threads(name: str) -> ThreadPoolExecutor:
 def _like(x):
     """An empty tensor of the dtype and alignment of one, so that nothing keeps a call's tensors; other values as they are."""
     return torch.empty(16, dtype=x.dtype, device=x.device)[x.data_ptr() % 16 // x.itemsize :] if isinstance(x, torch.Tensor) else x
-
-
-def _code(launch: Launch) -> tuple:
-    """What makes two launches run one compiled kernel."""
-    return launch.function, *(launch.values.get(name) for name in launch.kernel.constants)
 
 
 def _compile_later(device: torch.device, kernels: list[tuple[Launch, dict]], note: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from patternc.codegen import row_kernels as rows
 from patternc.codegen.frame import header, indent
 from patternc.codegen.kernels import WHOLE
+from patternc.codegen.launch import gradient_of_lse
 from patternc.codegen.matrices import empty, in_rows
 from patternc.orders.vectors import VECTOR
 from patternc.tail import RMS_EPS
@@ -98,14 +99,14 @@ def backward_norms(dy, o, t, o_scale, t_scale, of_rows: tuple[torch.Tensor, ...]
     """Gradients of `norms`: those of o and t, in their dtypes, and of both scales.
 
     Args:
-        of_rows: lse and its gradient, float32 [B, H, n], of the attention that o is of, and vectors (`launch.row_vectors`) to write to.
+        of_rows: lse, float32 [B, H, n], and its gradient or None, of the attention that o is of, and vectors (`launch.row_vectors`) to write to.
     """
     o, t, dy = in_rows(o), in_rows(t), in_rows(dy, warn=False)
     do, dt = (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (o, t))
     b, heads, n, dv = o.shape
     steps = min(STEPS, 1 << max(-(-n // rows.rows_of(dv)) - 1, 0).bit_length())
     sums = torch.empty(b, heads, -(-n // (rows.rows_of(dv) * steps)), 2, dv, dtype=torch.float32, device=o.device)
-    lse, dlse, (delta, lse2) = of_rows or (sums, sums, (sums, sums))
+    lse, dlse, (delta, lse2) = (of_rows[0], gradient_of_lse(*of_rows[:2]), of_rows[2]) if of_rows else (sums, sums, (sums, sums))
     vectors = {"o_scale": o_scale.contiguous(), "t_scale": t_scale.contiguous(), "sums": sums, "lse": lse, "dlse": dlse, "delta": delta, "lse2": lse2}
     matrices = {"o": o, "t": t, "dy": dy, "do": do, "dt": dt}
     largest = torch.finfo(o.dtype).max

@@ -76,7 +76,7 @@ def _backward(scale: float, made, bound: Bound, groups: int, dout, dlse, q, k, v
     for i, (part, (qs, ks)) in enumerate(_parts(bound, groups, q, k)):
         rows = lse[:, qs].contiguous()
         vectors = kernels.row_vectors(rows)
-        of_rows = rows, dlse[:, qs].float().contiguous(), vectors
+        of_rows = rows, dlse[:, qs], vectors
         do, dt, *more = kernels.backward_norms(dout[:, qs], o[:, qs], t[:, qs], exact_scale[qs], tail_scale[qs], of_rows)
         scales.append(more)
         exact = dq[:, qs], dk[:, ks], dv[:, ks]

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from strategies import HEADS, draw_args, patterns
 
 import patternc as pc
 from patternc.args import bind
-from patternc.codegen import configs, helpers, launches, prepared
+from patternc.codegen import configs, helpers, prepared
 from patternc.codegen.code import COL, ROW
 from patternc.codegen.configs import Config
 from patternc.codegen.kernels import generate
@@ -250,48 +249,6 @@ def test_out_of_resources_never_reaches_a_user(monkeypatch):
     limit = 0
     with pytest.raises(BackendError, match="no tile of `forward` fits"):
         attention_forward(Call(window(3), 1.0), q, q, q)
-
-
-def test_what_triton_compiled_serves_parameters_of_the_same_kinds(monkeypatch):
-    """A start in a tensor is another kernel than one in a number, and an address that is not aligned another than one that is."""
-    made, ran = [], []
-
-    class Compiled:
-        def __getitem__(self, grid):
-            return lambda *values: ran.append((grid, values))
-
-    class Function:
-        arg_names = ["q_start_value", "n_q", "BLOCK_M"]
-
-        def __getitem__(self, grid):
-            return lambda **values: made.append(values) or Compiled()
-
-    launched = launches.Launch(None, Function(), Config(16, 16, 4, 1), 3, 1, {"n_q": 7, "BLOCK_M": 16}, [], {})
-    aligned, shifted = torch.zeros(8, dtype=torch.int32), torch.zeros(9, dtype=torch.int32)[1:]
-    for value in (0, 5, aligned, aligned + 1, shifted, aligned.long()):
-        launched.run(3, {"q_start_value": value}, {})
-    assert len(made) == 4 and [values[0] if isinstance(values[0], int) else "tensor" for _, values in ran] == [5, "tensor"]
-    assert ran[0] == ((3, 1, 1), (5, 7, 16))
-
-
-def test_what_triton_compiled_serves_other_lengths(monkeypatch):
-    """Layouts of the same constants, dtypes and alignments launch one compiled kernel; a stride that needs 64 bits is another one."""
-    made, ran = [], []
-
-    class Function:
-        arg_names = ["q_ptr", "n_q", "BLOCK_M"]
-
-        def __getitem__(self, grid):
-            return lambda **values: made.append(values) or {(1, 1, 1): lambda *given: ran.append(given[1:])}
-
-    monkeypatch.setattr(launches, "_kernels", {})
-    monkeypatch.setattr(launches.triton.runtime, "JITFunction", Function)
-    monkeypatch.setattr(launches.triton.runtime.driver, "_active", SimpleNamespace(get_current_device=lambda: 0))
-    kernel, function, x = SimpleNamespace(constants=("BLOCK_M",)), Function(), torch.zeros(16)
-    for n, block, tensor in ((7, 16, x), (9, 16, x), (9, 32, x), (9, 16, x.half()), (9, 16, x[1:]), (1 << 31, 16, x), (1 << 32, 16, x)):
-        launches.Launch(kernel, function, Config(16, 16, 4, 1), 1, 1, {"n_q": n, "BLOCK_M": block}, ["q"], {}).run(1, {}, {"q": tensor})
-    assert [(v["n_q"], v["BLOCK_M"]) for v in made] == [(7, 16), (9, 32), (9, 16), (9, 16), (1 << 31, 16)]
-    assert ran == [(9, 16), (1 << 32, 16)]
 
 
 def test_no_queries_no_keys_no_batch():

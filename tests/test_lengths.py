@@ -33,9 +33,9 @@ def test_other_lengths(tmp_path, text, head_dim, lengths):
 
 def test_a_launch_waits_for_what_is_being_compiled(monkeypatch):
     """For its own kernel and for the one that merges its pieces, and for no other."""
-    kernel, done = SimpleNamespace(constants=("BLOCK_M",)), []
-    merge = SimpleNamespace(function="merge", values={"BLOCK_M": 64}, kernel=kernel, merge=None)
-    launch = SimpleNamespace(function="forward", values={"BLOCK_M": 64}, kernel=kernel, merge=merge)
+    done = []
+    merge = SimpleNamespace(code=("merge", 64), merge=None)
+    launch = SimpleNamespace(code=("forward", 64), merge=merge)
     with ThreadPoolExecutor(1) as thread:
         futures = {x: thread.submit(done.append, x) for x in (("forward", 64), ("merge", 64), ("forward", 128))}
         monkeypatch.setattr(lengths, "_pending", futures)

@@ -1,0 +1,50 @@
+"""What Triton compiled serves again: for parameters of the same kinds, and for layouts that differ in numbers alone."""
+
+from types import SimpleNamespace
+
+import torch
+
+from patternc.codegen import launches
+from patternc.codegen.configs import Config
+
+
+def test_what_triton_compiled_serves_parameters_of_the_same_kinds():
+    """A start in a tensor is another kernel than one in a number, and an address that is not aligned another than one that is."""
+    made, ran = [], []
+
+    class Compiled:
+        def __getitem__(self, grid):
+            return lambda *values: ran.append((grid, values))
+
+    class Function:
+        arg_names = ["q_start_value", "n_q", "BLOCK_M"]
+
+        def __getitem__(self, grid):
+            return lambda **values: made.append(values) or Compiled()
+
+    launched = launches.Launch(None, Function(), Config(16, 16, 4, 1), 3, 1, {"n_q": 7, "BLOCK_M": 16}, [], {})
+    aligned, shifted = torch.zeros(8, dtype=torch.int32), torch.zeros(9, dtype=torch.int32)[1:]
+    for value in (0, 5, aligned, aligned + 1, shifted, aligned.long()):
+        launched.run(3, {"q_start_value": value}, {})
+    assert len(made) == 4 and [values[0] if isinstance(values[0], int) else "tensor" for _, values in ran] == [5, "tensor"]
+    assert ran[0] == ((3, 1, 1), (5, 7, 16))
+
+
+def test_what_triton_compiled_serves_other_lengths(monkeypatch):
+    """Layouts of the same constants, dtypes and alignments launch one compiled kernel; a stride that needs 64 bits is another one."""
+    made, ran = [], []
+
+    class Function:
+        arg_names = ["q_ptr", "n_q", "BLOCK_M"]
+
+        def __getitem__(self, grid):
+            return lambda **values: made.append(values) or {(1, 1, 1): lambda *given: ran.append(given[1:])}
+
+    monkeypatch.setattr(launches, "_kernels", {})
+    monkeypatch.setattr(launches.triton.runtime, "JITFunction", Function)
+    monkeypatch.setattr(launches.triton.runtime.driver, "_active", SimpleNamespace(get_current_device=lambda: 0))
+    kernel, function, x = SimpleNamespace(constants=("BLOCK_M",)), Function(), torch.zeros(16)
+    for n, block, tensor in ((7, 16, x), (9, 16, x), (9, 32, x), (9, 16, x.half()), (9, 16, x[1:]), (1 << 31, 16, x), (1 << 32, 16, x)):
+        launches.Launch(kernel, function, Config(16, 16, 4, 1), 1, 1, {"n_q": n, "BLOCK_M": block}, ["q"], {}).run(1, {}, {"q": tensor})
+    assert [(v["n_q"], v["BLOCK_M"]) for v in made] == [(7, 16), (9, 32), (9, 16), (9, 16), (1 << 31, 16)]
+    assert ran == [(9, 16), (1 << 32, 16)]
