@@ -220,8 +220,8 @@ class _Run:
 
     def launch(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> None:
         if self.each and name in SUMS:
-            shared = self.heads > self.kv_heads
-            self._launch_pass(PassForm(name, self.form.feature, self.slots.mirrored, self.add, self.form.dead, shared), matrices, values)
+            sizes = self.heads > self.kv_heads, self.d > 64
+            self._launch_pass(PassForm(name, self.form.feature, self.slots.mirrored, self.add, self.form.dead, *sizes), matrices, values)
             return
         layout = tuple((m, x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
         while True:

@@ -48,6 +48,7 @@ class PassForm:
         add: results are added to what is there.
         dead: a table says which keys are read at all.
         shared: several query heads share a key head.
+        wide: heads have 128 columns, not 64.
     """
 
     kernel: str
@@ -56,6 +57,7 @@ class PassForm:
     add: bool = False
     dead: bool = False
     shared: bool = False
+    wide: bool = False
 
     @cached_property
     def sums(self) -> tuple[Sum, ...]:
@@ -132,8 +134,13 @@ class PassForm:
 
     @property
     def made(self) -> bool:
-        """Whether the warpgroup that sums a state changes tiles of y or z for the others."""
+        """Whether tiles of y or z are changed for all: by the warpgroup that sums a state, if not by those of the results."""
         return self.changed(self.y) or self.changed(self.z)
+
+    @property
+    def made_by_results(self) -> bool:
+        """Whether a result's warpgroup changes the tiles of its own chunk, since the one that sums a state has more to do than it."""
+        return self.paired and self.wide
 
     @property
     def may_begin_before(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patternc.codegen.tail_pass_form import PassForm, Sum
-from patternc.codegen.tail_pass_text import PLAIN, SIGN, buffer, chunk, features, live, partition, place, pointer_parameters, product_layout, state_of
+from patternc.codegen.tail_pass_text import PLAIN, SIGN, buffer, chunk, features, live, make, partition, place, pointer_parameters, product_layout, state_of
 from patternc.codegen.tail_text import FEATURES, indented
 
 HELPERS = (
@@ -25,6 +25,7 @@ def results(f: PassForm, number: int) -> tuple[str, str]:
     gradient = f"o = _{FEATURES[f.feature]}_gradient(u, {SIGN[f.apart]}, o, 0, W)"
     last = [f"u = {tile(f, s.u)}.load(o_layout)", *_given_back(f), gradient] if s.u else [LEFT.format("x", f"{turn(f)} % AHEAD")]
     each = [
+        *(make(f, "t") if f.made_by_results else []),
         chunk(f),
         f"mbarrier.wait(x_full.index({turn(f)} % AHEAD), {turn(f)} // AHEAD & 1)",
         *_begin(f, s),
@@ -38,7 +39,7 @@ def results(f: PassForm, number: int) -> tuple[str, str]:
         product_layout("layout", "64"),
         product_layout("o_layout", "W"),
         *["w_rows: tl.constexpr = tl.DotOperandLayout(operand_index=0, parent=layout, k_width=2)"] * f.held(s),
-        *[f"plain: tl.constexpr = {PLAIN}"] * (f.featured(s.x) and not f.held(s)),
+        *[f"plain: tl.constexpr = {PLAIN}"] * (f.featured(s.x) and not f.held(s) or f.made_by_results),
         "o_rows: tl.constexpr = tl.DotOperandLayout(operand_index=0, parent=o_layout, k_width=2)",
         "i, j = tl.arange(0, 64, tl.SliceLayout(1, layout))[:, None], tl.arange(0, 64, tl.SliceLayout(0, layout))[None, :]",
         f"allowed = j {'<=' if f.of_rows != f.mirrored else '>='} i",

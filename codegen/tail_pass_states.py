@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patternc.codegen.tail_pass_form import PassForm
-from patternc.codegen.tail_pass_text import PLAIN, buffer, features, live, partition, product_layout, state_of
+from patternc.codegen.tail_pass_text import PLAIN, buffer, make, partition, product_layout, state_of
 from patternc.codegen.tail_text import indented
 
 HELPERS = (
@@ -40,6 +40,7 @@ def _rows_of(x, i: tl.constexpr, layout: tl.constexpr):
 
 def states(f: PassForm) -> tuple[str, str]:
     """The warpgroup that sums a state and hands on, before every chunk, what the chunks before it have added."""
+    makes = f.made and not f.made_by_results
     hand_on = [
         state_of(f),
         "mbarrier.wait(s_empty.index((p - BUFFERS) % 2), (p - BUFFERS) // 2 & 1, pred=p >= BUFFERS)",
@@ -52,21 +53,21 @@ def states(f: PassForm) -> tuple[str, str]:
     step = [
         *([f"if {when}:", *indented(hand_on)] if when else hand_on),
         f"slot = {n} % STAGES",
-        *([] if f.made else [f"mbarrier.wait(yz_full.index(slot), {n} // STAGES & 1)"]),
+        *([] if makes else [f"mbarrier.wait({'yz_ready' if f.made else 'yz_full'}.index(slot), {n} // STAGES & 1)"]),
         f"y, z = {f.y}_tiles.index(slot).reshape([64, D]), {f.z}_tiles.index(slot).reshape([64, W])",
         "more = warpgroup_mma(y.permute((1, 0)), z, s, is_async=True)",
-        *([f"if {n} + 1 < {total}:  # beside the product", *indented(_make(f, f"{n} + 1"))] if f.made else []),
+        *([f"if {n} + 1 < {total}:  # beside the product", *indented(make(f, f"{n} + 1"))] if makes else []),
         "s = warpgroup_mma_wait(0, deps=[more])",
         "mbarrier.arrive(yz_empty.index(slot), count=1)",
         *["mbarrier.arrive(yz_empty.index(slot), count=1, pred=t % 2 == 1)  # one result alone reads the second chunk"] * f.paired,
     ]
     lines = [
         product_layout("layout", "W"),
-        *[f"plain: tl.constexpr = {PLAIN}"] * f.made,
+        *[f"plain: tl.constexpr = {PLAIN}"] * makes,
         "s = tl.zeros([D, W], tl.float32, layout)",
         "if spans > 1:",
         *indented(_entering(f)),
-        *(["if chunks > 0:", *indented(_make(f, "0"))] if f.made else []),
+        *(["if chunks > 0:", *indented(make(f, "0"))] if makes else []),
         "for t in range(chunks):",
         *indented(step if f.of_rows else ["for r in range(GROUP):", *indented(["n = t * GROUP + r", *step])]),
     ]
@@ -81,23 +82,6 @@ def _two_terms(f: PassForm) -> list[str]:
         f"{buffer(f, 1)}.slice(i * 64, 64, 0).store(_low(rows))",
     ]
     return ["for i in tl.static_range(D // 64):", *indented(store)]
-
-
-def _make(f: PassForm, number: str) -> list[str]:
-    """Put features in the place of tiles of y or z, and 0 in that of dead keys."""
-    slot, phase = ("0", "0") if number == "0" else (f"({number}) % STAGES", f"({number}) // STAGES & 1")
-    lines = [f"mbarrier.wait(yz_full.index({slot}), {phase})"]
-    for x, columns in ((f.y, "D"), (f.z, "W")):
-        if f.changed(x):
-            made = features(f, "part.load(plain)", columns)
-            mask = f.dead and f.of_rows
-            change = [
-                f"part = {x}_tiles.index({slot}).reshape([64, {columns}]).slice(half * 32, 32, 0)",
-                *(live(f, f"(from_chunk + {number})", "plain", "32", "half * 32") if mask else []),
-                f"part.store({f'tl.where(live[:, None], {made}, 0.0)' if mask else made}.to(part.dtype))",
-            ]
-            lines += ["for half in tl.static_range(2):  # fewer registers at a time", *indented(change)]
-    return [*lines, "fence_async_shared()", f"mbarrier.arrive(yz_ready.index({slot}), count=1)"]
 
 
 def _entering(f: PassForm) -> list[str]:

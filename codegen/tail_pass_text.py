@@ -114,6 +114,23 @@ def live(f: PassForm, chunk: str, layout: str, rows: str = "64", first: str = "0
     ]
 
 
+def make(f: PassForm, number: str) -> list[str]:
+    """Put features in the place of tiles of y or z, and 0 in that of dead keys."""
+    slot, phase = ("0", "0") if number == "0" else (f"({number}) % STAGES", f"({number}) // STAGES & 1")
+    lines = [f"mbarrier.wait(yz_full.index({slot}), {phase})"]
+    for x, columns in ((f.y, "D"), (f.z, "W")):
+        if f.changed(x):
+            made = features(f, "part.load(plain)", columns)
+            mask = f.dead and f.of_rows
+            change = [
+                f"part = {x}_tiles.index({slot}).reshape([64, {columns}]).slice(half * 32, 32, 0)",
+                *(live(f, f"(from_chunk + {number})", "plain", "32", "half * 32") if mask else []),
+                f"part.store({f'tl.where(live[:, None], {made}, 0.0)' if mask else made}.to(part.dtype))",
+            ]
+            lines += ["for half in tl.static_range(2):  # fewer registers at a time", *indented(change)]
+    return [*lines, "fence_async_shared()", f"mbarrier.arrive(yz_ready.index({slot}), count=1)"]
+
+
 def state_of(f: PassForm) -> str:
     """The number of the state that the results of chunk t begin with."""
     return "p = t // 2" if f.paired else "p = t"

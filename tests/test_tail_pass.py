@@ -92,9 +92,10 @@ def test_numbers(kernel, feature, group, n_q, n_k, offset, span, mirrored, add):
 
 @pytest.mark.parametrize("feature, kernel", [(f, kernel) for f in ("identity", "elu+1", "softmax") for kernel in kernels_of(f)])
 def test_slices_and_groups(kernel, feature):
-    """At head_dim 128: slices of columns, or rings of two; tiles of two heads."""
-    found, wanted = result(PassForm(kernel, feature, shared=True), 128, 2, 190, 190, 5, 2, seed=0)
-    assert_equal(found, wanted)
+    """At head_dim 128: slices of columns, or rings of two; tiles of one head or two."""
+    for group in (1, 2):
+        found, wanted = result(PassForm(kernel, feature, shared=group > 1, wide=True), 128, group, 190, 190, 5, 2, seed=0)
+        assert_equal(found, wanted)
 
 
 class Emulated:
@@ -165,9 +166,12 @@ def test_mistakes_are_found(mistake):
 
 def test_compiled():
     """Products run while others are issued, and at most some addresses go through the stack."""
-    cases = [(PassForm(kernel, "softmax", add=group > 1, shared=group > 1), 128, group) for kernel in kernels_of("softmax") for group in (1, 4)]
-    cases += [(PassForm("backward_q", "elu+1"), 128, 1), (PassForm("backward_k", "elu+1", True, True, dead=True), 64, 4)]
-    cases += [(PassForm("backward_kv", "softmax", True, True, dead=True, shared=True), d, 4) for d in tail_pass_launch.WIDTHS]
+    cases = [
+        (PassForm(kernel, "softmax", add=group > 1, shared=group > 1, wide=True), 128, group) for kernel in kernels_of("softmax") for group in (1, 4)
+    ]
+    cases += [(PassForm("backward_q", "elu+1", wide=True), 128, 1), (PassForm("backward_k", "elu+1", True, True, dead=True), 64, 4)]
+    cases += [(PassForm("backward_kv", "softmax", True, True, dead=True, shared=True, wide=d > 64), d, 4) for d in tail_pass_launch.WIDTHS]
+    cases += [(PassForm("backward_q", "softmax"), 64, 1)]
 
     jobs = [offline.TailJob(tail_pass.generate(f), f.kernel, "bf16", d, d, tail_pass.config_of(f, d), heads=16, group=group) for f, d, group in cases]
     for (form, d, group), report in zip(cases, offline.compile_all(jobs)):
