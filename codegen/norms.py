@@ -64,14 +64,14 @@ def _backward() -> str:
         "first = (program % parts * STEPS + step) * BLOCK", *UNITS, rows.load("dy"),
         *(f"d{x}, {x}_more = _unit_gradient({x}_unit, {x}_r, dy, {x}_scale, DV)" for x in "ot"),
         "do = tl.minimum(tl.maximum(do, -LARGEST), LARGEST)  # a row of zeros has a slope of 1 / sqrt(eps)",
-        *(f"{x}_sum += {x}_more" for x in "ot"),
+        *(f"{x}_sum += tl.sum(tl.reshape({x}_more, [4, BLOCK // 4, BLOCK_DV]), 0)  # of rows that one thread has" for x in "ot"),
         rows.store("do"), rows.store("dt"),
         "if VECTORS:", *("    " + line for line in VECTORS),
     ]  # fmt: skip
     body = [
         *rows.program("BLOCK * STEPS"), *rows.bases("o", "t", "dy", "do", "dt"), *SCALES,
-        *(f"{x}_sum = tl.zeros([BLOCK, BLOCK_DV], tl.float32)" for x in "ot"), WHOLE,
-        "for step in range(0, STEPS):", *("    " + line for line in step),
+        *(f"{x}_sum = tl.zeros([BLOCK // 4, BLOCK_DV], tl.float32)" for x in "ot"), WHOLE,
+        "for step in tl.range(0, STEPS, num_stages=3):", *("    " + line for line in step),
         "sums = sums_ptr + tl.cast(program, tl.int64) * 2 * DV + e",
         "tl.store(sums, tl.sum(o_sum, 0), mask=e < DV)", "tl.store(sums + DV, tl.sum(t_sum, 0), mask=e < DV)",
         "if VECTORS and program % parts == parts - 1:  # beyond the last row",

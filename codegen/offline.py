@@ -185,7 +185,7 @@ def _pass_signature(job: TailJob) -> tuple[dict[str, str], dict[str, object]]:
         if what == "desc":
             block = [1, 1, tail_pass.CHUNK, constants[form.described[name]]]
             return f"tensordesc<bf16{block},{hopper_launch.tile_layout(block, 'bf16')!r}>"
-        return "i32" if what != "ptr" else {"vectors": "*fp32", "live": "*u8", "counts": "*i32"}.get(name, "*bf16")
+        return "i32" if what != "ptr" else {"states": "*fp32", "live": "*u8", "counts": "*i32"}.get(name, "*bf16")
 
     return {p: kind(p) for p in job.source.kernels[job.kernel].parameters}, constants
 

@@ -38,7 +38,16 @@ def generate(form: Form) -> TailSource:
     """The source of a form's kernels; equal bytes for equal forms, in every process."""
     t = Text(form)
     keys, rows = ([make(t), scan(t, f"{side}_totals"), scan(t, f"{side}_scan")] for side, make in (("key", key_states), ("row", row_states)))
-    kernels = [*keys, _forward(t), _backward_q(t), *rows, _backward_k(t), _backward_v(t)]
+    return _module(form, [*keys, _forward(t), _backward_q(t), *rows, _backward_k(t), _backward_v(t)])
+
+
+@lru_cache(maxsize=64)
+def scans(form: Form) -> TailSource:
+    """The scans of states that are not centred: those of one-pass kernels (`tail_pass_sums.py`)."""
+    return _module(form, [scan(Text(form), f"{side}_{what}", centred=False) for side in ("key", "row") for what in ("totals", "scan")])
+
+
+def _module(form: Form, kernels: list[TailKernel]) -> TailSource:
     body = "\n\n\n".join(k.text for k in kernels)
     return TailSource(f"{HEADER}{used_by(body, SOURCES)}\n\n{body}\n\n\n# {form}\n", {k.name: k for k in kernels}, form)
 

@@ -21,8 +21,8 @@ from patternc.codegen.device import has_tma, on, precision, processors
 from patternc.codegen.launches import Launch
 from patternc.codegen.matrices import empty, in_rows, strides
 from patternc.codegen.tail_configs import SCANS, STATES, TailConfig, TailConfigs
-from patternc.codegen.tail_kernels import TailSource, generate
-from patternc.codegen.tail_pass_form import SUMS, PassForm, kernels_of
+from patternc.codegen.tail_kernels import TailSource, generate, scans
+from patternc.codegen.tail_pass_form import SUMS, PassForm, SumsForm, kernels_of
 from patternc.codegen.tail_text import Form
 from patternc.errors import BackendError
 from patternc.tail import result_of
@@ -196,10 +196,11 @@ class _Run:
     def states(self, name: str, matrices: dict, vectors: dict) -> States:
         """Those that enter the slots, of keys, or the gradients of those that leave them, of rows."""
         count, d, dv = self.shape
+        dtype = torch.float32 if self.each else self.dtype
         if 0 < self.slots.count <= self.each:  # programs begin where nothing has been added
-            return torch.empty(0, dtype=self.dtype, device=self.device), torch.empty(0, dtype=torch.float32, device=self.device)
-        states = torch.empty(count, d, dv, dtype=self.dtype, device=self.device)
-        own, summed = torch.empty(2, count, d + dv, dtype=torch.float32, device=self.device)
+            return torch.empty(0, dtype=dtype, device=self.device), torch.empty(0, device=self.device)
+        states = torch.empty(count, d, dv, dtype=dtype, device=self.device)
+        own, summed = torch.empty(2, 0 if self.each else count, d + dv, device=self.device)
         self.launch(name, matrices, {**vectors, "states_ptr": states, "vectors_ptr": own})
         side = name.removesuffix("_states")
         spans = -(-self.slots.count // self.span(f"{side}_scan"))
@@ -219,15 +220,14 @@ class _Run:
         return -(-padded(self.dv) // min(config.slice, padded(self.dv)))
 
     def launch(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> None:
-        if self.each and name in SUMS:
-            sizes = self.heads > self.kv_heads, self.d > 64
-            self._launch_pass(PassForm(name, self.form.feature, self.slots.mirrored, self.add, self.form.dead, *sizes), matrices, values)
+        if self.each and name in (*SUMS, *STATES):
+            self._launch_pass(name, matrices, values)
             return
         layout = tuple((m, x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
         while True:
             config = _chosen.get((name, self.configs.of[name], self.form, self.dtype, self.d, self.dv), self.configs.of[name])
             sizes = self.batch, self.heads, self.kv_heads, self.n_k, self.d, self.dv
-            key = name, self.add, self.form, self.configs.slot, config, sizes, self.dtype, self.device, layout
+            key = name, self.add, self.form, self.configs.slot, bool(self.each), config, sizes, self.dtype, self.device, layout
             launch = _launches.get(key)
             if launch is None:
                 launch = self._prepare(name, config, matrices)
@@ -245,27 +245,33 @@ class _Run:
             except OutOfResources as error:
                 self._step_down(name, config, error)
 
-    def _launch_pass(self, form: PassForm, matrices: dict[str, torch.Tensor], values: dict) -> None:
-        """A kernel that goes through its slots in one pass."""
-        given = {m: matrices[m] for m in form.described}  # a gradient may be one row for all heads
-        copied = {m for m, x in given.items() if m not in form.results and not reachable(x)}
-        matrices = {m: x.clone(memory_format=torch.contiguous_format) if m in copied else x for m, x in given.items()}
+    def _launch_pass(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> None:
+        """A kernel that goes through its slots in one pass, or sums the slots of which these begin with what has been added."""
+        slots, rows = self.slots, self.n_q - self.slots.offset
+        if name in STATES:
+            form = SumsForm(name, self.form.feature, slots.mirrored, self.form.dead)
+            first, programs = tail_pass_launch.needed(name, slots.count, self.each)
+            own, results = {"first_slot": first, "needed": programs}, []
+        else:
+            sizes = self.heads > self.kv_heads, self.d > 64
+            form = PassForm(name, self.form.feature, slots.mirrored, self.add, self.form.dead, *sizes)
+            programs, results = -(-slots.count // self.each) * tail_pass.parts(form, self.d), form.results
+            own = {"extent": rows if form.of_rows else max(self.n_k, rows), "span": self.each}
+        matrices = tail_pass_launch.reached({m: matrices[m] for m in form.described}, results)
         launch = tail_pass_launch.launch_of(form, matrices, self.heads, self.kv_heads)
-        rows = self.n_q - self.slots.offset
-        programs = self.batch * self.kv_heads * -(-self.slots.count // self.each) * tail_pass.parts(form, self.d)
-        values = {**self.values, **values, "extent": rows if form.of_rows else max(self.n_k, rows), "span": self.each}
+        values, programs = {**self.values, **values, **own}, self.batch * self.kv_heads * programs
 
         def run() -> None:
-            if form.apart:  # programs begin to count at 0
+            if "counts_ptr" in launch.decided:  # programs begin to count at 0
                 values["counts_ptr"] = torch.zeros(1 + programs, dtype=torch.int32, device=self.device)
             launch.run(programs, {p: values[p] for p in launch.decided}, matrices)
 
         with on(self.device):
-            self.call.watch(form.kernel, run)
+            self.call.watch(name, run)
 
     def _prepare(self, name: str, config: TailConfig, matrices: dict[str, torch.Tensor]) -> Launch:
         described = described_by(matrices, self.dtype)
-        source: TailSource = generate(replace(self.form, described=described))
+        source: TailSource = (scans if self.each else generate)(replace(self.form, described=described))
         constants = tail_configs.constants(config, self.configs.slot, self.d, self.dv, self.heads, self.heads // self.kv_heads)
         return prepare(source, name, config, matrices, constants | {"PRECISION": self.precision, "ADD": self.add}, described)
 
@@ -274,7 +280,7 @@ class _Run:
         if name in SCANS:
             return {"span": self.span(name)}
         if name in STATES:
-            return dict(zip(("first_slot", "needed"), tail_pass_launch.needed(name, self.slots.count, self.each or 1)))
+            return dict(zip(("first_slot", "needed"), tail_pass_launch.needed(name, self.slots.count, 1)))
         slot, slots = self.configs.slot, self.slots
         if name in ("backward_k", "backward_v"):
             return {"tiles": slots.count * slot // config.block_n if slots.first is not None else -(-self.n_k // config.block_n)}

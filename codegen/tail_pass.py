@@ -15,7 +15,7 @@ from patternc.codegen import hopper, tail_pass_results, tail_pass_softmax, tail_
 from patternc.codegen.frame import header, indent
 from patternc.codegen.helpers import used_by
 from patternc.codegen.tail_helpers import SOURCES
-from patternc.codegen.tail_pass_form import PassForm
+from patternc.codegen.tail_pass_form import PassForm, SumsForm
 from patternc.codegen.tail_text import TailKernel
 
 CHUNK = 64
@@ -35,7 +35,7 @@ class PassSource:
 
     text: str
     kernels: dict[str, TailKernel]
-    form: PassForm
+    form: PassForm | SumsForm
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ def config_of(form: PassForm, d: int) -> PassConfig:
     raise AssertionError(form)
 
 
+def constants(form: PassForm, d: int) -> dict[str, int]:
+    """Constexprs that are these kernels' own."""
+    config = config_of(form, d)
+    return {"W": width(form, d), "PARTS": parts(form, d), "STAGES": config.stages, "BUFFERS": config.buffers, "AHEAD": config.ahead}
+
+
 @lru_cache(maxsize=64)
 def generate(form: PassForm) -> PassSource:
     """The source of a form's kernel; equal bytes for equal forms, in every process."""
@@ -81,7 +87,7 @@ def generate(form: PassForm) -> PassSource:
     computing = [tail_pass_results.results(form, i) for i in range(len(form.sums))]
     beside = [computing[own % len(computing)][1].format(own=own) for own in range(2)] + [entry for _, entry in partitions]
     stored = [p for m in form.results for p in text.pointer_parameters(m)] if form.may_begin_before else []
-    tables = [*["vectors_ptr"] * form.of_rows, *["live_ptr", "per_row"] * form.dead, *["counts_ptr"] * form.apart]
+    tables = [*["live_ptr", "per_row"] * form.dead, *["counts_ptr"] * form.apart]
     described = [f"{m}_desc" for m in form.described]
     parameters = [*described, *stored, "states_ptr", *tables, "slots", "span", "extent", "n_q", "n_k", "offset"]
     body = [

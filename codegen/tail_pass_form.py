@@ -29,6 +29,7 @@ SUMS = {
     "backward_v": (DV,),
     "backward_kv": (DK, DV),  # their state is the same, transposed
 }
+OF_SUMS = {"key_states": ("k", "v"), "row_states": ("q", "do")}
 OF_ROWS = ("q", "do", "o", "dq")  # the others are of keys
 
 
@@ -146,3 +147,40 @@ class PassForm:
     def may_begin_before(self) -> bool:
         """Whether a tile of results may begin before the first one there is."""
         return self.of_rows or self.mirrored
+
+
+@dataclass(frozen=True)
+class SumsForm:
+    """What a kernel that sums what slots add to states (`tail_pass_sums.py`) is generated for: a name in OF_SUMS, and the rest as in `PassForm`."""
+
+    kernel: str
+    feature: str
+    mirrored: bool = False
+    dead: bool = False
+
+    @property
+    def y(self) -> str:
+        return OF_SUMS[self.kernel][0]
+
+    @property
+    def z(self) -> str:
+        return OF_SUMS[self.kernel][1]
+
+    @property
+    def described(self) -> dict[str, str]:
+        """How many columns tiles of each matrix have."""
+        return {self.y: "D", self.z: "W"}
+
+    @property
+    def halves(self) -> bool:
+        """Whether features have halves, which warpgroups of their own sum."""
+        return self.feature == "softmax"
+
+    @property
+    def made(self) -> bool:
+        """Whether what is multiplied is made of tiles of y, and not these tiles."""
+        return self.feature != "identity" or self.masked
+
+    @property
+    def masked(self) -> bool:
+        return self.dead and self.y == "k"

@@ -6,12 +6,12 @@ from functools import lru_cache
 
 import torch
 
-from patternc.codegen import cache, hopper_launch
+from patternc.codegen import cache, hopper_launch, tail_pass, tail_pass_sums
 from patternc.codegen.descriptors import reachable
 from patternc.codegen.device import is_hopper, processors
 from patternc.codegen.launches import Launch
-from patternc.codegen.tail_pass import CHUNK, SLOT, config_of, generate, parts, width
-from patternc.codegen.tail_pass_form import PassForm
+from patternc.codegen.tail_pass import CHUNK, SLOT, parts
+from patternc.codegen.tail_pass_form import PassForm, SumsForm
 from patternc.codegen.tail_text import Form
 
 WIDTHS = (64, 128)  # of heads
@@ -55,11 +55,17 @@ def needed(name: str, slots: int, each: int) -> tuple[int, int]:
     return (0, -(-slots // each) * each - each) if name == "key_states" else (each, slots - each)
 
 
+def reached(matrices: dict[str, torch.Tensor], results: list[str]) -> dict[str, torch.Tensor]:
+    """Matrices as descriptors take them: a gradient may be one row for all heads."""
+    copied = {m for m, x in matrices.items() if m not in results and not reachable(x)}
+    return {m: x.clone(memory_format=torch.contiguous_format) if m in copied else x for m, x in matrices.items()}
+
+
 _launches: dict[tuple, Launch] = {}
 MOST_LAUNCHES = 1024
 
 
-def launch_of(form: PassForm, matrices: dict[str, torch.Tensor], heads: int, kv_heads: int) -> Launch:
+def launch_of(form: PassForm | SumsForm, matrices: dict[str, torch.Tensor], heads: int, kv_heads: int) -> Launch:
     """The launch on matrices of one layout."""
     layout = tuple((m, x.device, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
     key = form, heads, kv_heads, layout
@@ -71,9 +77,9 @@ def launch_of(form: PassForm, matrices: dict[str, torch.Tensor], heads: int, kv_
     return launch
 
 
-def _prepare(form: PassForm, matrices: dict[str, torch.Tensor], heads: int, kv_heads: int) -> Launch:
-    source, d = generate(form), matrices[form.y].shape[3]
-    config, fixed = config_of(form, d), constants(form, d, heads, heads // kv_heads)
+def _prepare(form: PassForm | SumsForm, matrices: dict[str, torch.Tensor], heads: int, kv_heads: int) -> Launch:
+    source, d = module(form).generate(form), matrices[form.y].shape[3]
+    fixed = constants(form, d, heads, heads // kv_heads)
     described = {}
     for matrix, columns in form.described.items():
         pattern = hopper_launch.describe_tiles(matrices[matrix], CHUNK, fixed[columns])
@@ -82,11 +88,14 @@ def _prepare(form: PassForm, matrices: dict[str, torch.Tensor], heads: int, kv_h
     kernel = source.kernels[form.kernel]
     pointers = [m for m in matrices if f"{m}_ptr" in kernel.parameters]
     fixed |= {f"{m}_stride_{axis}": matrices[m].stride(i) for m in pointers for i, axis in enumerate("bhn")}
-    return Launch(kernel, getattr(cache.load(source.text), form.kernel), config, 0, 0, fixed, pointers, described)
+    return Launch(kernel, getattr(cache.load(source.text), form.kernel), module(form).config_of(form, d), 0, 0, fixed, pointers, described)
 
 
-def constants(form: PassForm, d: int, heads: int, group: int) -> dict[str, int]:
+def constants(form: PassForm | SumsForm, d: int, heads: int, group: int) -> dict[str, int]:
     """Constexprs by name."""
-    config = config_of(form, d)
-    sizes = {"HEADS": heads, "GROUP": group, "D": d, "W": width(form, d), "PARTS": parts(form, d), "SLOT": SLOT}
-    return sizes | {"STAGES": config.stages, "BUFFERS": config.buffers, "AHEAD": config.ahead}
+    return {"HEADS": heads, "GROUP": group, "D": d, "SLOT": SLOT, **module(form).constants(form, d)}
+
+
+def module(form: PassForm | SumsForm):
+    """What generates a form's kernel."""
+    return tail_pass_sums if isinstance(form, SumsForm) else tail_pass

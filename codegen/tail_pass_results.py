@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from patternc.codegen.tail_pass_form import PassForm, Sum
-from patternc.codegen.tail_pass_text import PLAIN, SIGN, buffer, chunk, features, live, make, partition, place, pointer_parameters, product_layout, state_of
+from patternc.codegen.tail_pass_text import (
+    PLAIN,
+    SIGN,
+    buffer,
+    chunk,
+    features,
+    live,
+    make,
+    partition,
+    place,
+    pointer_parameters,
+    product_layout,
+    state_of,
+)
 from patternc.codegen.tail_text import FEATURES, indented
 
 HELPERS = (
@@ -97,7 +110,7 @@ def _of_state(f: PassForm, s: Sum) -> list[str]:
 
 def _begin(f: PassForm, s: Sum) -> list[str]:
     """Take a tile of x, in registers where it is held."""
-    make = features(f, "x" if f.held(s) else "x.load(plain)", "D") if f.featured(s.x) else ""
+    make = features(f, "x" if f.held(s) else "x.load(plain)", "D", SIGN[f.apart]) if f.featured(s.x) else ""
     if f.held(s):
         return [f"x = {tile(f, s.x)}.load(o_rows)", *_given_back(f), *[f"x = {make}.to({s.x}_tiles.dtype)"] * bool(make)]
     return [f"x = {tile(f, s.x)}", *[f"x.store({make}.to(x.dtype))", "fence_async_shared()"] * bool(make)]

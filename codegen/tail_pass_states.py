@@ -89,12 +89,9 @@ def _entering(f: PassForm) -> list[str]:
     rows, columns = "tl.arange(0, D, tl.SliceLayout(1, layout))[:, None]", "tl.arange(0, W, tl.SliceLayout(0, layout))[None, :]"
     columns = columns if f.apart else f"column + {columns}"
     d, e = (columns, rows) if f.transposed else (rows, columns)
-    lines = [
+    return [
         f"d, e = {d}, {e}",
         f"cell = (b * (HEADS // GROUP) + kv_h).to(tl.int64) * slots + {'first_slot' if f.of_rows else 'tl.minimum(first_slot + span, slots) - 1'}",
         *["cell = cell * 2 + column // W"] * f.apart,
-        "s = tl.load(states_ptr + cell * D * D + d * D + e).to(tl.float32)",
+        "s = tl.load(states_ptr + cell * D * D + d * D + e)",
     ]
-    if f.of_rows:
-        lines += ["vectors = vectors_ptr + cell * (2 * D)", "s += tl.load(vectors + d) * tl.load(vectors + D + e)  # states of keys are centred"]
-    return lines

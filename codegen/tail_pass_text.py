@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from patternc.codegen.frame import indent, wrap
 from patternc.codegen.hopper_text import assigned, names, typed
-from patternc.codegen.tail_pass_form import OF_ROWS, PassForm
+from patternc.codegen.tail_pass_form import OF_ROWS, PassForm, SumsForm
 from patternc.codegen.tail_text import FEATURES, indented
 
 HELPERS = (
@@ -56,7 +56,7 @@ def chunk(f: PassForm) -> str:
     return "c = from_chunk + t" if f.of_rows else "c = from_chunk + chunks - 1 - t"
 
 
-def first(f: PassForm, matrix: str) -> str:
+def first(f: PassForm | SumsForm, matrix: str) -> str:
     """Where chunk c of a matrix begins."""
     if f.mirrored:
         return "n_q - (c + 1) * 64 - offset" if matrix in OF_ROWS else "n_k - (c + 1) * 64"
@@ -96,15 +96,17 @@ def product_layout(name: str, columns: str) -> str:
     return f"{name}: tl.constexpr = tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, {columns}, 16])"
 
 
-PLAIN = "tl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])"  # few threads have a row, so that sums over it are mostly a thread's own
+# Few threads have a row, so that sums over it are mostly a thread's own; eight that follow one another have eight rows, which swizzled
+# tiles keep in different banks.
+PLAIN = "tl.BlockedLayout([1, 8], [8, 4], [4, 1], [0, 1])"
 SIGN = {True: "1.0 - 2.0 * (column // W)", False: "1.0"}  # of the half of the features, by whether they are apart
 
 
-def features(f: PassForm, x: str, columns: str) -> str:
-    return x if f.feature == "identity" else f"_{FEATURES[f.feature]}_features({x}, {SIGN[f.apart]}, 0, {columns})"
+def features(f: PassForm | SumsForm, x: str, columns: str, sign: str) -> str:
+    return x if f.feature == "identity" else f"_{FEATURES[f.feature]}_features({x}, {sign}, 0, {columns})"
 
 
-def live(f: PassForm, chunk: str, layout: str, rows: str = "64", first: str = "0") -> list[str]:
+def live(f: PassForm | SumsForm, chunk: str, layout: str, rows: str = "64", first: str = "0") -> list[str]:
     """Which of a chunk's keys are read at all."""
     key = f"tl.arange(0, {rows}, tl.SliceLayout(1, {layout}))"
     key = key if first == "0" else f"({first} + {key})"
@@ -120,7 +122,7 @@ def make(f: PassForm, number: str) -> list[str]:
     lines = [f"mbarrier.wait(yz_full.index({slot}), {phase})"]
     for x, columns in ((f.y, "D"), (f.z, "W")):
         if f.changed(x):
-            made = features(f, "part.load(plain)", columns)
+            made = features(f, "part.load(plain)", columns, SIGN[f.apart])
             mask = f.dead and f.of_rows
             change = [
                 f"part = {x}_tiles.index({slot}).reshape([64, {columns}]).slice(half * 32, 32, 0)",
@@ -199,6 +201,6 @@ def kernel(f: PassForm, beside: list[str]) -> list[str]:
         found = [f"{ring}_full", f"{ring}_made" if ring == "o" else f"{ring}_empty", *["yz_ready"] * (ring == "yz" and f.made)]
         lines += [f"{x} = tl.allocate_shared_memory(tl.int64, [{slots}, 1], mbarrier.MBarrierLayout())" for x in found]
         lines += [f"for i in tl.static_range({slots}):", *(f"    mbarrier.init({x}.index(i), count={arrivals.get(x, 1)})" for x in found)]
-    of_features = "160, 176" if f.both else "160, 168" if f.transposed else "152, 192"
+    of_features = "160, 176" if f.both else "160, 168" if f.transposed else "160, 184"
     registers = of_features if f.apart else "152, 152"  # the rest is for the first warpgroup
     return [*lines, "fence_async_shared()", "tl.warp_specialize([", *indented(beside), f"], [4, 4, 1, 1], [{registers}, 24, 24])"]

@@ -83,20 +83,22 @@ def _states(t: Text, name: str, matrices: tuple[str, str], more: list[str], body
     return finish(name, doc, parameters, lines, (*SHAPES, "SLICE", "SLOT", "BLOCK_N", "ALIGN", "STAGES", "PRECISION"))
 
 
-def scan(t: Text, name: str) -> TailKernel:
+def scan(t: Text, name: str, centred: bool = True) -> TailKernel:
     """`key_scan` and `row_scan`: in place of what slots add, the states that enter them, or the gradients of those that leave them.
 
-    Programs take spans of `span` slots.  What a span adds in all is the result of `key_totals` and `row_totals`, which are needed
-    where there is more than one: float32 [.., spans, BLOCK_D, BLOCK_DV + 1], the last column being sums of features.
+    States of keys are `centred`, or as those of rows.  Programs take spans of `span` slots.  What a span adds in all is the result of
+    `key_totals` and `row_totals`, which are needed where there is more than one: float32 [.., spans, BLOCK_D, BLOCK_DV + 1], the last column
+    being sums of features.
     """
     keys, whole = name.startswith("key"), name.endswith("totals")
-    vectors = keys or t.form.sums
+    centred = keys and centred
+    vectors = centred or t.form.sums
     every = ["total", *["sums"] * vectors]
     step = [
         "slot = i" if keys else "slot = start + stop - 1 - i",
         *_place(vectors), "gain = tl.load(state).to(tl.float32)", *["gain_z = tl.load(gains_ptr + vector + d)"] * vectors,
-        *["gain += gain_z[:, None] * tl.load(gains_ptr + vector + BLOCK_D + e)[None, :]"] * keys,
-        *([] if whole else ["s = total", *(["z = sums", *CENTRE, STORE, STORE_C] if keys else [STORE]), *[STORE_SUMS] * vectors]),
+        *["gain += gain_z[:, None] * tl.load(gains_ptr + vector + BLOCK_D + e)[None, :]"] * centred,
+        *([] if whole else ["s = total", *(["z = sums", *CENTRE, STORE, STORE_C] if centred else [STORE]), *[STORE_SUMS] * vectors]),
         *_survives(t, "slot", "slot + 1", every), "total += gain", *["sums += gain_z"] * vectors,
     ]  # fmt: skip
     at = "totals_ptr + (pair * spans + {}) * BLOCK_D * (BLOCK_DV + 1)"

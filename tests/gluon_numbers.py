@@ -241,7 +241,7 @@ class Card:
         return tensor(found)
 
     @staticmethod
-    def _store_pointers(pointer, values, mask):
+    def _store_pointers(pointer, values, mask=True):
         at = np.broadcast_to(pointer.offset, values.shape)
         mask = np.broadcast_to(mask, values.shape)
         pointer.array.ravel()[at[mask]] = values[mask]

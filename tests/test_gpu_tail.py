@@ -5,7 +5,7 @@ import torch
 
 import patternc as pc
 from patternc.codegen import tail_launch, tail_pass_launch
-from patternc.codegen.tail_pass_form import kernels_of
+from patternc.codegen.tail_pass_form import OF_SUMS, kernels_of
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HOPPER, reason="needs a Hopper card")]
@@ -46,7 +46,7 @@ def test_one_pass(monkeypatch, text, batch, heads, kv_heads, n_q, n_k, feature, 
     portable = errors(1 << 30)  # so many that there is too little to do
     assert not taken
     ours = errors(8)
-    assert set(taken) == set(kernels_of(feature))
+    assert set(taken) - set(OF_SUMS) == set(kernels_of(feature))
     for name, a, b in zip(("out", "dq", "dk", "dv"), ours, portable):
         assert a <= 1.5 * b + 1e-3, f"{name}: {a:.2e} beside {b:.2e}"
 

@@ -8,9 +8,9 @@ import torch
 from gluon_numbers import Card, Pointer
 
 import patternc as pc
-from patternc.codegen import offline, tail_pass, tail_pass_launch
+from patternc.codegen import offline, tail_pass, tail_pass_launch, tail_pass_sums
 from patternc.codegen.descriptors import reachable
-from patternc.codegen.tail_pass_form import PassForm, kernels_of
+from patternc.codegen.tail_pass_form import OF_SUMS, PassForm, SumsForm, kernels_of
 from patternc.errors import InternalError
 from patternc.tail import feature_map
 
@@ -32,32 +32,27 @@ def problem(feature, d, group, n_q, n_k, offset, mirrored, seed=0):
 
 
 def entering(form, m, phi, slots, offset, group):
-    """What other kernels find: the states that enter slots, centred, or the gradients of those that leave them, one after the other, and vectors."""
+    """What other kernels find: the states that enter slots, or the gradients of those that leave them, one after the other."""
     q, k, v, do = (m[x][:, :, ::-1] if form.mirrored else m[x] for x in ("q", "k", "v", "do"))
     d, halves = k.shape[3], 2 if form.feature == "softmax" else 1
     phi_q, phi_k = (phi(torch.from_numpy(x.copy())).numpy() for x in (q, k))
-    states, vectors = np.zeros((k.shape[1], slots, halves, d, d)), np.zeros((k.shape[1], slots, halves, 2 * d))
-    for h in range(k.shape[1]):
-        for slot in range(slots):
-            for half in range(halves):
-                part = slice(half * d, (half + 1) * d)
-                if form.of_rows:
-                    features = phi_k[0, h, : slot * SLOT, part]
-                    z, c = features.sum(0), np.random.default_rng(slot).normal(size=d)
-                    states[h, slot, half] = features.T @ v[0, h, : slot * SLOT] - z[:, None] * c
-                    vectors[h, slot, half] = np.concatenate([z, c])
-                else:
-                    first = max((slot + 1) * SLOT + offset, 0)
-                    for r in range(h * group, (h + 1) * group):
-                        states[h, slot, half] += phi_q[0, r, first:, part].T @ do[0, r, first:]
-    return states, vectors
+    states = np.zeros((k.shape[1], slots, halves, d, d))
+    for h, slot, half in np.ndindex(states.shape[:3]):
+        part = slice(half * d, (half + 1) * d)
+        if form.of_rows:
+            states[h, slot, half] = phi_k[0, h, : slot * SLOT, part].T @ v[0, h, : slot * SLOT]
+        else:
+            first = max((slot + 1) * SLOT + offset, 0)
+            for r in range(h * group, (h + 1) * group):
+                states[h, slot, half] += phi_q[0, r, first:, part].T @ do[0, r, first:]
+    return states
 
 
 def result(form, d, group, n_q, n_k, offset, span, seed, edit=lambda text: text):
     """`(found, wanted)`, the results of a kernel."""
     m, phi = problem(form.feature, d, group, n_q, n_k, offset, form.mirrored)
     slots = -(-max(n_k, n_q - offset) // SLOT)
-    states, vectors = entering(form, m, phi, slots, offset, group)
+    states = entering(form, m, phi, slots, offset, group)
     start = {o: np.random.default_rng(1).normal(size=m[o].shape) * form.add for o in form.results}
     given = {**m, **{o: x.copy() for o, x in start.items()}}
     source, values = tail_pass.generate(form), tail_pass_launch.constants(form, d, HEADS, group) | {"SLOT": SLOT}
@@ -65,7 +60,7 @@ def result(form, d, group, n_q, n_k, offset, span, seed, edit=lambda text: text)
     for o in form.results:
         strides = (s // 8 for s in given[o].strides)
         values |= {f"{o}_ptr": Pointer(given[o]), **{f"{o}_stride_{a}": s for a, s in zip("bhn", strides)}}
-    values |= {"states_ptr": Pointer(states), "vectors_ptr": Pointer(vectors), "slots": slots, "span": span, "n_q": n_q, "n_k": n_k, "offset": offset}
+    values |= {"states_ptr": Pointer(states), "slots": slots, "span": span, "n_q": n_q, "n_k": n_k, "offset": offset}
     values |= {"extent": n_q - offset if form.of_rows else max(n_k, n_q - offset)}
     kernel = source.kernels[form.kernel]
     grid = HEADS // group * -(-slots // span) * tail_pass.parts(form, d)
@@ -98,12 +93,43 @@ def test_slices_and_groups(kernel, feature):
         assert_equal(found, wanted)
 
 
+@pytest.mark.parametrize("feature", ["identity", "elu+1", "softmax"])
+@pytest.mark.parametrize("kernel", OF_SUMS)
+@pytest.mark.parametrize("d, group, n_q, n_k, offset, first, needed, mirrored, dead", [
+    (64, 1, 500, 500, 0, 0, 4, False, False), (64, 2, 700, 300, 70, 1, 2, False, True), (128, 2, 300, 450, -130, 0, 3, True, False), (64, 2, 400, 520, 40, 1, 3, True, True),
+])  # fmt: skip
+def test_sums_of_slots(kernel, feature, d, group, n_q, n_k, offset, first, needed, mirrored, dead):
+    """What slots add to states: of the slots that are asked for, and of no others; nothing by keys that are dead, or rows that are not there."""
+    m, phi = problem(feature, d, group, n_q, n_k, offset, mirrored)
+    live = np.random.default_rng(0).integers(0, 2, n_k) if dead else np.ones(n_k)
+    given = {x: m[x][:, :, ::-1] if mirrored else m[x] for x in OF_SUMS[kernel]}
+    y, z = (np.pad(x, ((0, 0), (0, 0), (SLOT * 8, SLOT * 8), (0, 0))) for x in given.values())
+    if kernel == "key_states":
+        z[:, :, SLOT * 8 : SLOT * 8 + n_k] *= live[:, None]  # counted as keys are
+    kv_heads, slots, halves = HEADS // group, 7, 2 if feature == "softmax" else 1
+    wanted = np.full((kv_heads, slots, halves, d, d), np.nan)
+    for h, slot, half in np.ndindex(kv_heads, slots, halves):
+        if first <= slot < first + needed:
+            start = SLOT * 8 + slot * SLOT + (offset if kernel == "row_states" else 0)
+            heads = range(h * group, (h + 1) * group) if kernel == "row_states" else [h]
+            features = phi(torch.from_numpy(y[0, heads, start : start + SLOT])).numpy()[..., half * d : (half + 1) * d]
+            wanted[h, slot, half] = np.einsum("hid,hie->de", features, z[0, heads, start : start + SLOT])
+    form, found = SumsForm(kernel, feature, mirrored, dead), np.full_like(wanted, np.nan)
+    source, values = tail_pass_sums.generate(form), tail_pass_launch.constants(form, d, HEADS, group) | {"SLOT": SLOT}
+    values |= {f"{x}_desc": Card.describe(m[x], 64, values[columns]) for x, columns in form.described.items()}
+    values |= {"states_ptr": Pointer(found), "live_ptr": Pointer(live), "per_row": 0, "first_slot": first, "needed": needed, "slots": slots}
+    values |= {"n_q": n_q, "n_k": n_k, "offset": offset}
+    kernel = source.kernels[kernel]
+    Card(source.text, kernel.name, n_q).run(kv_heads * needed, *(values[p] for p in (*kernel.parameters, *kernel.constants)))
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
 class Emulated:
     """A launch whose kernel runs by numpy, on the memory of torch tensors."""
 
     def __init__(self, form, matrices, heads, kv_heads):
         assert all(map(reachable, matrices.values()))
-        self.form, self.source = form, tail_pass.generate(form)
+        self.form, self.source = form, tail_pass_launch.module(form).generate(form)
         self.constants = tail_pass_launch.constants(form, matrices[form.y].shape[3], heads, heads // kv_heads)
         fixed = {f"{m}_{what}" for m in matrices for what in ("ptr", "stride_b", "stride_h", "stride_n")}
         self.decided = [p for p in self.source.kernels[form.kernel].parameters if p not in fixed and not p.endswith("_desc")]
@@ -195,3 +221,15 @@ def test_everything_fits(kernel, feature):
     form = PassForm(kernel, feature)
     for d in tail_pass_launch.WIDTHS:
         assert tail_pass.shared_bytes(form, d, tail_pass.config_of(form, d)) <= tail_pass.SHARED_LIMIT
+
+
+def test_sums_compiled():
+    """Nothing on the stack, and features are made beside products."""
+    cases = [(SumsForm(kernel, feature), d) for kernel in OF_SUMS for feature in ("softmax", "elu+1") for d in tail_pass_launch.WIDTHS]
+    cases.append((SumsForm("key_states", "softmax", True, True), 128))
+    jobs = [offline.TailJob(tail_pass_sums.generate(f), f.kernel, "bf16", d, d, tail_pass_sums.config_of(f, d), heads=16, group=4) for f, d in cases]
+    for (form, d), report in zip(cases, offline.compile_all(jobs)):
+        assert report.stack == 0 and report.shared <= offline.SHARED_LIMIT, (form, d)
+        warpgroups = 4 if form.halves else 2
+        assert report.instructions["HGMMA"] == warpgroups * 4 * d // 64, (form, d)
+        assert len(re.findall(r"WARPGROUP.DEPBAR", report.sass)) == warpgroups, (form, d)  # else products wait for each other

@@ -1,0 +1,144 @@
+"""What slots add to the states of the one-pass kernels (`tail_pass.py`), where heads are few and several programs share one: in Gluon too.
+
+The sum of phi(k)^T v over the keys of a slot, or of phi(q)^T do over its rows, in float32: no product has a state for an operand before it is
+rounded, so none is centred.  One warp loads.  Warpgroups sum one half of the columns each, of one half of the features where these are softmax;
+both that multiply the same features make half of the rows of them, the next ones beside the last product.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from patternc.codegen import tail_pass_text as text
+from patternc.codegen.frame import header, indent
+from patternc.codegen.helpers import used_by
+from patternc.codegen.tail_pass import HEADER, HELPERS, PassConfig, PassSource
+from patternc.codegen.tail_pass_form import OF_SUMS, SumsForm
+from patternc.codegen.tail_text import TailKernel, indented
+
+CONSTANTS = ("HEADS", "GROUP", "D", "W", "SLOT", "STAGES")
+
+
+def config_of(form: SumsForm, d: int) -> PassConfig:
+    return PassConfig(stages=4, buffers=0, ahead=0)
+
+
+def constants(form: SumsForm, d: int) -> dict[str, int]:
+    """Constexprs that are these kernels' own."""
+    return {"W": d // 2, "STAGES": config_of(form, d).stages}
+
+
+@lru_cache(maxsize=64)
+def generate(form: SumsForm) -> PassSource:
+    """The source of a form's kernel; equal bytes for equal forms, in every process."""
+    sums, loads, warpgroups = _sums(form), _loads(form), 4 if form.halves else 2
+    tables = ["live_ptr", "per_row"] * form.masked
+    parameters = [f"{form.y}_desc", f"{form.z}_desc", "states_ptr", *tables, "first_slot", "needed", "slots", "n_q", "n_k", "offset"]
+    body = [
+        "program = tl.program_id(0)",
+        "summed = first_slot + program % needed  # the slot; sums of others are not read",
+        "kv_h = program // needed % (HEADS // GROUP)",
+        "b = program // needed // (HEADS // GROUP)",
+        "from_chunk = summed * (SLOT // 64)",
+        *_memory(form),
+        *_barriers("yz", "STAGES", 1, warpgroups),
+        *(_barriers("phi", str(warpgroups), 2, 2) if form.made else []),
+        "fence_async_shared()",
+        "tl.warp_specialize([",
+        *indented([*(sums[1].format(own=own) for own in range(warpgroups)), loads[1]]),
+        f"], [{'4, 4, 4, 1], [112, 112, 112, 24' if form.halves else '4, 1], [240, 24'}])",
+    ]
+    what = f"phi({form.y})^T {form.z} over the {'keys' if form.y == 'k' else 'rows'} of each slot"
+    top = header(form.kernel, parameters, list(CONSTANTS), f"{what}.  One program a slot and key head.").replace("@triton.jit", "@gluon.jit")
+    kernel = TailKernel(form.kernel, top + indent(body), tuple(parameters), CONSTANTS)
+    whole = "\n\n\n".join([sums[0], loads[0], kernel.text])
+    return PassSource(f"{HEADER}{used_by(whole, HELPERS)}\n\n{whole}\n\n\n# {form}\n", {form.kernel: kernel}, form)
+
+
+def _memory(f: SumsForm) -> list[str]:
+    def tiles(name: str, count: str, like: str) -> str:
+        return f"{name}_tiles = tl.allocate_shared_memory({like}_desc.dtype, [{count}] + {like}_desc.block_type.shape, {like}_desc.layout)"
+
+    return [tiles(f.y, "STAGES", f.y), tiles(f.z, "STAGES * 2", f.z), *[tiles("phi", "4" if f.halves else "2", f.y)] * f.made]
+
+
+def _barriers(ring: str, slots: str, writers: int, readers: int) -> list[str]:
+    return [
+        *(f"{ring}_{x} = tl.allocate_shared_memory(tl.int64, [{slots}, 1], mbarrier.MBarrierLayout())" for x in ("full", "empty")),
+        f"for i in tl.static_range({slots}):",
+        f"    mbarrier.init({ring}_full.index(i), count={writers})",
+        f"    mbarrier.init({ring}_empty.index(i), count={readers})",
+    ]
+
+
+def _tiles(f: SumsForm) -> str:
+    """How many tiles a program sums."""
+    return "SLOT // 64" if f.y == "k" else "SLOT // 64 * GROUP"
+
+
+def _loads(f: SumsForm) -> tuple[str, str]:
+    def load(matrix: str, column: str, tile: str) -> str:
+        head = "kv_h" if matrix in OF_SUMS["key_states"] else "kv_h * GROUP + n // (SLOT // 64)"
+        return f"_load({matrix}_desc, [b, {head}, {text.first(f, matrix)}, {column}], yz_full.index(slot), {matrix}_tiles.index({tile}))"
+
+    step = [
+        "c = from_chunk + n % (SLOT // 64)", "slot = n % STAGES",
+        "mbarrier.wait(yz_empty.index(slot), (n // STAGES & 1) ^ 1)",
+        f"mbarrier.expect(yz_full.index(slot), {f.y}_desc.block_type.nbytes + 2 * {f.z}_desc.block_type.nbytes)",
+        load(f.y, "0", "slot"),
+        "for i in tl.static_range(2):", "    " + load(f.z, "i * W", "slot * 2 + i"),
+    ]  # fmt: skip
+    return text.partition("_loads", "Loads the tiles of every chunk.", [], [f"for n in range({_tiles(f)}):", *indented(step)])
+
+
+def _sums(f: SumsForm) -> tuple[str, str]:
+    """A warpgroup."""
+    tile = f"phi_tiles.index({_place('n')})" if f.made else f"{f.y}_tiles.index(slot)"
+    wait = f"phi_full.index({_place('n')}), n // 2 & 1" if f.made else "yz_full.index(slot), n // STAGES & 1"
+    step = [
+        "slot = n % STAGES",
+        f"mbarrier.wait({wait})",
+        f"y, z = {tile}.reshape([64, D]), {f.z}_tiles.index(slot * 2 + own % 2).reshape([64, W])",
+        "more = warpgroup_mma(y.permute((1, 0)), z, s, is_async=True)",
+        *([f"if n + 1 < {_tiles(f)}:  # beside the product", *indented(_make(f, "n + 1"))] if f.made else []),
+        "s = warpgroup_mma_wait(0, deps=[more])",
+        *[f"mbarrier.arrive(phi_empty.index({_place('n')}), count=1)"] * f.made,
+        "mbarrier.arrive(yz_empty.index(slot), count=1)",
+    ]
+    lines = [
+        text.product_layout("layout", "W"),
+        *[f"plain: tl.constexpr = {text.PLAIN}"] * f.made,
+        "s = tl.zeros([D, W], tl.float32, layout)",
+        *(_make(f, "0") if f.made else []),
+        f"for n in range({_tiles(f)}):",
+        *indented(step),
+        "d, e = tl.arange(0, D, tl.SliceLayout(1, layout))[:, None], tl.arange(0, W, tl.SliceLayout(0, layout))[None, :]",
+        f"cell = ((b * (HEADS // GROUP) + kv_h).to(tl.int64) * slots + summed){' * 2 + own // 2' * f.halves}",
+        "tl.store(states_ptr + cell * D * D + d * D + own % 2 * W + e, s)",
+    ]
+    doc = f"Sums y^T z over the chunks: {'of half own // 2 of the features, ' * f.halves}of half own % 2 of the columns."
+    return text.partition("_sums", doc, ["own"], lines)
+
+
+def _place(n: str) -> str:
+    """Where what is made of tile n is."""
+    return f"own // 2 * 2 + {n} % 2"
+
+
+def _make(f: SumsForm, number: str) -> list[str]:
+    """Make half of the rows of what is multiplied, in a place of its own: features, 0 for keys that are dead.
+
+    The warpgroup of the other columns makes the other half.
+    """
+    n = number if number == "0" else f"({number})"
+    made = text.features(f, "rows.load(plain)", "D", "1.0 - 2.0 * (own // 2)" if f.halves else "1.0")
+    return [
+        f"mbarrier.wait(yz_full.index({n} % STAGES), {n} // STAGES & 1)",
+        f"mbarrier.wait(phi_empty.index({_place(n)}), ({n} // 2 & 1) ^ 1)",
+        f"rows = {f.y}_tiles.index({n} % STAGES).reshape([64, D]).slice(own % 2 * 32, 32, 0)",
+        *(text.live(f, f"(from_chunk + {n})", "plain", "32", "own % 2 * 32") if f.masked else []),
+        f"phi = phi_tiles.index({_place(n)}).reshape([64, D]).slice(own % 2 * 32, 32, 0)",
+        f"phi.store({f'tl.where(live[:, None], {made}, 0.0)' if f.masked else made}.to(phi.dtype))",
+        "fence_async_shared()",
+        f"mbarrier.arrive(phi_full.index({_place(n)}), count=1)",
+    ]
