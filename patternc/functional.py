@@ -58,6 +58,8 @@ def attention(
             scales = (torch.ones(q.shape[1], v.shape[3], device=q.device) if x is None else x for x in (exact_scale, tail_scale))
             return joint.Joint.apply(q, k, v, tail_q, tail_k, *scales, scale, made, bound)
         out, lse = nothing(q) if alone else runtime.attend(made, q, k, v, scale, bound, name, wide)
+        if term is None:
+            return out, lse
 
         def apply(*tensors):
             return LinearAttention.apply(*tensors, runtime.rest_of(made, bound))

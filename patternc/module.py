@@ -93,10 +93,11 @@ class AttentionModule(nn.Module):
             q, k, v, tail_q, tail_k = _as_autocast(q, k, v, tail_q, tail_k)
             with torch.autocast(q.device.type, enabled=False):  # what is computed in float32 from here on, has to stay so
                 return self.forward(q, k, v, scale, return_lse, q_start, check, tail_q, tail_k, **args)
-        own = self._owned()
-        if own:
-            self._check_own(own, q, v, q if tail_q is None else tail_q)
+        own = {}
         if isinstance(self.spec, Attention):
+            own = self._owned()
+            if own:
+                self._check_own(own, q, v, q if tail_q is None else tail_q)
             own.update(tail_q=tail_q, tail_k=tail_k)
         elif tail_q is not None or tail_k is not None:
             raise ArgError("`tail_q` and `tail_k` belong to a term, and this pattern has none", fix="add one: `pattern + linear_tail`")

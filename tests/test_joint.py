@@ -19,8 +19,7 @@ def inputs(own=False, n=40, heads=8, kv_heads=4):
     return x, dict(zip(("tail_q", "tail_k"), x[3:])), dict(zip(("exact_scale", "tail_scale"), scales))
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("groups, own", [(1, False), (2, True), (4, False), (4, True)])
 def test_groups(monkeypatch, groups, own):
     """As many groups as heads allow; each is as large as it must be, and no larger; results and all gradients are those of the reference."""
     x, tails, scales = inputs(own)

@@ -50,7 +50,7 @@ def test_every_order_of_the_zoo(entry):
         check_kernels(p, [(plan, None)], n, n, tile=(32, 32), heads=1)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.reuse, Phase.generate])
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.reuse, Phase.generate])
 @given(expressions())
 def test_random_expressions(p):
     plans = plans_of(p)
