@@ -17,6 +17,11 @@ hypothesis.settings.load_profile("untimed")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from interpreted import hasten
+
+    hasten()
+
 
 @pytest.fixture(autouse=True, scope="session")
 def committed_rates():
