@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import torch
+import triton
 
 from patternc.args import Bound, bind
 from patternc.balance import Costs, Tiles, all_tiles, of_groups, row_tiles, schedule
@@ -43,6 +44,9 @@ MOST_LENGTHS = 64  # lengths whose schedules are kept
 def check(q: torch.Tensor, v: torch.Tensor) -> None:
     """What these kernels cannot do, in words.  Raises DtypeError, DeviceError, BackendError."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if interpreted and isinstance(triton.language.sum, triton.runtime.JITFunction):
+        what = "TRITON_INTERPRET=1 was set after triton was imported, which compiles kernels since"
+        raise BackendError(what, fix="set it before anything imports triton")
     if q.dtype == torch.float64:
         raise DtypeError("the triton backend does not compute in float64", fix='use backend="cpu", or float32')
     if q.device.type != "cuda" and not interpreted:
@@ -65,8 +69,7 @@ __all__ = [
 
 
 def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
-    """`bound` is of this call: what it keeps is of the same data, by which `runtime.bind_call` found it."""
-    key = compiled, scale, *layout_of(q), *layout_of(k), *layout_of(v), precision(q.dtype)
+    key = compiled, scale, *layout_of(q), *layout_of(k), *layout_of(v), precision(q.dtype), data_of(bound)
     known = bound.kept.get(key)
     if known is not None:
         return known.run(q, k, v)

@@ -46,6 +46,7 @@ class Bound:
         uses: how each arg is used.
         values: scalar: an int, or an int array [B']; array: int or bool [B', ...]; memberships: bool mask [B', n_k]
             (`[B', heads]` over heads).  B' is 1 or `batch`.  Arrays are numpy arrays or torch tensors.
+        given: tensors of the call as they were given: a backward refuses to run when one was written to since its forward.
         kept: what backends keep with this call, or, where `static`, with all of its sizes.
     """
 
@@ -57,6 +58,7 @@ class Bound:
     default_start: bool
     uses: dict[str, ArgUse]
     values: dict[str, object]
+    given: tuple = field(default=(), repr=False)
     kept: dict = field(default_factory=dict, init=False, repr=False)
 
     @cached_property

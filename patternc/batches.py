@@ -136,7 +136,7 @@ class Piece:
     def scores(self, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
         """[count, Z, K, g, height, width], -inf where masked."""
         count, z, heads, share, height, d = q.shape
-        s = torch.bmm((q * scale).reshape(-1, share * height, d), k.reshape(-1, k.shape[-2], d).mT)
+        s = torch.bmm((q * scale).flatten(3, 4).flatten(0, 2), k.flatten(0, -3).mT)
         s = s.view(count, z, heads, share, height, -1)
         for offset, width, classes in self.batch.partial:
             chosen = classes if len(classes) == 1 else classes[self.first : self.first + self.count]

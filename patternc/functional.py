@@ -28,6 +28,7 @@ def attention(
     refuse_transforms()
     if not tracing:  # the operator checks when it runs: tracing cannot raise these errors
         runtime.check_tensors(q, k, v)
+        q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()  # kernels read memory as it is
     name = choose(backend, term, q)
     wide = term is not None and name != "triton"
     alone = term is not None and spec.exact.op == "false" and term.norm != "rms" and name == "triton"  # no exact part to speak of
@@ -62,7 +63,7 @@ def attention(
             return out, lse
 
         def apply(*tensors):
-            return LinearAttention.apply(*tensors, runtime.rest_of(made, bound))
+            return LinearAttention.apply(*tensors, runtime.rest_of(made, bound), bound.given)
 
         linear = by_kernels(lambda *call: TailAttention.apply(*call, made, bound)) if fused else by_features(apply)
     if term is None:
@@ -108,6 +109,9 @@ def check_tail(q, k, tail_q, tail_k) -> None:
     for name, x, like in (("tail_q", tail_q, q), ("tail_k", tail_k, k)):
         if not isinstance(x, torch.Tensor):
             raise OperandError(f"`{name}` must be a torch tensor, got {type(x).__name__}", fix=f"it stands for `{name[-1]}` in the term")
+        if x.is_nested or x.layout != torch.strided:
+            kind = "nested" if x.is_nested else "sparse"
+            raise OperandError(f"`{name}` must be a dense tensor, got a {kind} one", fix="pad it, or call `.to_dense()`")
         if x.dtype not in runtime.DTYPES:
             raise DtypeError(f"`{name}` has dtype {x.dtype}, which is not supported", fix="use float16, bfloat16, float32 or float64")
         if x.device != like.device:

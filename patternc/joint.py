@@ -58,13 +58,15 @@ class Joint(Function):
             given = own_q[:, qs], own_k[:, ks], v[:, ks]
             *_, states = kernels.tail_forward(made, *given, made.spec.term.feature, False, part, any(ctx.needs_input_grad), (t[:, qs], None))
             kept += states if sum(x.nbytes for x in states) * groups <= FEW_STATES * q.nbytes else []
-        ctx.save_for_backward(q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t, *kept)
+        ctx.save_for_backward(q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t, *kept, *bound.given)
         ctx.call = scale, made, bound, groups
         return kernels.norms(o, t, exact_scale, tail_scale), lse
 
     @staticmethod
     def backward(ctx, dout, dlse):
-        return *Gradients.apply(lambda *tensors: _backward(*ctx.call, *tensors), dout, dlse, *ctx.saved_tensors), None, None, None
+        saved = ctx.saved_tensors
+        saved = saved[: len(saved) - len(ctx.call[2].given)]
+        return *Gradients.apply(lambda *tensors: _backward(*ctx.call, *tensors), dout.resolve_neg(), dlse, *saved), None, None, None
 
 
 def _backward(scale: float, made, bound: Bound, groups: int, dout, dlse, q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t, *kept):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import math
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
 import torch
@@ -136,9 +136,10 @@ def check_tensors(q, k, v) -> None:
     except (AttributeError, RuntimeError):  # not a tensor, or one without a shape
         kinds = None
     _check_tensors(q, k, v)
-    if len(_fitting) >= MOST_FITTING:
-        _fitting.clear()
-    _fitting.add(kinds)
+    if kinds is not None:
+        if len(_fitting) >= MOST_FITTING:
+            _fitting.clear()
+        _fitting.add(kinds)
 
 
 def _check_tensors(q, k, v) -> None:
@@ -186,14 +187,14 @@ class _Attention(Function):
     @staticmethod
     def forward(ctx, q, k, v, scale, bound, made, backend, wide):
         out, lse = backend.forward(made, q, k, v, scale, bound, wide)
-        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.save_for_backward(q, k, v, out, lse, *bound.given)
         ctx.call = scale, bound, made, backend
         return out, lse
 
     @staticmethod
     def backward(ctx, dout, dlse):
         scale, bound, made, backend = ctx.call
-        gradients = Gradients.apply(lambda *tensors: backend.backward(made, *tensors, scale, bound), dout, dlse, *ctx.saved_tensors)
+        gradients = Gradients.apply(lambda *tensors: backend.backward(made, *tensors, scale, bound), dout.resolve_neg(), dlse, *ctx.saved_tensors[:5])
         return *gradients, None, None, None, None, None
 
 
@@ -210,7 +211,8 @@ def bind_call(spec, q, k, args: dict, q_start, check: bool) -> Bound:
     key = *sizes, check, device, names, *args
     if names is not None and key in bound_once:
         return bound_once[key][0]
-    bound = bind(spec, args, *sizes, q_start, device, check)
+    tensors = tuple(x for x in given if isinstance(x, torch.Tensor) and not x.is_inference())  # torch counts no writes to the others
+    bound = replace(bind(spec, args, *sizes, q_start, device, check), given=tensors)
     if numbers or names is not None and not check and live(bound, given):
         if len(bound_once) >= (MOST_SIZES if numbers else MOST_DATA):
             bound_once.pop(next(iter(bound_once)))

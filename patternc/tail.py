@@ -185,12 +185,13 @@ class LinearAttention(Function):
     """`linear_forward` and `linear_backward` for autograd."""
 
     @staticmethod
-    def forward(ctx, phi_q, phi_k, v, layout: Layout):
-        ctx.save_for_backward(phi_q, phi_k, v)
+    def forward(ctx, phi_q, phi_k, v, layout: Layout, given: tuple = ()):
+        """`given`: tensors of args, as `Bound.given`."""
+        ctx.save_for_backward(phi_q, phi_k, v, *given)
         ctx.layout = layout
         return linear_forward(phi_q, phi_k, v, layout)
 
     @staticmethod
     def backward(ctx, d_out):
         layout = ctx.layout
-        return *Gradients.apply(lambda *tensors: linear_backward(*tensors, layout), d_out, *ctx.saved_tensors), None
+        return *Gradients.apply(lambda *tensors: linear_backward(*tensors, layout), d_out, *ctx.saved_tensors[:3]), None, None

@@ -63,7 +63,7 @@ class TailAttention(Function):
     @staticmethod
     def forward(ctx, q, k, v, feature, sums, made, bound):
         y, weights, kept = backend_module("triton").tail_forward(made, q, k, v, feature, sums, bound, any(ctx.needs_input_grad))
-        ctx.save_for_backward(q, k, v, *kept)
+        ctx.save_for_backward(q, k, v, *kept, *bound.given)
         ctx.call = feature, sums, made, bound
         return y, weights
 
@@ -75,7 +75,9 @@ class TailAttention(Function):
             dweights, (q, k, v, *kept) = (tensors[0], tensors[1:]) if sums else (None, tensors)
             return backend_module("triton").tail_backward(made, dy, dweights, q, k, v, kept, feature, bound)
 
-        return *Gradients.apply(compute, dy, *([dweights] if sums else []), *ctx.saved_tensors), None, None, None, None
+        saved = ctx.saved_tensors
+        saved = saved[: len(saved) - len(bound.given)]
+        return *Gradients.apply(compute, dy.resolve_neg(), *([dweights] if sums else []), *saved), None, None, None, None
 
 
 class Norms(Function):

@@ -191,3 +191,46 @@ def test_layer_trains_and_round_trips():
     other = pc.nn.PatternAttention(32, 4, "causal & window(8)", num_kv_heads=2)
     other.load_state_dict(layer.state_dict())
     torch.testing.assert_close(other(x), layer(x))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("text", ["causal & documents(ids)", 'causal & documents(ids) & (window(5) + linear_tail(norm="none"))', "causal & documents(ids) & (window(5) + linear_tail)"])
+def test_a_write_between_forward_and_backward_is_refused(text, backend):
+    """By torch, as for the inputs: the mask would be another one than the forward's."""
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    module = pc.compile(text, backend, **({"num_heads": 2, "head_dim": 16} if text.endswith("tail)") else {})).to(device)
+    q, k, v = (torch.randn(1, 2, 20, 16, device=device, requires_grad=True) for _ in range(3))
+    ids = torch.arange(20, device=device) // 7
+    for write in (False, True):
+        out = module(q, k, v, ids=ids)
+        if write:
+            ids.zero_()
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                out.sum().backward()
+        else:
+            out.sum().backward()
+
+
+def test_negated_views():
+    """Kernels read memory as it is, which is not what torch says of the imaginary part of a conjugate."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(1, 2, 9, 1, dtype=torch.cfloat, device=device).conj().imag
+    q = torch.randn(1, 2, 9, 1, device=device)
+    torch.testing.assert_close(*(pc.compile("causal", b)(q, x, x) for b in ("triton", "reference")), atol=1e-3, rtol=1e-3)
+
+
+def test_no_columns():
+    x = [torch.randn(1, 2, 5, d, requires_grad=True) for d in (0, 0, 4)]
+    runs = [pc.compile("causal", b)(*x) for b in ("cpu", "reference")]
+    torch.testing.assert_close(*runs)
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x) for y in runs))
+
+
+def test_what_holds_no_data_or_is_not_dense():
+    q = torch.randn(1, 2, 5, 16)
+    with pytest.raises(pc.errors.DeviceError, match="arg `ids` is on the meta device and holds no data"):
+        pc.compile("causal & documents(ids)", "triton")(q, q, q, ids=torch.arange(5, device="meta"))
+    module = pc.compile("causal & (window(4) + linear_tail)", "cpu", num_heads=2, head_dim=16)
+    for x, kind in ((q.to_sparse(), "sparse"), (torch.nested.nested_tensor([torch.randn(2, 5, 16)]), "nested")):
+        with pytest.raises(pc.errors.OperandError, match=f"`tail_q` must be a dense tensor, got a {kind} one"):
+            module(q, q, q, tail_q=x, tail_k=q)

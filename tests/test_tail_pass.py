@@ -100,28 +100,52 @@ def test_slices_and_groups(kernel, feature):
 ])  # fmt: skip
 def test_sums_of_slots(kernel, feature, d, group, n_q, n_k, offset, first, needed, mirrored, dead):
     """What slots add to states: of the slots that are asked for, and of no others; nothing by keys that are dead, or rows that are not there."""
+    check_sums(kernel, feature, d, group, n_q, n_k, offset, first, needed, mirrored, dead, seed=n_q)
+
+
+def check_sums(kernel, feature, d, group, n_q, n_k, offset, first, needed, mirrored, dead, seed, edit=lambda text: text):
     m, phi = problem(feature, d, group, n_q, n_k, offset, mirrored)
     live = np.random.default_rng(0).integers(0, 2, n_k) if dead else np.ones(n_k)
     given = {x: m[x][:, :, ::-1] if mirrored else m[x] for x in OF_SUMS[kernel]}
-    y, z = (np.pad(x, ((0, 0), (0, 0), (SLOT * 8, SLOT * 8), (0, 0))) for x in given.values())
+    size = 256  # of a slot, so that rings are gone through more than once
+    y, z = (np.pad(x, ((0, 0), (0, 0), (size * 8, size * 8), (0, 0))) for x in given.values())
     if kernel == "key_states":
-        z[:, :, SLOT * 8 : SLOT * 8 + n_k] *= live[:, None]  # counted as keys are
+        z[:, :, size * 8 : size * 8 + n_k] *= live[:, None]  # counted as keys are
     kv_heads, slots, halves = HEADS // group, 7, 2 if feature == "softmax" else 1
     wanted = np.full((kv_heads, slots, halves, d, d), np.nan)
     for h, slot, half in np.ndindex(kv_heads, slots, halves):
         if first <= slot < first + needed:
-            start = SLOT * 8 + slot * SLOT + (offset if kernel == "row_states" else 0)
+            start = size * 8 + slot * size + (offset if kernel == "row_states" else 0)
             heads = range(h * group, (h + 1) * group) if kernel == "row_states" else [h]
-            features = phi(torch.from_numpy(y[0, heads, start : start + SLOT])).numpy()[..., half * d : (half + 1) * d]
-            wanted[h, slot, half] = np.einsum("hid,hie->de", features, z[0, heads, start : start + SLOT])
+            features = phi(torch.from_numpy(y[0, heads, start : start + size])).numpy()[..., half * d : (half + 1) * d]
+            wanted[h, slot, half] = np.einsum("hid,hie->de", features, z[0, heads, start : start + size])
     form, found = SumsForm(kernel, feature, mirrored, dead), np.full_like(wanted, np.nan)
-    source, values = tail_pass_sums.generate(form), tail_pass_launch.constants(form, d, HEADS, group) | {"SLOT": SLOT}
+    source, values = tail_pass_sums.generate(form), tail_pass_launch.constants(form, d, HEADS, group) | {"SLOT": size}
     values |= {f"{x}_desc": Card.describe(m[x], 64, values[columns]) for x, columns in form.described.items()}
     values |= {"states_ptr": Pointer(found), "live_ptr": Pointer(live), "per_row": 0, "first_slot": first, "needed": needed, "slots": slots}
     values |= {"n_q": n_q, "n_k": n_k, "offset": offset}
     kernel = source.kernels[kernel]
-    Card(source.text, kernel.name, n_q).run(kv_heads * needed, *(values[p] for p in (*kernel.parameters, *kernel.constants)))
+    Card(edit(source.text), kernel.name, seed).run(kv_heads * needed, *(values[p] for p in (*kernel.parameters, *kernel.constants)))
     np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
+SUMS_MISTAKES = {
+    "tiles are not given back": ("mbarrier.arrive(yz_empty.index(slot), count=1)", "pass"),
+    "tiles are overwritten": ("mbarrier.wait(yz_empty.index(slot), (n // STAGES & 1) ^ 1)", "pass"),
+    "one reader counts for all": ("mbarrier.init(yz_empty.index(i), count=4)", "mbarrier.init(yz_empty.index(i), count=1)"),
+    "features are overwritten": ("mbarrier.wait(phi_empty.index(own // 2 * 2 + (n + 1) % 2), ((n + 1) // 2 & 1) ^ 1)", "pass"),
+    "features are read before they are made": ("mbarrier.wait(phi_full.index(own // 2 * 2 + n % 2), n // 2 & 1)", "pass"),
+    "features are multiplied without a fence": ("            fence_async_shared()\n            mbarrier.arrive(phi_full", "            mbarrier.arrive(phi_full"),
+}
+
+
+@pytest.mark.parametrize("mistake", SUMS_MISTAKES)
+def test_mistakes_in_sums_are_found(mistake):
+    (right, wrong), form = SUMS_MISTAKES[mistake], SumsForm("row_states", "softmax")
+    assert right in tail_pass_sums.generate(form).text
+    with pytest.raises((AssertionError, InternalError)):
+        for seed in range(6):
+            check_sums("row_states", "softmax", 64, 2, 700, 700, 0, 1, 1, False, False, seed, lambda text: text.replace(right, wrong))
 
 
 class Emulated:
