@@ -132,8 +132,6 @@ def check_devices(given: dict[str, object], device) -> None:
     first = next(iter(tensors))
     wanted, whose = (tensors[first].device, first) if device is None else (device, "the call")
     for what, value in tensors.items():
-        if value.device.type == "meta":
-            raise DeviceError(f"{what} is on the meta device and holds no data", fix='move it to "cpu" or "cuda"')
         if not _same_device(value.device, wanted):
             raise DeviceError(f"{what} is on {value.device}, and {whose} is on {wanted}", fix=f'move it: `.to("{wanted}")`')
 

@@ -211,6 +211,9 @@ def bind_call(spec, q, k, args: dict, q_start, check: bool) -> Bound:
     key = *sizes, check, device, names, *args
     if names is not None and key in bound_once:
         return bound_once[key][0]
+    for name, x in (("q_start", q_start), *((f"arg `{name}`", x) for name, x in args.items())):
+        if isinstance(x, torch.Tensor) and x.device.type == "meta":
+            raise DeviceError(f"{name} is on the meta device and holds no data", fix='move it to "cpu" or "cuda"')
     tensors = tuple(x for x in given if isinstance(x, torch.Tensor) and not x.is_inference())  # torch counts no writes to the others
     bound = replace(bind(spec, args, *sizes, q_start, device, check), given=tensors)
     if numbers or names is not None and not check and live(bound, given):
