@@ -56,6 +56,7 @@ def attention(
         if fused and joint.takes(spec, q, k, v, tail_q, tail_k):
             if tail_q is not None or tail_k is not None:
                 check_tail(q, k, q if tail_q is None else tail_q, k if tail_k is None else tail_k)
+                tail_q, tail_k = (x if x is None else x.resolve_neg() for x in (tail_q, tail_k))
             scales = (torch.ones(q.shape[1], v.shape[3], device=q.device) if x is None else x for x in (exact_scale, tail_scale))
             return joint.Joint.apply(q, k, v, tail_q, tail_k, *scales, scale, made, bound)
         out, lse = nothing(q) if alone else runtime.attend(made, q, k, v, scale, bound, name, wide)
@@ -70,7 +71,7 @@ def attention(
         return out, lse
     tail_q, tail_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
     check_tail(q, k, tail_q, tail_k)
-    y, total = tail(term, tail_q, tail_k, v, linear, initial_state, projection)
+    y, total = tail(term, tail_q.resolve_neg(), tail_k.resolve_neg(), v, linear, initial_state, projection)
     if total is not None and name == "triton":
         return (operators.quotient if tracing else Quotient.apply)(None if alone else out, y, total, q.dtype), lse
     y = y if total is None else quotient(y, total)
@@ -109,9 +110,7 @@ def check_tail(q, k, tail_q, tail_k) -> None:
     for name, x, like in (("tail_q", tail_q, q), ("tail_k", tail_k, k)):
         if not isinstance(x, torch.Tensor):
             raise OperandError(f"`{name}` must be a torch tensor, got {type(x).__name__}", fix=f"it stands for `{name[-1]}` in the term")
-        if x.is_nested or x.layout != torch.strided:
-            kind = "nested" if x.is_nested else "sparse"
-            raise OperandError(f"`{name}` must be a dense tensor, got a {kind} one", fix="pad it, or call `.to_dense()`")
+        runtime.check_dense(name, x)
         if x.dtype not in runtime.DTYPES:
             raise DtypeError(f"`{name}` has dtype {x.dtype}, which is not supported", fix="use float16, bfloat16, float32 or float64")
         if x.device != like.device:

@@ -142,13 +142,18 @@ def check_tensors(q, k, v) -> None:
         _fitting.add(kinds)
 
 
+def check_dense(name: str, x: torch.Tensor) -> None:
+    """Raises OperandError for a nested or sparse tensor."""
+    if x.is_nested or x.layout != torch.strided:
+        kind = "nested" if x.is_nested else "sparse"
+        raise OperandError(f"`{name}` must be a dense tensor, got a {kind} one", fix="pad it, or call `.to_dense()`")
+
+
 def _check_tensors(q, k, v) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor):
             raise OperandError(f"`{name}` must be a torch tensor, got {type(x).__name__}", fix="pass query, key and value as tensors")
-        if x.is_nested or x.layout != torch.strided:
-            kind = "nested" if x.is_nested else "sparse"
-            raise OperandError(f"`{name}` must be a dense tensor, got a {kind} one", fix="pad it, or call `.to_dense()`")
+        check_dense(name, x)
         if x.dim() != 4:
             raise ShapeError(
                 f"`{name}` must have shape [batch, heads, length, head_dim], got {tuple(x.shape)}", fix="add the missing axes, as in `x[None]`"
