@@ -10,7 +10,8 @@ import torch
 from patternc.args import Bound
 from patternc.codegen.parameters import prepared_args
 from patternc.codegen.tail_blocks_launch import BlockCall, BlockTables, block_backward, block_forward
-from patternc.codegen.tail_launch import SlotTables, TailCall, at_once, tail_backward as _backward, tail_forward as _forward
+from patternc.codegen.tail_call import SlotTables, TailCall, at_once
+from patternc.codegen.tail_launch import tail_backward as _backward, tail_forward as _forward
 from patternc.codegen.tail_levels import Orders, level_backward, level_forward, orders_of, scans_pay
 from patternc.codegen.widths import check_width
 from patternc.errors import BackendError

@@ -22,8 +22,9 @@ from patternc.codegen.matrices import empty, in_rows
 from patternc.codegen.parameters import argument_values
 from patternc.codegen.tail_blocks import BlockSource, generate
 from patternc.codegen.tail_blocks_text import BlockForm
+from patternc.codegen.tail_call import at_once
 from patternc.codegen.tail_configs import TailConfig, TailConfigs
-from patternc.codegen.tail_launch import at_once, described_by, operand_of, prepare
+from patternc.codegen.tail_launch import described_by, operand_of, prepare
 from patternc.errors import BackendError
 from patternc.expr.pattern import Pattern
 from patternc.tail import result_of
@@ -75,7 +76,7 @@ class BlockCall:
         q_start, args: as in `call.Call`.
         configs: replaces the built-in configurations.
         workspace: bytes of states at a time; by default `WORKSPACE`, or more for large inputs.
-        watch: as in `tail_launch.TailCall`.
+        watch: as in `tail_call.TailCall`.
     """
 
     feature: str

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from triton.runtime.errors import OutOfResources
@@ -20,59 +19,17 @@ from patternc.codegen.descriptors import describe, reachable
 from patternc.codegen.device import has_tma, on, precision, processors
 from patternc.codegen.launches import Launch
 from patternc.codegen.matrices import empty, in_rows, strides
-from patternc.codegen.tail_configs import SCANS, STATES, TailConfig, TailConfigs
+from patternc.codegen.tail_call import TailCall
+from patternc.codegen.tail_configs import SCANS, STATES, TailConfig
 from patternc.codegen.tail_kernels import TailSource, generate, scans
 from patternc.codegen.tail_pass_form import SUMS, PassForm, SumsForm, kernels_of
 from patternc.codegen.tail_text import Form
 from patternc.errors import BackendError
 from patternc.tail import result_of
-from patternc.tail_slots import Slots
 
 WIDEST = 128  # head dimension of keys and of values that accumulators of features in registers allow
 LOADED = ("q", "k", "v", "do")
 BY_KEYS = {"backward_k": ("q", "k", "v", "do", "dk"), "backward_v": ("q", "k", "do", "dv")}  # matrices of the portable kernels of keys
-
-
-@dataclass(frozen=True, eq=False)
-class SlotTables:
-    """Slots with their tables on a device.
-
-    Attributes:
-        tensors: int32 tensors (uint8 for `live`) by the name of their parameter.
-        per_row: 1 where every batch row has tables of its own, else 0.
-    """
-
-    slots: Slots
-    tensors: dict[str, torch.Tensor]
-    per_row: int
-
-    @staticmethod
-    def of(slots: Slots, device: torch.device) -> SlotTables:
-        tables = {name: getattr(slots, name) for name in ("first", "last", "low", "base", "live")}
-        tensors = {f"{name}_ptr": torch.from_numpy(x) for name, x in tables.items() if x is not None}
-        tensors = {name: (x.to(torch.uint8) if name == "live_ptr" else x).to(device, non_blocking=True) for name, x in tensors.items()}
-        return SlotTables(slots, tensors, int(any(len(x) > 1 for x in tensors.values())))
-
-
-def at_once(name: str, launch: Callable) -> None:
-    launch()
-
-
-@dataclass
-class TailCall:
-    """What is the same for all kernels of one call.
-
-    Attributes:
-        feature: a name in `tail_text.FEATURES`.
-        tables: `tables(block)`, the slots for at most `block` keys and rows.
-        configs: replaces the built-in configurations.
-        watch: called as `watch(name, launch)` in the place of every launch, for those who time them.
-    """
-
-    feature: str
-    tables: Callable[[int], SlotTables]
-    configs: TailConfigs | None = None
-    watch: Callable[[str, Callable], None] = at_once
 
 
 States = tuple[torch.Tensor, torch.Tensor]  # matrices, and vectors

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from patternc.codegen.tail_launch import TailCall, tail_backward, tail_forward
+from patternc.codegen.tail_call import TailCall
+from patternc.codegen.tail_launch import tail_backward, tail_forward
 from patternc.tail import result_of
 from patternc.tail_plan import Level, Scan
 

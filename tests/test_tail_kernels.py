@@ -7,8 +7,9 @@ from kernel_check import DEVICE, MARKS
 import patternc as pc
 from patternc.args import bind
 from patternc.codegen import tail_configs, tail_kernels, tail_launch, tail_states
+from patternc.codegen.tail_call import SlotTables, TailCall
 from patternc.codegen.tail_configs import TailConfig, TailConfigs
-from patternc.codegen.tail_launch import SlotTables, TailCall, tail_backward, tail_forward
+from patternc.codegen.tail_launch import tail_backward, tail_forward
 from patternc.codegen.tail_text import KERNELS, Form
 from patternc.expr.pattern import all_of, negate
 from patternc.tail import feature_map
