@@ -10,10 +10,14 @@ from patternc.errors import BackendError
 def refuse_transforms(*tensors) -> None:
     """Raise BackendError inside `torch.func.grad`, `vmap` and their like: kernels and layouts read plain tensors."""
     if torch._C._are_functorch_transforms_active() or any(torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors if x is not None):
-        raise BackendError(
-            "the transforms of torch.func (grad, vmap, jvp, ..) are not supported",
-            fix="use `.backward()` or torch.autograd.grad, and put an axis to map over into the batch",
-        )
+        torch.compiler.disable(_refuse)()  # tracing of torch 2.11 fails at a `raise` after a graph break
+
+
+def _refuse() -> None:
+    raise BackendError(
+        "the transforms of torch.func (grad, vmap, jvp, ..) are not supported",
+        fix="use `.backward()` or torch.autograd.grad, and put an axis to map over into the batch",
+    )
 
 
 def refuse_second(*_) -> None:
