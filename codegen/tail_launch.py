@@ -182,7 +182,7 @@ class _Run:
             return
         layout = tuple((m, x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
         while True:
-            config = _chosen.get((name, self.configs.of[name], self.form, self.dtype, self.d, self.dv), self.configs.of[name])
+            config = _chosen.get(self._kind(name), self.configs.of[name])
             sizes = self.batch, self.heads, self.kv_heads, self.n_k, self.d, self.dv
             key = name, self.add, self.form, self.configs.slot, bool(self.each), config, sizes, self.dtype, self.device, layout
             launch = _launches.get(key)
@@ -258,4 +258,8 @@ class _Run:
         if less is None or self.call.configs:
             what = f"{name} of the linear tail needs more than this device has: {error}"
             raise BackendError(what, fix='use a smaller head dimension, or backend="cpu"') from error
-        _chosen[name, self.configs.of[name], self.form, self.dtype, self.d, self.dv] = less
+        _chosen[self._kind(name)] = less
+
+    def _kind(self, name: str) -> tuple:
+        """What memory a kernel needs depends on these."""
+        return name, self.configs.of[name], self.form, bool(self.each), self.dtype, self.d, self.dv
