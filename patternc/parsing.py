@@ -23,6 +23,9 @@ from patternc.scanning import check_text
 UNEXPECTED = {
     # token: (message, fix, texts that must give this message)
     "end": ("the text ends where an operand is expected", "complete it or remove the last operator", ("causal &", "window(5) | ", "q +", "~")),
+    "method": (
+        "what follows `.` is a method, which takes `(..)`", "patterns have `.at(f)`, `.shift(s)` and `.roll(s)`", ("causal.x", "causal.at & full"),
+    ),
     "=": ("`=` only names a parameter", "write `==` to compare", ("k = q", "(k) = q", "causal = full")),
     ",": ("`,` separates parameters and list entries only", "join patterns with `&` or `|`", ("causal, full", "(q, k)", "window(,)")),
     "other": (
@@ -69,7 +72,8 @@ def _parser() -> Lark:
 def _syntax_error(error: UnexpectedInput, text: str) -> PatternSyntaxError:
     token = error.token if isinstance(error, UnexpectedToken) else None
     word = "end" if token is None or token.type == "$END" else str(token)
-    message, fix, _ = UNEXPECTED.get(word, UNEXPECTED["other"])
+    after_dot = token is not None and error.expected == {"LPAR"}
+    message, fix, _ = UNEXPECTED["method"] if after_dot else UNEXPECTED.get(word, UNEXPECTED["other"])
     end = len(text.rstrip())
     span = (end, end + 1) if word == "end" else (token.start_pos, token.end_pos)
     return PatternSyntaxError(message.format(word), typed=text, span=span, fix=fix)
