@@ -84,12 +84,11 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
         bound.kept["fits"] = True
     if wide:
         raise InternalError("the triton backend returns outputs in the inputs' dtype")
-    parts, found = compiled.parts_at(bound, shape_of(q, v)), None
-    for part in parts:
-        call = call_of(part, scale, bound, q, k, v)
-        found = attention_forward(call, q, k, v, found, part is not parts[-1])
-    if len(parts) == 1:
-        _keep(bound, key, Known.of(call, q, k, v))
+    calls, found = [call_of(part, scale, bound, q, k, v) for part in compiled.parts_at(bound, shape_of(q, v))], None
+    tape = []
+    for call in calls:
+        found = attention_forward(call, q, k, v, found, call is not calls[-1], tape)
+    _keep(bound, key, Known.of(calls, tape, q, k, v))
     return found
 
 
@@ -107,10 +106,9 @@ def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound
         return known.run(q, k, v, out, lse, dout, dlse, onto, vectors)
     by_queries, by_keys = (compiled.parts_at(bound, shape_of(q, v), column) for column in "kq")
     calls = {part: call_of(part, scale, bound, q, k, v, out, dout) for part in dict.fromkeys((*by_queries, *by_keys))}
-    queries, keys = ([calls[part] for part in parts] for parts in (by_queries, by_keys))
-    found = attention_backward(queries, q, k, v, out, lse, dout, dlse, keys, onto, vectors)
-    if len(calls) == 1:
-        _keep(bound, key, KnownBackward.of(queries[0], q, k, v, out, dout, found, vectors))
+    queries, keys, tape = [calls[part] for part in by_queries], [calls[part] for part in by_keys], []
+    found = attention_backward(queries, q, k, v, out, lse, dout, dlse, keys, onto, vectors, tape)
+    _keep(bound, key, KnownBackward.of(queries, keys, tape, q, k, v, out, dout, vectors))
     return found
 
 

@@ -14,45 +14,50 @@ from patternc.codegen.ready import Ready
 
 @dataclass(frozen=True)
 class Known:
-    """A forward: one kernel, and what puts its pieces together."""
+    """A forward: for each part of the pattern one kernel, and what puts its pieces together."""
 
-    ready: Ready
+    parts: tuple[Ready, ...]
     score_scale: float
 
     @staticmethod
-    def of(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Known | None:
-        """None where a call makes copies, scales by less than 0, or has args that may change."""
-        ready = _ready(call, "forward", q, k, v)
-        return ready and Known(ready, call.scale * LOG2E)
+    def of(calls: list[Call], tape: list[Ready], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Known | None:
+        """From what was launched; None where a call makes copies, scales by less than 0, or has args that may change."""
+        return Known(tuple(tape), calls[0].scale * LOG2E) if _lasts(calls, tape, q, k, v) else None
 
     def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Partial:
         """`(o, lse)`."""
         b, heads, n_q, _ = q.shape
-        o = empty(q, n_q, v.shape[3], q.dtype)
-        lse = torch.empty(b, heads, n_q, dtype=torch.float32, device=q.device)  # numbers are read in half the time of a shape
-        self.ready.run({"lse_ptr": lse, "score_scale": self.score_scale}, {"q": q, "k": k, "v": v, "o": o}, q.device)
+        before, lse_before = {}, {}
+        for part in self.parts:
+            o = empty(q, n_q, v.shape[3], q.dtype if part is self.parts[-1] else torch.float32)
+            lse = torch.empty(b, heads, n_q, dtype=torch.float32, device=q.device)  # numbers are read in half the time of a shape
+            part.run({"lse_ptr": lse, "score_scale": self.score_scale, **lse_before}, {"q": q, "k": k, "v": v, "o": o, **before}, q.device)
+            before, lse_before = {"o0": o}, {"lse0_ptr": lse}
         return o, lse
 
 
 @dataclass(frozen=True)
 class KnownBackward:
-    """A backward: its three kernels, and what puts pieces together; no kernel of rows where their vectors are given."""
+    """A backward: its kernels for each part of the pattern, and what puts pieces together; no kernel of rows where their vectors are given.
+
+    Attributes:
+        by_keys: calls of the parts that dk and dv are of.
+    """
 
     rows: Ready | None
-    dq: Ready
-    dkdv: Ready
-    call: Call
+    dq: tuple[Ready, ...]
+    dkdv: tuple[Ready, ...]
+    by_keys: list[Call]
 
     @staticmethod
-    def of(call: Call, q, k, v, o, do, found: tuple, vectors: torch.Tensor | None) -> KnownBackward | None:
-        """From a backward that `found` gradients; None as for a forward, and where groups of heads have kernels of their own."""
-        if "heads" in (call.plan.forward.kind, call.plan.transposed.kind):
+    def of(queries: list[Call], keys: list[Call], tape: list[Ready], q, k, v, o, do, vectors: torch.Tensor | None) -> KnownBackward | None:
+        """As for a forward, and None where groups of heads have kernels of their own."""
+        rows, rest = tape[: vectors is None], tape[vectors is None :]
+        if any("heads" in (call.plan.forward.kind, call.plan.transposed.kind) for call in (*queries, *keys)):
             return None
-        dq, dk, dv = found
-        inputs = q, k, v, do
-        kernels = _ready(call, "backward_dq", *inputs, dq), _ready(call, "backward_dkdv", *inputs, dk, dv)
-        rows = _ready(call, "backward_rows", o, do) if vectors is None else None
-        return KnownBackward(rows, *kernels, call) if all(kernels) and (rows or vectors is not None) else None
+        if not _lasts(queries[: len(rows)], rows, o, do) or not _lasts([*queries, *keys], rest, q, k, v, do):
+            return None
+        return KnownBackward(*rows or [None], tuple(rest[: len(queries)]), tuple(rest[len(queries) :]), keys)
 
     def run(self, q, k, v, o, lse, do, dlse, onto: tuple | None = None, vectors: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """`(dq, dk, dv)`, as from `launch.attention_backward`."""
@@ -61,17 +66,21 @@ class KnownBackward:
         if vectors is None:
             self.rows.run({"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), **of_rows}, {"o": o, "do": do}, q.device)
         dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
-        scale = self.call.scale
-        values = {"scale": scale, "score_scale": scale * LOG2E, **of_rows}
-        matrices = {"q": q, "k": k, "v": v, "do": do}
-        self.dq.run(values, {**matrices, "dq": dq}, q.device)
-        (own,) = in_order(self.call, "backward_dkdv", both, q.shape[2])
-        self.dkdv.run(values | own, {**matrices, "dk": dk, "dv": dv}, q.device)
+        scale = self.by_keys[0].scale
+        values, matrices = {"scale": scale, "score_scale": scale * LOG2E}, {"q": q, "k": k, "v": v, "do": do}
+        of_keys = [own for call in self.by_keys for own in in_order(call, "backward_dkdv", both, q.shape[2])]
+        for chain, results, each in ((self.dq, {"dq": dq}, [of_rows] * len(self.dq)), (self.dkdv, {"dk": dk, "dv": dv}, of_keys)):
+            before = {}
+            for part, own in zip(chain, each):
+                mine = results if part is chain[-1] else {name: empty(x, x.shape[2], x.shape[3], torch.float32) for name, x in results.items()}
+                part.run(values | own, {**matrices, **mine, **before}, q.device)
+                before = {f"{name}0": x for name, x in mine.items()}
         return dq, dk, dv
 
 
-def _ready(call: Call, name: str, *matrices: torch.Tensor) -> Ready | None:
-    """What a kernel is launched with on matrices of these layouts, the first that it takes; None where that is not kept, or not all of it."""
+def _lasts(calls: list[Call], tape: list[Ready], *matrices: torch.Tensor) -> bool:
+    """Whether what calls launched serves again: on these matrices themselves, the first that kernels take, and with values that are kept,
+    as those of calls whose args may change and those of a CUDA graph are not."""
     layouts = tuple(map(layout_of, matrices))
-    found = [x for key, x in (call.ready or {}).items() if key[0] == name and not key[4] and key[5 : 5 + len(layouts)] == layouts]
-    return found[0] if len(found) == 1 and call.scale > 0 and found[0].grid else None
+    kept = all(call.scale > 0 and any(x is ready for x in (call.ready or {}).values()) for call, ready in zip(calls, tape, strict=True))
+    return kept and all(ready.grid and ready.layouts[: len(layouts)] == layouts for ready in tape)

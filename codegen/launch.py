@@ -31,8 +31,15 @@ LOG2E = 1.4426950408889634
 Partial = tuple[torch.Tensor, torch.Tensor]  # o in float32 and lse of earlier parts of a pattern
 
 
-def attention_forward(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, before: Partial | None = None, partial: bool = False) -> Partial:
-    """`(o, lse)`; of a pattern in parts, one call each: `before` is what the parts before it found, `partial` that more follow."""
+def attention_forward(
+    call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, before: Partial | None = None, partial: bool = False,
+    tape: list[Ready] | None = None,
+) -> Partial:
+    """`(o, lse)`; of a pattern in parts, one call each: `before` is what the parts before it found, `partial` that more follow.
+
+    Args:
+        tape: a list that what is launched is added to.
+    """
     o = empty(q, q.shape[2], v.shape[3], torch.float32 if partial else q.dtype)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     q, scale, _ = _positive(q, call.scale)
@@ -40,12 +47,13 @@ def attention_forward(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Ten
     extra = {"lse_ptr": lse, "score_scale": scale * LOG2E}
     if before is not None:
         matrices["o0"], extra["lse0_ptr"] = before
-    _launch(call, "forward", matrices, extra, before is not None)
+    _launch(call, "forward", matrices, extra, before is not None, tape=tape)
     return o, lse
 
 
 def attention_backward(
-    calls: Call | list[Call], q, k, v, o, lse, do, dlse=None, by_keys: list[Call] | None = None, onto: tuple | None = None, vectors=None
+    calls: Call | list[Call], q, k, v, o, lse, do, dlse=None, by_keys: list[Call] | None = None, onto: tuple | None = None, vectors=None,
+    tape: list[Ready] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(dq, dk, dv)` from the forward's inputs and results and the gradients of `o` and, where it has one, of `lse`.
 
@@ -54,6 +62,7 @@ def attention_backward(
         by_keys: of its parts for dk and dv, by default the same.
         onto: tensors, of the dtypes of q, k and v, that the results are written to.
         vectors: `row_vectors` that are known already.
+        tape: as for a forward; what finds `vectors` first, then what finds dq, dk and dv.
     """
     calls = calls if isinstance(calls, list) else [calls]
     do = in_rows(do.to(o.dtype), warn=False)
@@ -69,12 +78,12 @@ def attention_backward(
     if not known:
         delta, lse2 = vectors
         extra = {"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), "delta_ptr": delta, "lse2_ptr": lse2}
-        _launch(calls[0], "backward_rows", {"o": in_rows(o), "do": do}, extra)
+        _launch(calls[0], "backward_rows", {"o": in_rows(o), "do": do}, extra, tape=tape)
     for kernel, chain, own in (("backward_dq", calls, {"dq": dq}), ("backward_dkdv", by_keys, {"dk": dk, "dv": dv})):
         before: dict[str, torch.Tensor] = {}
         for call in chain:
             mine = own if call is chain[-1] else {name: empty(x, x.shape[2], x.shape[3], torch.float32) for name, x in own.items()}
-            _launch(call, kernel, {**matrices, **mine, **before}, shared, bool(before), in_order(call, kernel, vectors, q.shape[2]))
+            _launch(call, kernel, {**matrices, **mine, **before}, shared, bool(before), in_order(call, kernel, vectors, q.shape[2]), tape)
             before = {f"{name}0": x for name, x in mine.items()}
     return (dq if sign == 1 else dq.neg_() if sign else dq.zero_()), dk, dv
 
@@ -149,7 +158,9 @@ def layout_of(x: torch.Tensor) -> tuple:
     return x.dtype, x.device, x.shape, x.stride(), x.data_ptr() % 16
 
 
-def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, later: bool = False, each: list[dict] = ()) -> None:
+def _launch(
+    call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, later: bool = False, each: list[dict] = (), tape: list[Ready] | None = None
+) -> None:
     """Run a kernel; `extra` are parameters that the call decides, `each` those that every member of the call has for itself."""
     device, key = _key(name, matrices, later)
     while True:
@@ -158,14 +169,15 @@ def _launch(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dic
         if new:
             ready = ready_of(call, name, matrices, later, device, key)
             settle(ready.launch)
-        if not ready.grid:
-            return
         values = _values(ready, extra, each)
         try:
-            with first_launch() if new else nullcontext():
-                ready.run(values, matrices, device)
-            if new:
-                compile_others(call, ready, matrices, values, later, device)
+            if ready.grid:
+                with first_launch() if new else nullcontext():
+                    ready.run(values, matrices, device)
+                if new:
+                    compile_others(call, ready, matrices, values, later, device)
+            if tape is not None:
+                tape.append(ready)
             return
         except OutOfResources as error:
             if call.ready is not None:

@@ -26,6 +26,7 @@ class Ready:
         key: of the launch in the usual order (`prepared.kept`).
         values: parameters that the call decides, whatever the matrices.
         dealt: how row tiles are dealt, None for the usual order.
+        layouts: of the matrices.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Ready:
     grid: int
     values: dict
     dealt: Dealt | None
+    layouts: tuple
 
     def run(self, values: dict, matrices: dict[str, torch.Tensor], device: torch.device) -> None:
         """Launch on matrices of that layout; `values` are parameters that differ from call to call."""
@@ -52,7 +54,7 @@ def ready_of(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
     key = (call.plan, call.variant, call.height, start, *layouts)
     launch = usual = kept(call, key, lambda: prepare(call, name, matrices, later))
     if launch.grid == 0:
-        return Ready(name, launch, key, 0, {}, None)
+        return Ready(name, launch, key, 0, {}, None, layouts[-len(matrices) :])
     grid, dealt = launch.grid, dealt_of(call, name, launch)
     values = runtime_values(call, launch.kernel, launch.config, device)
     if dealt is not None:
@@ -62,7 +64,7 @@ def ready_of(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
         values |= dealt.values()
         if dealt.cuts and launch.merge is None:
             launch.merge = merge_of(call.plan, name, launch, {x: matrices[x] for x in RESULTS[name]})
-    found = Ready(name, launch, key, grid, values, dealt)
+    found = Ready(name, launch, key, grid, values, dealt, layouts[-len(matrices) :])
     if call.ready is not None and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         if len(call.ready) >= MOST_LAYOUTS:
             call.ready.clear()

@@ -9,7 +9,8 @@ import patternc as pc
 from patternc import kept, runtime
 from patternc.codegen import launches
 from patternc.codegen.configs import Config
-from patternc.codegen.known import KnownBackward
+from patternc.codegen.known import Known, KnownBackward
+from patternc.orders.parts import splits
 
 pytestmark = MARKS
 SPEC = pc.causal & pc.documents(pc.arg("ids"))
@@ -138,10 +139,15 @@ def test_tables_that_a_graph_reads_stay(monkeypatch):
     assert [y is table for y in held] == [True, True]
 
 
-@pytest.mark.parametrize("text, kind", [("causal & window(9)", "formula"), ("causal & dilate(8) & window(200)", "boxes"), ("dilate(16) & window(99)", "boxes")])
-def test_calls_that_were_made_before(text, kind):
+@pytest.mark.parametrize("text, n, kind, parts", [
+    ("causal & window(9)", 256, "formula", 1), ("causal & dilate(8) & window(200)", 192, "boxes", 1), ("dilate(16) & window(99)", 160, "boxes", 1),
+    ("causal & (window(9) | dilate(8))", 100, "formula", 2),
+])  # fmt: skip
+def test_calls_that_were_made_before(monkeypatch, text, n, kind, parts):
     """The second call and its backward go by what the first one left, and are right for other data."""
-    p, n = pc.parse(text), 256
+    p = pc.parse(text)
+    if parts > 1:
+        monkeypatch.setattr(runtime, "parts_at", lambda p, *_: splits(p)[0])  # whatever is predicted at so few tokens
     ours, reference = pc.compile(p, "triton"), pc.compile(p, "reference")
     for seed in range(3):
         torch.manual_seed(seed)
@@ -152,4 +158,5 @@ def test_calls_that_were_made_before(text, kind):
         for a, b in zip(found, wanted):
             torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3)
     kept_with = [x for bound, _ in runtime.compiled(p).state["bound"].values() for x in bound.kept.values()]
-    assert kind in {x.call.plan.transposed.kind for x in kept_with if isinstance(x, KnownBackward)}
+    assert kind in {call.plan.transposed.kind for x in kept_with if isinstance(x, KnownBackward) for call in x.by_keys}
+    assert {len(x.parts) for x in kept_with if isinstance(x, Known)} == {len(x.dq) for x in kept_with if isinstance(x, KnownBackward)} == {parts}
