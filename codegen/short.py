@@ -31,11 +31,12 @@ def height(n_q: int, n_k: int) -> int | None:
 
 
 def packs(made: Compiled, bound: Bound, heads: int, kv_heads: int) -> bool:
-    """Whether a forward takes the heads that share keys together.  Kept with the call."""
-    if "packs" not in bound.kept:
+    """Whether a forward takes the heads that share keys together.  Kept with the call, which is one for all numbers of key heads."""
+    key = "packs", heads // kv_heads
+    if key not in bound.kept:
         few = heads > kv_heads and 0 < bound.n_q * (heads // kv_heads) <= MOST_ROWS and bound.n_k >= LEAST_KEYS
-        bound.kept["packs"] = few and made.plan.forward.kind != "list" and _alike(made) and _long(made, bound)
-    return bound.kept["packs"]
+        bound.kept[key] = few and made.plan.forward.kind != "list" and _alike(made) and _long(made, bound)
+    return bound.kept[key]
 
 
 def _long(made: Compiled, bound: Bound) -> bool:
@@ -69,15 +70,16 @@ def _alike(made: Compiled) -> bool:
 
 def packed(made: Compiled, bound: Bound, group: int) -> tuple[Compiled, Bound]:
     """The attention and the call whose rows are the queries of `group` heads.  Kept with the call."""
-    if "packed" not in bound.kept:
+    key = "packed", group
+    if key not in bound.kept:
         patterns = made.state.setdefault("packed", {})
         if group not in patterns:
             patterns[group] = compiled(substitute(lower(made.exact), {Q: Q // group}))
             patterns[group].state["group"] = group
         pattern = patterns[group]
         sizes = {"n_q": bound.n_q * group, "heads": bound.heads // group, "q_start": bound.q_start * group, "default_start": False}
-        bound.kept["packed"] = pattern, replace(bound, **sizes, uses=signature(pattern.exact))
-    return bound.kept["packed"]
+        bound.kept[key] = pattern, replace(bound, **sizes, uses=signature(pattern.exact))
+    return bound.kept[key]
 
 
 def as_rows(q: torch.Tensor, group: int) -> torch.Tensor:

@@ -56,6 +56,14 @@ def test_few_queries(sooner, text, n_q, heads, kv_heads):
             torch.testing.assert_close(a, b, atol=10 * tolerance, rtol=10 * tolerance)
 
 
+def test_other_numbers_of_key_heads(sooner):
+    """Calls of one pattern that differ in nothing else."""
+    ours, reference = pc.compile("causal", "triton"), pc.compile("causal", "reference")
+    for kv_heads in (2, 4, 1):
+        q, k, v = (torch.randn(1, h, n, 16, device=DEVICE) for h, n in ((4, 6), (kv_heads, N_K), (kv_heads, N_K)))
+        torch.testing.assert_close(ours(q, k, v), reference(q, k, v), atol=2e-3, rtol=2e-3)
+
+
 @pytest.mark.parametrize("n_q, heads, kv_heads", [(1, 4, 1), (5, 2, 2)])
 @pytest.mark.parametrize("text", ["causal", "causal & (window(700) | sink(4))", "causal & window(600) & documents(ids)"])
 def test_positions_that_only_a_tensor_says(sooner, monkeypatch, text, n_q, heads, kv_heads):
