@@ -58,6 +58,14 @@ def takes(call: Call, name: str, later: bool, matrices: dict[str, torch.Tensor])
     return choose(call, matrices)
 
 
+def chosen_by(call: Call, name: str, later: bool, matrices: dict[str, torch.Tensor]) -> tuple:
+    """What decides, beside layouts, whether a call's kernel is this one and how its row tiles are dealt: a capture copies no order to the device."""
+    if name != "forward" or refusal(call, later, matrices):
+        return ()
+    numbers = tuple(x for x in (call.q_start, *call.args.values()) if isinstance(x, int))
+    return *numbers, matrices["q"].is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def descriptors(kernel: Kernel, matrix: str, x: torch.Tensor, choice: Choice) -> dict[str, tuple[str, TensorDescriptor]]:
     """The descriptors of q, k, v or o by parameter, without their tensor."""
     pack, lines = choice.tile.pack, choice.lines.count

@@ -17,6 +17,7 @@ from patternc.codegen.generated import Kernel
 captured: list[torch.Tensor] = []  # tables that CUDA graphs go on reading, which nobody else may keep
 _kernels: dict[tuple, object] = {}  # compiled ones, by `Launch._key`
 MOST_KERNELS = 4096
+MOST_INT32 = 2**31 - 1  # integers beyond it, which are never far below 0, are parameters of another type
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Launch:
 
         Triton looks at each parameter at every launch; what it found for parameters of the same kinds serves again.
         """
-        kinds = (*values, *[(x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else type(x) for x in values.values()])
+        kinds = (*values, *[(x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else _kind(x) for x in values.values()])
         ready = self.compiled.get(kinds)
         if ready is None:
             key = self._key(kinds, matrices)
@@ -98,7 +99,7 @@ class Launch:
         if not isinstance(self.function, triton.runtime.JITFunction):
             return None
         constants = {name for name, _ in self.code[1:]}
-        numbers = [(name, type(x), isinstance(x, int) and x.bit_length() > 31) for name, x in self.values.items() if name not in constants]
+        numbers = [(name, _kind(x)) for name, x in self.values.items() if name not in constants]
         blocks = [(name, *pattern.block_shape) for name, (_, pattern) in self.descriptors.items()]
         seen = [(name, x.dtype, x.data_ptr() % 16) for name, x in matrices.items()]
         device = triton.runtime.driver.active.get_current_device()
@@ -109,6 +110,11 @@ class Launch:
         """The function and its constants, by name: what is compiled, for tensors of some dtypes and alignments."""
         names = self.kernel.constants if self.kernel is not None else self.values
         return self.function, *((name, self.values[name]) for name in names if name in self.values)
+
+
+def _kind(x) -> object:
+    """What a parameter's type follows from, that of an integer from how wide it is."""
+    return x > MOST_INT32 if type(x) is int else type(x)
 
 
 @dataclass

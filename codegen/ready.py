@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from patternc.codegen import hopper_launch
 from patternc.codegen.call import Call
 from patternc.codegen.device import on
 from patternc.codegen.launches import Launch
@@ -49,9 +50,9 @@ class Ready:
 
 
 def ready_of(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool, device: torch.device, layouts: tuple) -> Ready:
-    # The number of boxes depends on where they begin, the number of tiles does not.
+    # The number of boxes depends on where they begin, the number of tiles does not; what the forward for Hopper is chosen by does.
     start = call.q_start if {"boxes", "heads"} & {call.plan.forward.kind, call.plan.transposed.kind} else None
-    key = (call.plan, call.variant, call.height, start, *layouts)
+    key = (call.plan, call.variant, call.height, (start, *hopper_launch.chosen_by(call, name, later, matrices)), *layouts)
     launch = usual = kept(call, key, lambda: prepare(call, name, matrices, later))
     if launch.grid == 0:
         return Ready(name, launch, key, 0, {}, None, layouts[-len(matrices) :])

@@ -14,6 +14,8 @@ import patternc as pc
 from patternc.args import bind
 from patternc.codegen import hopper, hopper_choice, hopper_launch, hopper_ring, hopper_text
 from patternc.codegen.backend import call_of
+from patternc.codegen.launch import _key
+from patternc.codegen.ready import ready_of
 from patternc.runtime import compiled
 from patternc.signature import signature
 
@@ -39,6 +41,21 @@ def choice(text: str, batch: int, heads: int, kv_heads: int, n: int, d: int) -> 
 @pytest.mark.parametrize("text, batch, heads, kv_heads, n, d, pays", PAYS)
 def test_when_it_pays(text, batch, heads, kv_heads, n, d, pays):
     assert hopper_choice.pays(choice(text, batch, heads, kv_heads, n, d), d, torch.device("cpu")) is pays
+
+
+@pytest.mark.parametrize("text, calls", [("causal & window(w)", [({"w": 64}, 0), ({"w": 8192}, 0)]), ("causal", [({}, 0), ({}, 28672)])])
+def test_a_choice_is_of_its_call(monkeypatch, text, calls):
+    """What numbers decide is decided anew for others, in any order of calls."""
+    for name, value in (("is_hopper", True), ("shared_memory", 232448), ("reachable", True)):
+        monkeypatch.setattr(hopper_launch, name, lambda _, value=value: value)
+    p, q, k = pc.parse(text), *(torch.empty(1, dtype=torch.bfloat16).expand(2, 16, n, 128) for n in (4096, 32768))
+    found = []
+    for args, start in (*calls, *reversed(calls)):
+        call = call_of(compiled(p), 1.0, bind(p, args, 4096, 32768, heads=16, batch=2, q_start=start), q, k, k)
+        matrices = {"q": q, "k": k, "v": k, "o": q}
+        launch = ready_of(call, "forward", matrices, False, *_key("forward", matrices, False)).launch
+        found.append((launch.kernel.variant, launch.grid, launch.values.get("ORDERED")))
+    assert found[0] == found[3] != found[1] == found[2]
 
 
 STAYS = [

@@ -9,7 +9,7 @@ from patternc.codegen.configs import Config
 
 
 def test_what_triton_compiled_serves_parameters_of_the_same_kinds():
-    """A start in a tensor is another kernel than one in a number, and an address that is not aligned another than one that is."""
+    """A start in a tensor is another kernel than one in a number, a number that needs 64 bits another, and so is an address that is not aligned."""
     made, ran = [], []
 
     class Compiled:
@@ -24,9 +24,9 @@ def test_what_triton_compiled_serves_parameters_of_the_same_kinds():
 
     launched = launches.Launch(None, Function(), Config(16, 16, 4, 1), 3, 1, {"n_q": 7, "BLOCK_M": 16}, [], {})
     aligned, shifted = torch.zeros(8, dtype=torch.int32), torch.zeros(9, dtype=torch.int32)[1:]
-    for value in (0, 5, aligned, aligned + 1, shifted, aligned.long()):
+    for value in (0, 5, aligned, aligned + 1, shifted, aligned.long(), 1 << 31):
         launched.run(3, {"q_start_value": value}, {})
-    assert len(made) == 4 and [values[0] if isinstance(values[0], int) else "tensor" for _, values in ran] == [5, "tensor"]
+    assert len(made) == 5 and [values[0] if isinstance(values[0], int) else "tensor" for _, values in ran] == [5, "tensor"]
     assert ran[0] == ((3, 1, 1), (5, 7, 16))
 
 
