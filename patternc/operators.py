@@ -48,11 +48,11 @@ def _shape(value) -> tuple | str:
         return ()
     if not isinstance(value, (list, tuple, range)):
         return "list of tensors" if isinstance(value, Tensor) else type(value).__name__
-    shapes = {_shape(x) for x in value}
+    shapes = [_shape(x) for x in value]
     for shape in shapes:
         if isinstance(shape, str):
             return shape
-    return "list" if len(shapes) > 1 else (len(value), *(shapes.pop() if shapes else ()))
+    return "list" if any(x != shapes[0] for x in shapes) else (len(value), *(shapes[0] if shapes else ()))
 
 
 def unpack(tensors: list[Tensor], numbers: list[int], kinds: str) -> tuple[dict, object]:
