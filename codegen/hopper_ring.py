@@ -1,8 +1,9 @@
 """Runs the printed text of a Hopper forward with numbers in the place of tiles, before anybody runs it with tiles.
 
-The three that run beside each other become coroutines, which stop at every wait and after every arrival.  Loads arrive late, products end when they
-are waited for.  A hang, a tile that is overwritten while it is read or before it was, one that is read before it arrived, weights of
-one tile times values of another: each is an InternalError.
+Those that run beside each other become coroutines, which stop at every wait and after every arrival.  Loads arrive late, products end when they
+are waited for.  A hang, a tile that is overwritten while it is read or before it was, one that is read before it arrived, from another place
+or of another matrix than it should be, weights of one tile times values of another, a mask of another tile, rows that leave without a fence or
+not at all: each is an InternalError.  Numbers themselves are not looked at.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import ast
 import itertools
 from types import SimpleNamespace
 
-from patternc.codegen.ring_parts import ANYTHING, Barrier, Partition, Product, Slot, Slots
+from patternc.codegen.ring_parts import ANYTHING, Barrier, Order, Partition, Product, Slot, Slots
 from patternc.errors import InternalError
 
 COUNTS = ((0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 3), (3, 1), (1, 4), (5, 6), (0, 0), (2, 2))  # partial and full tiles of row tiles
 STAGES, Q_STAGES = (2, 3), (1, 2)
 ORDERS = ((0, 1, 2, 3), (3, 2, 1, 0), (1, 2, 3, 0))  # who goes on first, of the consumers and the producer
 ONES = ("HEADS", "GROUP", "BLOCK_N", "SECTION", "PACK", "LINES")
-CONSTANTS = {"D": 64, "DV": 64, "BLOCK_D": 64, "BLOCK_DV": 64, **dict.fromkeys(ONES, 1), "ORDERED": False}
+CONSTANTS = {"D": 64, "DV": 64, "BLOCK_D": 64, "BLOCK_DV": 64, **dict.fromkeys(ONES, 1), "ORDERED": True}
+QUERY_HEAD, KEY_HEAD, LINE, POSITION = 100, 200, 300, 10000  # of batch row 0; that of its first query
 STOPS = ("mbarrier.wait", "mbarrier.arrive")
 FULL = 1 << 20  # tiles from here on are full ones
 
@@ -39,7 +41,12 @@ def check(text: str, consumers: int = 2) -> None:
     for own, stages, q_stages in itertools.product(cases, STAGES, queries):
         for order, last_first in itertools.product(ORDERS, (False, True)):
             sizes = {"STAGES": stages, "Q_STAGES": q_stages, "CONSUMERS": consumers, "BLOCK_M": 64 * consumers}
-            Machine(own, order, last_first).run(code, found, parameters, sizes)
+            try:
+                Machine(own, order, last_first).run(code, found, parameters, sizes)
+            except InternalError:
+                raise
+            except Exception as error:  # whatever a wrong text runs into
+                raise InternalError(f"the kernel's text fails: {error!r}") from error
 
 
 def coroutines(tree: ast.Module) -> ast.Module:
@@ -65,7 +72,7 @@ def _callee(node: ast.AST) -> str:
 
 
 class Machine:
-    """One program and its row tiles, with so many partial and full tiles of columns each; a batch row has one of them.
+    """One program and its row tiles, with so many partial and full tiles of columns each; a batch row has one of them, the last one comes first.
 
     Partitions that are ready go on in `order`; when none is, a load arrives, the first or the last that was issued.
     """
@@ -75,29 +82,34 @@ class Machine:
         self.partitions: list[Partition] = []
         self.now: Partition | None = None
         self.arriving: list[tuple[Slot, object, Barrier]] = []
-        self.buffers = 0
+        self.buffers, self.rows, self.fenced, self.masks = 0, 0, False, False
 
     def run(self, code, found: list[str], parameters: list[str], stages: dict[str, int]) -> None:
-        ranged = "start_0" in found and "partial_count" not in found
+        ranged, self.rows = "start_0" in found and "partial_count" not in found, stages["BLOCK_M"]
 
         def find(*given):
             if ranged:
                 first, rows, b, *_ = given
-                start, stop = (0, self.counts[b][1]) if rows == stages["BLOCK_M"] else own_tiles(b, first // rows, self.counts[b][1])
+                start, stop = (0, self.counts[b][1]) if rows == self.rows else own_tiles(b, first % self.rows // rows, self.counts[b][1])
                 return tuple({"start_0": start, "stop_0": stop}.get(name, 0) for name in found)
-            counts = dict(zip(("partial_count", "full_count"), self.counts[given[1]]))
-            return tuple(counts.get(name, 0) for name in found)
+            b = given[1]
+            values = dict(zip(("partial_count", "full_count"), self.counts[b])) | {"first": self._first(b), "r0": self._first(b) + POSITION}
+            return tuple(values.get(name, 0) for name in found)
 
         namespace = self.modules()
         exec(code, namespace)
+        self.masks = "_masked" in namespace
         namespace |= {
             "_find_tiles": find,
+            "_place": lambda b, *_: (b % 3, b, QUERY_HEAD + b, KEY_HEAD + b, LINE + b),
             "_partial_tile": lambda i, *_: i,
             "_full_tile": lambda i, *_: FULL + i,
-            **dict.fromkeys(("_masked", "_masked_first"), lambda s, *_: s),
+            **dict.fromkeys(("_masked", "_masked_first"), self._masked),
             "_weights": self._weights,
         }
-        values = {name: ANYTHING for name in parameters} | CONSTANTS | stages | {"items": len(self.counts), "n_q": 128, "n_k": 128}
+        turns = range(len(self.counts))[::-1]
+        sizes = {"items": len(turns), "n_q": 128, "n_k": 128, "order_ptr": Order(turns)}
+        values = {name: ANYTHING for name in parameters} | CONSTANTS | stages | sizes
         matrix = SimpleNamespace(dtype=ANYTHING, layout=ANYTHING, block_type=SimpleNamespace(nbytes=8, shape=[1]))
         values |= {f"{x}_desc": SimpleNamespace(name=x, **vars(matrix)) for x in ("q", "k", "v", "k0", "v0", "o")}
         self.readers = lambda b, tile: sum(not ranged or tile in _own_or_one(b, i, self.counts[b][1]) for i in range(stages["CONSUMERS"]))
@@ -105,7 +117,9 @@ class Machine:
         first = ["own"] if "k0_desc" in parameters else []
         for number, partition in enumerate(self.partitions[:-1]):
             tiles = [_own_or_one(b, number, f) if ranged else _tiles(p, f, bool(first)) for b, (p, f) in enumerate(self.counts)]
-            wanted = [(b, tile) for b, own in enumerate(tiles) for tile in (*first, *own)]
+            wanted = [(b, tile) for b in turns for tile in (*first, *tiles[b])]
+            if partition.stored:
+                raise InternalError(f"{partition.name} ends before its rows have left")
             if partition.scores != wanted or partition.values != wanted:
                 raise InternalError(f"{partition.name} computed the tiles {partition.scores} and {partition.values}, not {wanted}")
 
@@ -118,8 +132,8 @@ class Machine:
             program_id=lambda _: 0, num_programs=lambda _: 1,
             allocate_shared_memory=self._allocate, warp_specialize=self._beside, convert_layout=lambda x, *_: x,
         )  # fmt: skip
-        names = "arange zeros full exp2 log2 sum max load store abs float32 int32 int64 NVMMADistributedLayout DotOperandLayout SliceLayout"
-        vars(tl).update(dict.fromkeys(names.split(), ANYTHING))
+        names = "arange zeros full exp2 log2 sum max store abs float32 int32 int64 NVMMADistributedLayout DotOperandLayout SliceLayout"
+        vars(tl).update(dict.fromkeys(names.split(), ANYTHING), load=lambda x, *_, **__: x.turn if isinstance(x, Order) else ANYTHING)
         barriers = SimpleNamespace(
             MBarrierLayout=lambda: "barriers", init=self._init, wait=lambda barrier, phase, pred=True: (barrier, phase) if pred else None,
             arrive=lambda barrier, count=1, pred=True: barrier.arrive(count) if pred else None,
@@ -128,30 +142,56 @@ class Machine:
         tma = SimpleNamespace(async_load=self._load, async_store=self._store, store_wait=self._stored)
         gluon = SimpleNamespace(jit=lambda f=None, **_: f if f else lambda g: g)
         return {
-            "gluon": gluon, "tl": tl, "mbarrier": barriers, "tma": tma, "fence_async_shared": lambda: None, "warpgroup_mma": self._multiply,
+            "gluon": gluon, "tl": tl, "mbarrier": barriers, "tma": tma, "fence_async_shared": self._fence, "warpgroup_mma": self._multiply,
             "warpgroup_mma_wait": self._wait,
         }  # fmt: skip
 
     def _allocate(self, dtype, shape, layout) -> Slots:
         self.buffers += 1
         name = f"buffer {self.buffers}"
-        return Slots(name, [(Barrier if layout == "barriers" else Slot)(f"{name}[{i}]") for i in range(shape[0])])
+        made = Barrier if layout == "barriers" else lambda name: Slot(name, self)
+        return Slots(name, [made(f"{name}[{i}]") for i in range(shape[0])])
 
     def _init(self, barrier: Barrier, count: int) -> None:
         barrier.arrivals = barrier.pending = count
+        self.fenced = False
+
+    def _fence(self) -> None:
+        self.fenced = True
+        if self.now is not None:
+            self.now.written = []
+
+    def _first(self, b: int) -> int:
+        """The first row of a batch row's row tile."""
+        return b % 3 * self.rows
+
+    def _row(self, b: int) -> int:
+        """The first row of it that is this consumer's."""
+        return self._first(b) + 64 * self.partitions.index(self.now)
 
     def _load(self, desc, place, barrier: Barrier, slot: Slot, pred: bool = True) -> None:
         if not pred:
             return
-        tile = (place[0], {"q": "queries", "k0": "own", "v0": "own"}.get(desc.name, place[3]))
+        b, head, line, row, _ = place
+        tile = (b, {"q": "queries", "k0": "own", "v0": "own"}.get(desc.name, row))
+        if (head, line) != ((QUERY_HEAD if desc.name == "q" else KEY_HEAD) + b, LINE + b):
+            raise InternalError(f"tile {tile} of {desc.name} is loaded from head {head} and line {line}")
+        if tile[1] == "own" and row != self._first(b) + POSITION:
+            raise InternalError(f"tile {tile} of {desc.name} is loaded from position {row}")
+        slot.matrix, slot.row = desc.name[0], row
         if slot.reading or (slot.holds is not None and (desc.name == "q" or slot.read < self.readers(*slot.holds))):
             raise InternalError(f"tile {tile} of {desc.name} overwrites {slot.holds} in {slot.name}, which is still needed")
         slot.holds, slot.read = "a load", 0
         self.arriving.append((slot, tile, barrier))
 
     def _store(self, desc, place, slot: Slot) -> None:
-        if slot.holds != ("output", place[0]):
-            raise InternalError(f"{slot.name} is stored as the rows of {place[0]}, and holds {slot.holds}")
+        b, head, line, row, _ = place
+        if slot.holds != ("output", b):
+            raise InternalError(f"{slot.name} is stored as the rows of {b}, and holds {slot.holds}")
+        if (head, line, row) != (QUERY_HEAD + b, LINE + b, self._row(b)):
+            raise InternalError(f"{self.now.name} stores its rows at head {head}, line {line} and row {row}")
+        if slot in self.now.written:
+            raise InternalError(f"{slot.name} is stored without a fence")
         self.now.stored.append(slot)
 
     def _stored(self, count: int) -> None:
@@ -162,6 +202,8 @@ class Machine:
     def _multiply(self, a, b: Slot, acc, use_acc: bool = True, is_async: bool = False) -> Product:
         kind = "scores" if isinstance(a, Slot) else "values"
         wrong = [slot for slot in ((a, b) if kind == "scores" else (b,)) if slot.holds is None or slot.holds == "a load"]
+        if not wrong and (b.matrix != ("k" if kind == "scores" else "v") or kind == "scores" and (a.matrix != "q" or a.row != self._row(a.holds[0]))):
+            raise InternalError(f"{self.now.name} reads another matrix or other rows than those of its {kind}")
         if kind == "values":
             if wrong:
                 raise InternalError(f"{self.now.name} reads {b.name} before its tile arrived")
@@ -187,15 +229,25 @@ class Machine:
             raise InternalError(f"{self.now.name} uses a product of tile {deps[0].tile} that may not have ended")
         return deps[0]
 
+    def _masked(self, s: Product, start: int, *_) -> Product:
+        if s.tile is not None and start != (self._first(s.tile[0]) + POSITION if s.tile[1] == "own" else s.tile[1]):
+            raise InternalError(f"{self.now.name} masks the scores of tile {s.tile} as if they began at {start}")
+        s.masked = True
+        return s
+
     def _weights(self, s: Product, *_):
         if s.kind != "scores" or not s.done:
             raise InternalError(f"{self.now.name} makes weights of what are no scores yet")
         if s.tile is None:
             raise InternalError(f"{self.now.name} uses scores of queries and keys that do not belong together, or were read before they arrived")
+        if self.masks and not s.masked and (s.tile[1] == "own" or s.tile[1] < FULL):
+            raise InternalError(f"{self.now.name} masks nothing of the partial tile {s.tile}")
         self.now.scores.append(s.tile)
         return s, ANYTHING, ANYTHING, ANYTHING
 
     def _beside(self, partitions, warps, registers=None) -> None:
+        if not self.fenced:
+            raise InternalError("barriers are not there for loads without a fence")
         names = [*(f"consumer {i}" for i in range(len(partitions) - 1)), "producer"]
         self.partitions = [Partition(name, function(*args)) for name, (function, args) in zip(names, partitions)]
         while not all(p.finished for p in self.partitions):

@@ -51,12 +51,16 @@ class Barrier:
             self.done, self.pending = self.done + 1, self.arrivals
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
-    """Shared memory for one tile: what is in it, how many products read it now, and how often it has been read."""
+    """Shared memory for one tile: what is in it, of which matrix and from which row on, how many products read it now, and how often it
+    has been read."""
 
     name: str
+    machine: object = None
     holds: object = None
+    matrix: str = ""
+    row: int = 0
     reading: int = 0
     read: int = 0
     size: int = 8
@@ -69,7 +73,10 @@ class Slot:
     def store(self, value) -> None:
         if self.reading:
             raise InternalError(f"{self.name} is written while it is read")
+        if not isinstance(self.holds, tuple):
+            raise InternalError(f"{self.name} is written, and holds {self.holds}")
         self.holds = ("output", self.holds[0])
+        self.machine.now.written.append(self)
 
 
 @dataclass
@@ -90,6 +97,7 @@ class Product:
     tile: object
     reads: tuple[Slot, ...]
     done: bool = False
+    masked: bool = False
 
     def to(self, dtype):
         return self
@@ -104,6 +112,21 @@ class Product:
 
 
 @dataclass
+class Order:
+    """The row tiles by the numbers that programs take, from a number on."""
+
+    turns: range
+    number: int = 0
+
+    def __add__(self, more: int) -> Order:
+        return Order(self.turns, self.number + more)
+
+    @property
+    def turn(self) -> int:
+        return self.turns[self.number]
+
+
+@dataclass
 class Partition:
     name: str
     steps: object
@@ -111,6 +134,7 @@ class Partition:
     finished: bool = False
     issued: list[Product] = field(default_factory=list)
     stored: list[Slot] = field(default_factory=list)
+    written: list[Slot] = field(default_factory=list)  # since the last fence
     scores: list = field(default_factory=list)
     values: list = field(default_factory=list)
 

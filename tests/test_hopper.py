@@ -127,6 +127,29 @@ def test_a_mutation_is_noticed(form, at, line):
         hopper_ring.check("\n".join([*text[:at], line, *text[at + 1 :]]), FORMS[form][2])
 
 
+PLACES = {
+    "values from keys": ("_fetch(v_desc,", "_fetch(k_desc,"), "keys of the query head": ("g, b, kv_h, line", "g, b, h, line"),
+    "keys of the first line": ("g, b, kv_h, line", "g, b, kv_h, 0"), "queries of the first consumer": ("_load(q_desc, [b, h, line, first + own * (64 // PACK), 0]", "_load(q_desc, [b, h, line, first, 0]"),
+    "results in the place of others": ("_store(o_desc, [b, h, line, first + own * (64 // PACK), 0]", "_store(o_desc, [b, h, line, first, 0]"),
+    "results of the first head": ("_store(o_desc, [b, h,", "_store(o_desc, [b, 0,"), "results without a fence": ("    fence_async_shared()\n    _store", "    _store"),
+    "barriers without a fence": ("    fence_async_shared()\n    tl.warp_specialize", "    tl.warp_specialize"),
+    "the end before rows have left": ("    tma.store_wait(0)\n\n\n@gluon.jit", "\n\n@gluon.jit"), "another order of row tiles": ("following = _item(order_ptr, number + tl.num_programs(0), items, ORDERED)", "following = number + tl.num_programs(0)"),
+    "masks of another tile": ("start = at * BLOCK_N", "start = (at + 1) * BLOCK_N"), "no tile is masked": ("s = _masked(s,", "s = (lambda s, *_: s)(s,"),
+    "slots that are not there": ("tiles.index(slot))", "tiles.index(0))"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", PLACES)
+def test_another_place_is_noticed(mistake):
+    """In every form whose text has it."""
+    right, wrong = PLACES[mistake]
+    forms = [(text, consumers) for text, (_, _, consumers) in (("\n".join(TEXTS[form]), FORMS[form]) for form in FORMS) if right in text]
+    assert forms
+    for text, consumers in forms:
+        with pytest.raises(InternalError):
+            hopper_ring.check(text.replace(right, wrong), consumers)
+
+
 def swapped(text: list[str], first: str, second: str) -> str:
     """The text with the two first lines that begin so, one after the other, exchanged."""
     i = next(i for i in range(begin(text), len(text)) if text[i].strip().startswith(first) and text[i + 1].strip().startswith(second))
