@@ -60,8 +60,11 @@ def _more_kernels(spec: Pattern | Attention, exact: Pattern, stage: str, n: int 
     found = []
     if stage == "hopper":
         own = compiled(exact)
-        plan = own.plan if n is None else own.plan_at(bind(exact, {}, n, heads=heads))
-        found.append(_forward_for_hopper(plan))
+        call = None if n is None else bind(exact, {}, n, heads=heads)
+        if call is not None and len(own.parts_at(call)) > 1:
+            found.append("# the exact part is left to the portable kernels: at this length it runs in parts, one after the other")
+        else:
+            found.append(_forward_for_hopper(own.plan if call is None else own.plan_at(call)))
     if getattr(spec, "term", None) is None:
         return "\n\n".join(found) or "# there is no term"
     bound = bind(spec, {}, TERM_LENGTH if n is None else n, heads=heads, batch=1)
@@ -75,8 +78,12 @@ def _forward_for_hopper(plan: Plan) -> str:
     lines = lines_of(plan)
     if why := hopper.covers(lines.plan):
         return f"# the exact part is left to the portable kernels: {why}"
+    narrow = hopper.narrow(lines.plan)
     about = f"# Positions that are equal modulo {lines.count} are a line; those below count along it.\n" if lines.count > 1 else ""
-    return about + hopper.generate(lines.plan, hopper.narrow(lines.plan)).text
+    if narrow:
+        about += "# For heads that share keys; where none do, the keys at a row tile's own positions are tiles like others.\n"
+    about += "# At head_dim 64 there are three consumers where these keys are tiles like others.  When it is taken: docs/performance.md.\n"
+    return about + hopper.generate(lines.plan, narrow).text
 
 
 def describe_conjuncts(lowered: Pattern) -> str:

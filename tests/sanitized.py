@@ -31,8 +31,8 @@ TERMS = {
 ONE_PASS = {"prefix": 'causal & (window(32) + linear_tail(norm="none"))', "two sides": 'window(20) + linear_tail(feature="elu+1", norm="none")'}
 
 
-def inputs(n_q=N, n_k=N):
-    return [torch.randn(1, h, n, WIDTH, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h, n in ((4, n_q), (2, n_k), (2, n_k))]
+def inputs(n_q=N, n_k=N, width=WIDTH):
+    return [torch.randn(1, h, n, width, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h, n in ((4, n_q), (2, n_k), (2, n_k))]
 
 
 def args_of(text, n):
@@ -45,9 +45,9 @@ def whole(text, n_q=N, n_k=N):
     out.float().square().sum().backward()
 
 
-def by_variant(text, variant):
+def by_variant(text, variant, width=WIDTH):
     """One kernel of each kind; those for Hopper are forwards."""
-    q, k, v = (x.detach() for x in inputs())
+    q, k, v = (x.detach() for x in inputs(width=width))
     p = pc.parse(text)
     call = replace(call_of(compiled(p), 0.1, bind(p, args_of(text, N), N, heads=4), q, k, v), plan=compiled(p).plan, variant=variant)
     o, lse = attention_forward(call, q, k, v)
@@ -73,6 +73,7 @@ def one_pass(text):
 VARIANTS = ["pointers", "descriptors", "hopper"]
 CASES = {
     **{f"{name}, {variant}": partial(by_variant, PATTERNS[name], variant) for name in ("causal", "tables", "lists") for variant in VARIANTS},
+    **{f"causal of width {width}, hopper": partial(by_variant, PATTERNS["causal"], "hopper", width) for width in (128, 256)},
     **{name: partial(whole, text) for name, text in (PATTERNS | TERMS).items()},
     **{f"{name}, one pass": partial(one_pass, text) for name, text in ONE_PASS.items()},
     **{f"{name} in an order, hopper": partial(few_processors, text) for name, text in (("row tiles", "causal"), ("lines", "causal & dilate(8)"))},

@@ -84,10 +84,10 @@ def run(names: str | None = None, progress: Callable = print) -> list[Row]:
     """Measure the cases on the current CUDA device.  Raises BackendError without one, UnknownNameError for other cases."""
     import torch
 
+    cases, rows = select(names), []
     if not torch.cuda.is_available():
         raise BackendError("`bench tail` measures kernels and needs a CUDA device", fix="run it on a machine with a GPU")
-    rows = []
-    for case in select(names):
+    for case in cases:
         rows.append(measure(case))
         progress(rows[-1])
         torch.cuda.empty_cache()
