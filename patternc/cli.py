@@ -69,7 +69,7 @@ def source(
     stage: Annotated[
         str, typer.Option("--stage", help="text, a pass (guard, expand, negate, decide, merge), conjuncts, plan, kernels, term or hopper.")
     ] = "kernels",
-    n: Annotated[Optional[int], typer.Option("-n", "--n", help="Kernels in the order of positions that this length asks for.")] = None,
+    n: Annotated[Optional[int], typer.Option("-n", "--n", help="Plan and kernels in the orders of positions that this length asks for.")] = None,
     heads: Annotated[Optional[int], typer.Option("--heads", help="With -n: query heads; by default those that per_head lists, else 1.")] = None,
 ):
     """The generated Triton kernels, or any stage on the way to them."""

@@ -8,7 +8,8 @@ from patternc.expr.attention import Attention
 from patternc.expr.bounds import INF
 from patternc.expr.pattern import Pattern
 from patternc.passes import PASSES, Conjunct, TooManyConjuncts, disjuncts, lower
-from patternc.plan import Plan, make_plan
+from patternc.plan import Plan
+from patternc.signature import signature
 
 STAGES = ("text", *(name for name, _, _ in PASSES), "conjuncts", "plan", "kernels", "term", "hopper")
 TERM_LENGTH = 4096  # at which a term's kernels are chosen where no length is given
@@ -31,8 +32,7 @@ def stage_text(spec: Pattern | Attention, stage: str, n: int | None = None, head
         raise OperandError(f"`{spec}` is not a pattern", fix="write a comparison of it, such as `q - k < 512`")
     p = spec.exact if isinstance(spec, Attention) else spec
     if stage == "plan":
-        plan = make_plan(p)
-        return "\n".join([f"mask {plan.mask}", *describe_plan(plan)])
+        return "\n\n".join("\n".join([f"mask {plan.mask}", *describe_plan(plan)]) for plan in _plans(p, n, heads))
     if stage == "kernels":
         from patternc.compile import compile
 
@@ -46,6 +46,23 @@ def stage_text(spec: Pattern | Attention, stage: str, n: int | None = None, head
     return str(after[stage])
 
 
+def _plans(exact: Pattern, n: int | None, heads: int | None) -> list[Plan]:
+    """The plans of the parts that run one after the other: of the pattern in the order of positions, or those that a length asks for.
+
+    Args that are not there yet change no plan.
+    """
+    from patternc.args import bind
+    from patternc.forms import count
+    from patternc.runtime import compiled
+    from patternc.subscripts import heads_listed
+
+    own = compiled(exact)
+    if n is None or signature(exact):
+        return [own.plan]
+    call = bind(exact, {}, count("n", n, least=1), heads=heads_listed(exact) or 1 if heads is None else count("heads", heads, least=1))
+    return [part.plan_at(call) for part in own.parts_at(call)]
+
+
 def _more_kernels(spec: Pattern | Attention, exact: Pattern, stage: str, n: int | None, heads: int | None) -> str:
     """The kernels of the term, or all those for Hopper."""
     from patternc.args import bind
@@ -57,25 +74,20 @@ def _more_kernels(spec: Pattern | Attention, exact: Pattern, stage: str, n: int 
     if n is not None:
         n = count("n", n, least=1)
     heads = heads_listed(exact) or 1 if heads is None else count("heads", heads, least=1)
-    found = []
-    if stage == "hopper":
-        own = compiled(exact)
-        call = None if n is None else bind(exact, {}, n, heads=heads)
-        if call is not None and len(own.parts_at(call)) > 1:
-            found.append("# the exact part is left to the portable kernels: at this length it runs in parts, one after the other")
-        else:
-            found.append(_forward_for_hopper(own.plan if call is None else own.plan_at(call)))
+    found = [_forward_for_hopper(_plans(exact, n, heads))] if stage == "hopper" else []
     if getattr(spec, "term", None) is None:
         return "\n\n".join(found) or "# there is no term"
     bound = bind(spec, {}, TERM_LENGTH if n is None else n, heads=heads, batch=1)
     return "\n\n".join([*found, (tail_sources.one_pass if stage == "hopper" else tail_sources.portable)(compiled(spec), bound)])
 
 
-def _forward_for_hopper(plan: Plan) -> str:
+def _forward_for_hopper(plans: list[Plan]) -> str:
     from patternc.codegen import hopper
     from patternc.codegen.lines import lines_of
 
-    lines = lines_of(plan)
+    if len(plans) > 1:
+        return "# the exact part is left to the portable kernels: at this length it runs in parts, one after the other"
+    lines = lines_of(plans[0])
     if why := hopper.covers(lines.plan):
         return f"# the exact part is left to the portable kernels: {why}"
     narrow = hopper.narrow(lines.plan)

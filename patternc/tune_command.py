@@ -36,6 +36,8 @@ def tune(
 ):
     """What kernels cost on this machine's GPU: the table that orders, tiles and configurations are chosen by."""
     if show:
+        if restart or output is not None or width:
+            raise ParameterError("`--show` prints the table in use and measures nothing", fix="leave the other options out")
         return _show()
     from patternc.codegen.trials import WIDTHS
     from patternc.codegen.tuning import Machine, tune as run

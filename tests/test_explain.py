@@ -118,6 +118,9 @@ def test_stages():
     assert stage_text(pc.parse(STREAMING), "conjuncts").splitlines() == ["q - k in [0, 511]", "q - k in [0, oo) and k in (-oo, 3]"]
     assert stage_text(pc.causal & (pc.k > pc.q), "conjuncts") == "none: no pair is allowed"
     assert stage_text(pc.parse(TAIL), "plan").startswith("mask")
+    assert "8 * x0 + x1" in stage_text(pc.causal & pc.dilate(8) & pc.window(4096), "plan", n=16384)
+    parts = pc.causal & (pc.window(128) | pc.dilate(128))
+    assert stage_text(parts, "plan", n=16384).count("mask ") == 2 and "runs in parts" in stage_text(parts, "hopper", n=16384)
 
 
 def test_stages_of_terms():
