@@ -171,7 +171,7 @@ def grouped(p, heads: int, sizes: Sizes) -> Plan:
 def launches(monkeypatch):
     """The names of the kernels that are launched."""
     names, run = [], launch._launch
-    monkeypatch.setattr(launch, "_launch", lambda call, name, *rest: (names.append(name), run(call, name, *rest))[1])
+    monkeypatch.setattr(launch, "_launch", lambda call, name, *rest, **more: (names.append(name), run(call, name, *rest, **more))[1])
     return names
 
 
