@@ -14,7 +14,7 @@ from patternc.expr.calls import fitting
 from patternc.expr.pattern import Pattern
 from patternc.forms import count
 from patternc.layout import Layout, layout
-from patternc.subscripts import heads_listed
+from patternc.subscripts import heads_of
 from patternc.tail import favor_projection, feature_map
 
 META_TOKENS = 16  # random tokens whose state an initial state starts from
@@ -200,7 +200,7 @@ class AttentionModule(nn.Module):
             if signature(self.compiled.exact):
                 raise OperandError("a pattern with runtime args has one source for all lengths", fix="leave the lengths out")
             exact = self.compiled.exact
-            bound = bind(exact, {}, n_q, n_k, heads_listed(exact) or 1 if heads is None else count("heads", heads, least=1), q_start=q_start)
+            bound = bind(exact, {}, n_q, n_k, heads_of(exact, heads), q_start=q_start)
         return runtime.backend_module("triton").source(self.compiled, bound)
 
     def extra_repr(self) -> str:

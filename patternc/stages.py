@@ -54,12 +54,12 @@ def _plans(exact: Pattern, n: int | None, heads: int | None) -> list[Plan]:
     from patternc.args import bind
     from patternc.forms import count
     from patternc.runtime import compiled
-    from patternc.subscripts import heads_listed
+    from patternc.subscripts import heads_of
 
     own = compiled(exact)
     if n is None or signature(exact):
         return [own.plan]
-    call = bind(exact, {}, count("n", n, least=1), heads=heads_listed(exact) or 1 if heads is None else count("heads", heads, least=1))
+    call = bind(exact, {}, count("n", n, least=1), heads=heads_of(exact, heads))
     return [part.plan_at(call) for part in own.parts_at(call)]
 
 
@@ -69,11 +69,9 @@ def _more_kernels(spec: Pattern | Attention, exact: Pattern, stage: str, n: int 
     from patternc.codegen import tail_sources
     from patternc.forms import count
     from patternc.runtime import compiled
-    from patternc.subscripts import heads_listed
+    from patternc.subscripts import heads_of
 
-    if n is not None:
-        n = count("n", n, least=1)
-    heads = heads_listed(exact) or 1 if heads is None else count("heads", heads, least=1)
+    n, heads = n if n is None else count("n", n, least=1), heads_of(exact, heads)
     found = [_forward_for_hopper(_plans(exact, n, heads))] if stage == "hopper" else []
     if getattr(spec, "term", None) is None:
         return "\n\n".join(found) or "# there is no term"

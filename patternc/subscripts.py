@@ -6,6 +6,7 @@ from patternc.errors import ShapeError
 from patternc.expr.bounds import INF, bounds
 from patternc.expr.index import Index
 from patternc.expr.node import Node, postorder
+from patternc.forms import count
 from patternc.signature import ArgUse
 
 
@@ -30,6 +31,11 @@ def check_subscripts(use: ArgUse, value, env: dict, n_k: int) -> None:
 def heads_listed(expr: Node) -> int | None:
     """How many query heads `per_head` lists; None where it is not used."""
     return next((len(node.args) for node in postorder(expr) if node.op == "per_head"), None)
+
+
+def heads_of(expr: Node, heads: int | None) -> int:
+    """Query heads: the number that is given, else as many as `per_head` lists, else 1.  Raises ParameterError for no positive integer."""
+    return heads_listed(expr) or 1 if heads is None else count("heads", heads, least=1)
 
 
 def check_static(expr: Node, env: dict, heads: int) -> None:
