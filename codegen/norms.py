@@ -18,7 +18,7 @@ from patternc.codegen.matrices import empty, in_rows
 from patternc.orders.vectors import VECTOR
 from patternc.tail import RMS_EPS
 
-STEPS = 16  # times, at most, that a program of the backward takes as many rows, for one sum of the gradients of scales
+STEPS = 32  # times, at most, that a program of the backward takes as many rows, for one sum of the gradients of scales
 
 HELPERS = '''
 @triton.jit
@@ -91,7 +91,8 @@ def norms(o: torch.Tensor, t: torch.Tensor, o_scale: torch.Tensor, t_scale: torc
     """The sum of both norms in the dtype of o: o, t [B, H, n, dv], scales [H, dv]."""
     o, t = in_rows(o), in_rows(t)
     y = empty(o, o.shape[2], o.shape[3], o.dtype)
-    rows.launch(TEXT, "norms", {"o": o, "t": t, "y": y}, {"o_scale": o_scale.contiguous(), "t_scale": t_scale.contiguous()}, EPS=RMS_EPS)
+    scales, block = {"o_scale": o_scale.contiguous(), "t_scale": t_scale.contiguous()}, rows.rows_of(o.shape[3]) // 2
+    rows.launch(TEXT, "norms", {"o": o, "t": t, "y": y}, scales, block=block, EPS=RMS_EPS)
     return y
 
 

@@ -64,25 +64,30 @@ def rows_of(value_dim: int) -> int:
     return min(max(ENTRIES // padded(value_dim), 16), 64)
 
 
-def launch(text: str, name: str, matrices: dict[str, torch.Tensor], vectors: dict[str, torch.Tensor], steps: int = 1, **constants) -> None:
-    """Run a kernel of a module; `vectors` and `constants` are its other parameters, `steps` the times that a program takes rows."""
+def launch(text: str, name: str, matrices: dict, vectors: dict[str, torch.Tensor], steps: int = 1, block: int | None = None, **constants) -> None:
+    """Run a kernel of a module; `vectors` and `constants` are its other parameters.
+
+    Args:
+        steps: times that a program takes rows.
+        block: how many it takes at a time; `rows_of` by default.
+    """
     like = next(iter(matrices.values()))
     if not like.numel():
         return
-    key = text, name, like.device, steps, *constants.values(), *[(x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for x in matrices.values()]
+    block = block or rows_of(like.shape[3])
+    key = text, name, like.device, steps, block, *constants.values(), *[(x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for x in matrices.values()]
     made = _launches.get(key)
     if made is None:
         if len(_launches) >= MOST_LAUNCHES:
             _launches.clear()
-        made = _launches[key] = _prepare(text, name, matrices, steps, constants)
+        made = _launches[key] = _prepare(text, name, matrices, steps, block, constants)
     with on(like.device):
         made.run(made.grid, {f"{x}_ptr": vector for x, vector in vectors.items()}, matrices)
 
 
-def _prepare(text: str, name: str, matrices: dict[str, torch.Tensor], steps: int, constants: dict) -> Launch:
+def _prepare(text: str, name: str, matrices: dict[str, torch.Tensor], steps: int, block: int, constants: dict) -> Launch:
     b, heads, n, dv = next(iter(matrices.values())).shape
     align = math.gcd(16, *(s for x in matrices.values() for s in strides(x)))
-    block = rows_of(dv)
     values = {**constants, "n_q": n, "HEADS": heads, "DV": dv, "BLOCK_DV": padded(dv), "BLOCK": block, "ALIGN": align}
     for matrix, x in matrices.items():
         own = (s // align for s in strides(x))

@@ -22,11 +22,12 @@ from patternc.codegen.tail_text import FEATURES, indented
 HELPERS = (
     '''
 @gluon.jit
-def _store_rows(ptr, stride_b, stride_h, stride_n, b, head, first, column, values):
-    """Store the rows of a tile that are there."""
+def _store_rows(ptr, stride_b, stride_h, stride_n, b, head, first, column, values, add):
+    """Store the rows of a tile that are there, or add them to what is stored."""
     row = first + tl.arange(0, values.shape[0], tl.SliceLayout(1, values.type.layout))[:, None]
     at = ptr + b.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h + column
     at += row.to(tl.int64) * stride_n + tl.arange(0, values.shape[1], tl.SliceLayout(0, values.type.layout))[None, :]
+    values += tl.load(at, mask=(row >= 0) & add, other=0).to(tl.float32)
     tl.store(at, values.to(ptr.dtype.element_ty), mask=row >= 0)
 ''',
 )
@@ -149,15 +150,14 @@ def _state_first(f: PassForm, s: Sum) -> list[str]:
 
 
 def _leave(f: PassForm, s: Sum) -> list[str]:
-    """Hand a result on, added to what is in its place; TMA cannot store one that begins before the first row."""
-    add = ["o += o_tiles.index(own).reshape([64, W]).load(o_layout).to(tl.float32)"]
+    """Hand a result on; TMA can neither store nor add one that begins before the first row."""
     _, head, start, column = place(f, s.o)[1:-1].split(", ")
-    rows = f"_store_rows({', '.join([*pointer_parameters(s.o), 'b', head, 'first', column, 'o'])})"
-    phase = "t & 1" if f.both else "number // 2 & 1"
+    adds = "True" if f.add else "column != 0" if f.apart else "False"
+    rows = f"_store_rows({', '.join([*pointer_parameters(s.o), 'b', head, 'first', column, 'o', adds])})"
+    wait = ["if column != 0:", f"    _await(counts_ptr, {'t * 2 + own' if f.both else 'number'} + 1)"] * f.apart
     return [
-        f"mbarrier.wait(o_full.index(own), {phase})",
-        *(add if f.add else ["if column != 0:", *indented(add)] * f.apart),
-        *([f"first = {start}", "if first < 0:", "    " + rows] if f.may_begin_before else []),
+        f"mbarrier.wait(o_empty.index(own), ({'t' if f.both else 'number // 2'} & 1) ^ 1)",
+        *([f"first = {start}", "if first < 0:", *indented([*wait, rows])] if f.may_begin_before else []),
         "o_tiles.index(own).reshape([64, W]).store(o.to(o_tiles.dtype))",
         "fence_async_shared()",
         "mbarrier.arrive(o_made.index(own), count=1)",

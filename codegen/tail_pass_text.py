@@ -8,8 +8,6 @@ z (ring `yz`): number i is in slot i % STAGES of its ring.  Its barrier `full` i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from patternc.codegen.frame import indent, wrap
 from patternc.codegen.hopper_text import assigned, names, typed
 from patternc.codegen.tail_pass_form import OF_ROWS, PassForm, SumsForm
@@ -17,21 +15,30 @@ from patternc.codegen.tail_text import FEATURES, indented
 
 HELPERS = (
     '''
+@tl._core.builtin
+def _add(desc, place, tile, _semantic=None):
+    """Add a tile to what is stored, as `tma.async_atomic_add` of later versions of Triton does."""
+    place = _semantic._convert_to_ir_values(place, require_i64=False)
+    _semantic.builder.create_async_tma_reduce(tl._core.ir.DESCRIPTOR_REDUCE_KIND.ADD, desc.handle, place, tile.handle)
+''',
+    '''
 @gluon.jit
-def _announce(count_ptr):
-    """Every thread of a warp adds 1 when all that the warp has stored so far is there for other programs."""
-    text: tl.constexpr = """
+def _announce(count_ptr, count):
+    """Let other programs know how many results are there, all of which this warp has stored."""
+    text: tl.constexpr = """{
+        .reg .pred first;
+        mov.u32 $0, %laneid;
+        setp.eq.u32 first, $0, 0;
         cp.async.bulk.wait_group 0;
         bar.warp.sync 0xffffffff;
-        red.release.gpu.global.add.u32 [$1], 1;
-        mov.u32 $0, 0;
-    """
-    tl.inline_asm_elementwise(text, "=r,l,~{memory}", [count_ptr], dtype=tl.int32, is_pure=False, pack=1)
+        @first st.release.gpu.global.u32 [$1], $2;
+    }"""
+    tl.inline_asm_elementwise(text, "=&r,l,r,~{memory}", [count_ptr, count], dtype=tl.int32, is_pure=False, pack=1)
 ''',
     '''
 @gluon.jit
 def _await(count_ptr, count):
-    """Wait until the threads of another program's warp have announced so much."""
+    """Wait until another program has announced so many results."""
     text: tl.constexpr = """{
         .reg .pred early;
         again: ld.acquire.gpu.global.u32 $0, [$1];
@@ -144,38 +151,33 @@ def buffer(f: PassForm, term: int) -> str:
 
 
 def leaves(f: PassForm) -> tuple[str, str]:
-    """The warp that stores results, and gives their places to the next ones, with what these are added to in them."""
+    """The warp that stores results, or adds them to what is stored, and gives their places to the next ones.
+
+    The second half waits for what the first has stored, two results of each warpgroup at a time: to announce one takes as long as to find it.
+    """
     total = "chunks * 2" if f.both else "chunks * GROUP" if f.of_rows else "chunks"
+    together = 4 if f.both else 2
 
-    def at(n: str) -> list[str]:
-        return [f"n = {n}", *(["t, r = n // GROUP, n % GROUP"] if f.of_rows else ["t = n // 2"] if f.both else ["t = n"]), chunk(f)]
+    def leave(m: str) -> list[str]:
+        to = f"({m}_desc, {place(f, m)}, o_tiles.index(n % 2))"
+        by_half = ["if column != 0:", f"    _add{to}", "else:", f"    _store{to}"]
+        lines = [f"_add{to}"] if f.add else by_half if f.apart else [f"_store{to}"]
+        return [f"if {first(f, m)} >= 0:", *indented(lines)] if f.may_begin_before else lines
 
-    def load(m: str) -> list[str]:
-        full = "o_full.index(n % 2)"
-        return [f"mbarrier.expect({full}, {m}_desc.block_type.nbytes)", f"_load({m}_desc, {place(f, m)}, {full}, o_tiles.index(n % 2))"]
-
-    def store(m: str) -> list[str]:
-        line = f"_store({m}_desc, {place(f, m)}, o_tiles.index(n % 2))"
-        return [f"if {first(f, m)} >= 0:", f"    {line}"] if f.may_begin_before else [line]
-
-    def of_each(lines: Callable) -> list[str]:
-        """Statements about one result, the first where n is even."""
-        return ["if n % 2 == 0:", *indented(lines(f.results[0])), "else:", *indented(lines(f.results[1]))] if f.both else lines(*f.results)
-
-    leave = [*at("number - 2"), "mbarrier.wait(o_made.index(n % 2), n // 2 & 1)", *of_each(store), "tma.store_wait(0)"]
-    announce = ["if (column == 0) & (number >= 2):", "    _announce(counts_ptr + number % 2)"] * f.apart
-    wait = ["_await(counts_ptr + n % 2, (n // 2 + 1) * 32)"] * f.apart
-    if f.add:
-        give = [*(["if column != 0:", *indented(wait)] if f.apart else []), *of_each(load)]
-    else:
-        free = ["mbarrier.arrive(o_full.index(n % 2), count=1)"]
-        give = ["if column != 0:", *indented([*wait, *of_each(load)]), "else:", *indented(free)] if f.apart else free
-    lines = [
-        f"total = {total}",
-        "for number in range(total + 2):",
-        *indented(["if number >= 2:", *indented(leave), *announce, "if number < total:", *indented([*at("number"), *give])]),
+    wait = [f"if (column != 0) & (n % {together} == 0):", f"    _await(counts_ptr, tl.minimum(n + {together}, total))"]
+    announce = [f"if (column == 0) & ((n % {together} == {together - 1}) | (n == total - 1)):", "    _announce(counts_ptr, n + 1)"]
+    step = [
+        *(["t, r = n // GROUP, n % GROUP"] if f.of_rows else ["t = n // 2"] if f.both else ["t = n"]),
+        chunk(f),
+        "mbarrier.wait(o_made.index(n % 2), n // 2 & 1)",
+        *wait * f.apart,
+        *(["if n % 2 == 0:", *indented(leave(f.results[0])), "else:", *indented(leave(f.results[1]))] if f.both else leave(*f.results)),
+        "tma.store_wait(0)",
+        "mbarrier.arrive(o_empty.index(n % 2), count=1)",
+        *announce * f.apart,
     ]
-    return partition("_leaves", "Stores results, and loads what they are added to.", [], lines)
+    lines = [f"total = {total}", "for n in range(total):", *indented(step)]
+    return partition("_leaves", "Stores results, or adds them to what is stored.", [], lines)
 
 
 def pointer_parameters(matrix: str) -> list[str]:
@@ -184,7 +186,7 @@ def pointer_parameters(matrix: str) -> list[str]:
 
 def in_turn() -> list[str]:
     """Programs are numbered as they begin, so that none waits for one that has not begun; the counts of a pair of halves follow that of programs."""
-    return ["program = tl.atomic_add(counts_ptr, 1)", "counts_ptr += 1 + program // PARTS * 2  # of results of the first half, by who computes them"]
+    return ["program = tl.atomic_add(counts_ptr, 1)", "counts_ptr += 1 + program // PARTS  # of results of the first half"]
 
 
 def kernel(f: PassForm, beside: list[str]) -> list[str]:
@@ -198,7 +200,7 @@ def kernel(f: PassForm, beside: list[str]) -> list[str]:
     readers = "2" if f.paired or f.both else "GROUP" if f.of_rows else "1"
     arrivals = {"x_empty": "2" if f.both else "1", "yz_empty": f"1 + {readers}", "s_empty": readers}
     for ring, slots in (("x", "AHEAD"), ("yz", "STAGES"), ("s", 2), ("o", 2)):
-        found = [f"{ring}_full", f"{ring}_made" if ring == "o" else f"{ring}_empty", *["yz_ready"] * (ring == "yz" and f.made)]
+        found = [f"{ring}_made" if ring == "o" else f"{ring}_full", f"{ring}_empty", *["yz_ready"] * (ring == "yz" and f.made)]
         lines += [f"{x} = tl.allocate_shared_memory(tl.int64, [{slots}, 1], mbarrier.MBarrierLayout())" for x in found]
         lines += [f"for i in tl.static_range({slots}):", *(f"    mbarrier.init({x}.index(i), count={arrivals.get(x, 1)})" for x in found)]
     of_features = "160, 176" if f.both else "160, 168" if f.transposed else "160, 184"

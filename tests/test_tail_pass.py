@@ -191,26 +191,31 @@ def test_calls(monkeypatch, text, kv_heads, n_q, n_k, span):
         torch.testing.assert_close(a.double(), b.double(), atol=2e-4, rtol=2e-4)
 
 
+ONE, HALVES = PassForm("forward", "elu+1"), PassForm("forward", "softmax")
 MISTAKES = {
-    "results do not wait for the state": ("mbarrier.wait(s_full.index(p % 2), p // 2 & 1)", "pass"),
-    "states are overwritten": ("mbarrier.wait(s_empty.index((p - BUFFERS) % 2), (p - BUFFERS) // 2 & 1, pred=p >= BUFFERS)", "pass"),
-    "tiles are overwritten": ("mbarrier.wait(yz_empty.index(yz_slot), (t // STAGES & 1) ^ 1)", "pass"),
-    "nobody gives tiles back": ("mbarrier.arrive(x_empty.index(number % AHEAD), count=1)", "pass"),
-    "a tile that threads read is given back without a fence": ("fence_async_shared()\n        mbarrier.arrive(x_empty", "mbarrier.arrive(x_empty"),
-    "the diagonal is left out": ("allowed = j <= i", "allowed = j < i"),
-    "TMA stores before the first row": ("if first < 0:", "if False:"),
-    "a state is of the chunks up to this one": ("state_tiles.index(p % BUFFERS).store(s.to", "state_tiles.index(p % BUFFERS).store((s + 1.0).to"),
+    "results do not wait for the state": (ONE, "mbarrier.wait(s_full.index(p % 2), p // 2 & 1)", "pass"),
+    "states are overwritten": (ONE, "mbarrier.wait(s_empty.index((p - BUFFERS) % 2), (p - BUFFERS) // 2 & 1, pred=p >= BUFFERS)", "pass"),
+    "tiles are overwritten": (ONE, "mbarrier.wait(yz_empty.index(yz_slot), (t // STAGES & 1) ^ 1)", "pass"),
+    "nobody gives tiles back": (ONE, "mbarrier.arrive(x_empty.index(number % AHEAD), count=1)", "pass"),
+    "a tile that threads read is given back without a fence": (ONE, "fence_async_shared()\n        mbarrier.arrive(x_empty", "mbarrier.arrive(x_empty"),
+    "results are overwritten": (ONE, "mbarrier.wait(o_empty.index(own), (number // 2 & 1) ^ 1)", "pass"),
+    "the diagonal is left out": (ONE, "allowed = j <= i", "allowed = j < i"),
+    "TMA stores before the first row": (ONE, "if first < 0:", "if False:"),
+    "a state is of the chunks up to this one": (ONE, "state_tiles.index(p % BUFFERS).store(s.to", "state_tiles.index(p % BUFFERS).store((s + 1.0).to"),
+    "the second half stores its results": (HALVES, "_add(o_desc", "_store(o_desc"),
+    "the second half stores its rows": (HALVES, ", o, column != 0)", ", o, False)"),
+    "the last results are not announced": (HALVES, " | (n == total - 1)", ""),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_found(mistake):
     """What these tests would miss, they would miss silently."""
-    (right, wrong), form = MISTAKES[mistake], PassForm("forward", "elu+1")
+    form, right, wrong = MISTAKES[mistake]
     assert right in tail_pass.generate(form).text
     with pytest.raises((AssertionError, InternalError)):
         for seed in range(6):
-            found, wanted = result(form, 64, 1, 500, 600, -100, 9, seed, lambda text: text.replace(right, wrong))
+            found, wanted = result(form, 64, 1, 560, 600, -100, 9, seed, lambda text: text.replace(right, wrong))
             assert_equal(found, wanted)
 
 
@@ -228,7 +233,7 @@ def test_compiled():
         products = d // 16 * form.terms + d // 16 + 4  # of a warpgroup that computes results: by the state, scores, and values
         assert report.instructions["HGMMA"] == 2 * products + d // 64 * 4, (form, d, group)
         assert len(re.findall(r"WARPGROUP.DEPBAR", report.sass)) <= 7, (form, d, group)  # else products wait for each other
-        assert report.stack <= (200 if form.apart and d == 128 else 32), (form, d, group, report.stack)
+        assert report.stack <= (128 if form.apart and d == 128 else 32), (form, d, group, report.stack)
         assert report.shared <= offline.SHARED_LIMIT
 
 
