@@ -138,7 +138,7 @@ class _Run:
             slots = self.slots = self.tables.slots
         values = {"slots": slots.count, "n_q": self.n_q, "n_k": self.n_k, "per_row": self.tables.per_row}
         self.values = {**values, "offset": slots.offset, **self.tables.tensors}
-        self.shape = self.batch * self.kv_heads * slots.count * halves, padded(self.d), padded(self.dv)
+        self.shape = self.batch * self.kv_heads * halves, padded(self.d), padded(self.dv)
 
     def operands(self, *tensors):
         return [in_rows(x.to(self.dtype)) for x in tensors]
@@ -152,26 +152,32 @@ class _Run:
 
     def states(self, name: str, matrices: dict, vectors: dict) -> States:
         """Those that enter the slots, of keys, or the gradients of those that leave them, of rows."""
-        count, d, dv = self.shape
+        heads, d, dv = self.shape
         dtype = torch.float32 if self.each else self.dtype
         if 0 < self.slots.count <= self.each:  # programs begin where nothing has been added
             return torch.empty(0, dtype=dtype, device=self.device), torch.empty(0, device=self.device)
-        states = torch.empty(count, d, dv, dtype=dtype, device=self.device)
-        own, summed = torch.empty(2, 0 if self.each else count, d + dv, device=self.device)
+        slots = self.pieces(name).cuts["cells"] if self.each else self.slots.count
+        states = torch.empty(heads * slots, d, dv, dtype=dtype, device=self.device)
+        own, summed = torch.empty(2, 0 if self.each else heads * slots, d + dv, device=self.device)
         self.launch(name, matrices, {**vectors, "states_ptr": states, "vectors_ptr": own})
         side = name.removesuffix("_states")
-        spans = -(-self.slots.count // self.span(f"{side}_scan"))
-        totals = torch.empty(count // self.slots.count * spans * d * (dv + 1) if spans > 1 else 0, dtype=torch.float32, device=self.device)
-        given = {"states_ptr": states, "totals_ptr": totals, "gains_ptr": own}
+        span = self.span(f"{side}_scan", slots)
+        spans = -(-slots // span)
+        totals = torch.empty(heads * spans * d * (dv + 1) if spans > 1 else 0, dtype=torch.float32, device=self.device)
+        given = {"states_ptr": states, "totals_ptr": totals, "gains_ptr": own, "slots": slots, "span": span}
         if spans > 1:
             self.launch(f"{side}_totals", {}, given)
         self.launch(f"{side}_scan", {}, {**given, "vectors_ptr": summed})
         return states, summed
 
-    def span(self, name: str) -> int:
+    def pieces(self, name: str) -> tail_pass_launch.Pieces:
+        """What the states of one-pass kernels are summed of."""
+        return tail_pass_launch.pieces(name, self.slots.count, self.each, self.batch * self.kv_heads, processors(self.device))
+
+    def span(self, name: str, slots: int) -> int:
         """Slots that a program of a scan takes."""
         programs = self.batch * self.kv_heads * self.form.halves * self._slices(self.configs.of[name])
-        return tail_configs.span_of(self.slots.count, programs, processors(self.device))
+        return tail_configs.span_of(slots, programs, processors(self.device))
 
     def _slices(self, config: TailConfig) -> int:
         return -(-padded(self.dv) // min(config.slice, padded(self.dv)))
@@ -207,16 +213,17 @@ class _Run:
         slots, rows = self.slots, self.n_q - self.slots.offset
         if name in STATES:
             form = SumsForm(name, self.form.feature, slots.mirrored, self.form.dead)
-            first, programs = tail_pass_launch.needed(name, slots.count, self.each)
-            own, results = {"first_slot": first, "needed": programs}, []
+            pieces, results = self.pieces(name), []
+            own, programs = {**pieces.cuts, "first": pieces.first, "total": pieces.total}, pieces.programs
         else:
             sizes = self.heads > self.kv_heads, self.d > 64
             form = PassForm(name, self.form.feature, slots.mirrored, self.add, self.form.dead, *sizes)
-            programs, results = -(-slots.count // self.each) * tail_pass.parts(form, self.d), form.results
-            own = {"extent": rows if form.of_rows else max(self.n_k, rows), "span": self.each}
+            spans, results = -(-slots.count // self.each), form.results
+            pieces, programs = self.pieces("key_states" if form.of_rows else "row_states"), spans * tail_pass.parts(form, self.d)
+            own = {**pieces.cuts, "extent": rows if form.of_rows else max(self.n_k, rows), "spans": spans}
         matrices = tail_pass_launch.reached({m: matrices[m] for m in form.described}, results)
         launch = tail_pass_launch.launch_of(form, matrices, self.heads, self.kv_heads)
-        values, programs = {**self.values, **values, **own}, self.batch * self.kv_heads * programs
+        values, programs = {**self.values, **values, **own, "each": pieces.each}, self.batch * self.kv_heads * programs
 
         def run() -> None:
             if "counts_ptr" in launch.decided:  # programs begin to count at 0
@@ -233,11 +240,11 @@ class _Run:
         return prepare(source, name, config, matrices, constants | {"PRECISION": self.precision, "ADD": self.add}, described)
 
     def _tiles(self, name: str, config: TailConfig) -> dict[str, int]:
-        """Tiles of rows, or keys, that programs take, and the first one of rows; the slots that programs of a scan take."""
+        """Tiles of rows, or keys, that programs take, and the first one of rows; the slots that are summed, all but the last, or the first."""
         if name in SCANS:
-            return {"span": self.span(name)}
+            return {}
         if name in STATES:
-            return dict(zip(("first_slot", "needed"), tail_pass_launch.needed(name, self.slots.count, 1)))
+            return {"first_slot": int(name == "row_states"), "needed": self.slots.count - 1}
         slot, slots = self.configs.slot, self.slots
         if name in ("backward_k", "backward_v"):
             return {"tiles": slots.count * slot // config.block_n if slots.first is not None else -(-self.n_k // config.block_n)}
@@ -249,7 +256,7 @@ class _Run:
     def _programs(self, name: str, config: TailConfig, values: dict) -> int:
         if name not in STATES + SCANS:
             return self.batch * (self.kv_heads if name in ("backward_k", "backward_v") else self.heads) * values["tiles"]
-        each = values["needed"] if name in STATES else -(-self.slots.count // values["span"])
+        each = values["needed"] if name in STATES else -(-values["slots"] // values["span"])
         return self.batch * self.kv_heads * self.form.halves * self._slices(config) * each
 
     def _step_down(self, name: str, config: TailConfig, error: OutOfResources) -> None:

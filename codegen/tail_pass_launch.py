@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -50,9 +52,46 @@ def deal(slots: int, heads: int, processors: int) -> int:
     return -(-slots // min(range(1, min(slots, 2 * processors) + 1), key=cost))
 
 
-def needed(name: str, slots: int, each: int) -> tuple[int, int]:
-    """The first slot, and how many there are, whose sums are read where programs go through `each`: none of the last program, or of the first."""
-    return (0, -(-slots // each) * each - each) if name == "key_states" else (each, slots - each)
+@dataclass(frozen=True)
+class Pieces:
+    """What enters the programs of a pass is summed of these, in chunks.
+
+    Attributes:
+        first, total: the chunks there are: nothing is needed of the last program's keys, or of the first one's rows.
+        each: what a program of the pass goes through; a piece ends at each multiple, counted from `first` on.
+        unit: what a program of the sums goes through; a piece ends there, too.
+    """
+
+    first: int
+    total: int
+    each: int
+    unit: int
+
+    @property
+    def programs(self) -> int:
+        return -(-self.total // self.unit)
+
+    @cached_property
+    def cuts(self) -> dict[str, int]:
+        """As kernels are told of them.
+
+        There are more `cells` than pieces by one: of keys a last one, which comes to hold what enters the last program, of rows a first one.
+        """
+        last, both = self.total - 1, math.lcm(self.each, self.unit)
+        return {"unit": self.unit, "both": both, "cells": last // self.unit + last // self.each - last // both + 2}
+
+
+@lru_cache(maxsize=1024)
+def pieces(name: str, slots: int, each: int, heads: int, processors: int) -> Pieces:
+    """Those of a term whose programs go through `each` slots, with as many programs a head as let processors end together, for a slot at least."""
+    of_slot = SLOT // CHUNK
+    first, total = (0, -(-slots // each) * each - each) if name == "key_states" else (each, max(slots - each, 0))
+
+    def cost(programs: int) -> int:
+        return -(-heads * programs // processors) * (-(-total * of_slot // programs) + 1)
+
+    programs = min(range(1, max(total, 1) + 1), key=cost)
+    return Pieces(first * of_slot, total * of_slot, each * of_slot, max(-(-total * of_slot // programs), 1))
 
 
 def reached(matrices: dict[str, torch.Tensor], results: list[str]) -> dict[str, torch.Tensor]:
@@ -93,7 +132,7 @@ def _prepare(form: PassForm | SumsForm, matrices: dict[str, torch.Tensor], heads
 
 def constants(form: PassForm | SumsForm, d: int, heads: int, group: int) -> dict[str, int]:
     """Constexprs by name."""
-    return {"HEADS": heads, "GROUP": group, "D": d, "SLOT": SLOT, **module(form).constants(form, d)}
+    return {"HEADS": heads, "GROUP": group, "D": d, **module(form).constants(form, d)}
 
 
 def module(form: PassForm | SumsForm):

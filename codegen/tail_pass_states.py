@@ -9,6 +9,12 @@ from patternc.codegen.tail_text import indented
 HELPERS = (
     '''
 @gluon.jit
+def _pieces_before(chunk, unit, each, both):
+    """How many pieces end before a chunk where one begins: they end at multiples of `unit` and of `each`, of which `both` is the least common one."""
+    return chunk // unit + chunk // each - chunk // both
+''',
+    '''
+@gluon.jit
 def _high(x):
     """The upper halves of numbers, as bfloat16, two at a time."""
     return tl.inline_asm_elementwise("prmt.b32 $0, $1, $2, 0x7632;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2)
@@ -91,7 +97,8 @@ def _entering(f: PassForm) -> list[str]:
     d, e = (columns, rows) if f.transposed else (rows, columns)
     return [
         f"d, e = {d}, {e}",
-        f"cell = (b * (HEADS // GROUP) + kv_h).to(tl.int64) * slots + {'first_slot' if f.of_rows else 'tl.minimum(first_slot + span, slots) - 1'}",
+        "piece = tl.minimum(_pieces_before(from_chunk, unit, each, both), cells - 1)",
+        "cell = (b * (HEADS // GROUP) + kv_h).to(tl.int64) * cells + piece",
         *["cell = cell * 2 + column // W"] * f.apart,
         "s = tl.load(states_ptr + cell * D * D + d * D + e)",
     ]

@@ -1,8 +1,9 @@
-"""What slots add to the states of the one-pass kernels (`tail_pass.py`), where heads are few and several programs share one: in Gluon too.
+"""What enters the programs of the one-pass kernels of a linear tail (`tail_pass.py`), where heads are few and several share one: in Gluon too.
 
-The sum of phi(k)^T v over the keys of a slot, or of phi(q)^T do over its rows, in float32: no product has a state for an operand before it is
-rounded, so none is centred.  One warp loads.  Warpgroups sum one half of the columns each, of one half of the features where these are softmax;
-both that multiply the same features make half of the rows of them, the next ones beside the last product.
+Sums of phi(k)^T v over keys, or of phi(q)^T do over rows, in float32: no product has a state for an operand before it is rounded, so none
+is centred.  They are of pieces, which end where a program of the pass ends, and where one of these programs does, which take as many chunks
+as let processors end together.  One warp loads.  Warpgroups sum one half of the columns each, of one half of the features where these are
+softmax; both that multiply the same features make half of the rows of them, the next ones beside the last product.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from patternc.codegen.tail_pass import HEADER, HELPERS, PassConfig, PassSource
 from patternc.codegen.tail_pass_form import OF_SUMS, SumsForm
 from patternc.codegen.tail_text import TailKernel, indented
 
-CONSTANTS = ("HEADS", "GROUP", "D", "W", "SLOT", "STAGES")
+CONSTANTS = ("HEADS", "GROUP", "D", "W", "STAGES")
 
 
 def config_of(form: SumsForm, d: int) -> PassConfig:
@@ -33,13 +34,16 @@ def generate(form: SumsForm) -> PassSource:
     """The source of a form's kernel; equal bytes for equal forms, in every process."""
     sums, loads, warpgroups = _sums(form), _loads(form), 4 if form.halves else 2
     tables = ["live_ptr", "per_row"] * form.masked
-    parameters = [f"{form.y}_desc", f"{form.z}_desc", "states_ptr", *tables, "first_slot", "needed", "slots", "n_q", "n_k", "offset"]
+    pieces = ["first", "total", "each", "unit", "both", "cells"]
+    parameters = [f"{form.y}_desc", f"{form.z}_desc", "states_ptr", *tables, *pieces, "n_q", "n_k", "offset"]
     body = [
-        "program = tl.program_id(0)",
-        "summed = first_slot + program % needed  # the slot; sums of others are not read",
-        "kv_h = program // needed % (HEADS // GROUP)",
-        "b = program // needed // (HEADS // GROUP)",
-        "from_chunk = summed * (SLOT // 64)",
+        "program, parts = tl.program_id(0), tl.cdiv(total, unit)",
+        "kv_h = program // parts % (HEADS // GROUP)",
+        "b = program // parts // (HEADS // GROUP)",
+        "begin = program % parts * unit  # chunks, from chunk `first` on",
+        "from_chunk = first + begin",
+        "stop = tl.minimum(begin + unit, total)",
+        "pieces = (stop - 1) // each - begin // each + 1",
         *_memory(form),
         *_barriers("yz", "STAGES", 1, warpgroups),
         *(_barriers("phi", str(warpgroups), 2, 2) if form.made else []),
@@ -48,8 +52,8 @@ def generate(form: SumsForm) -> PassSource:
         *indented([*(sums[1].format(own=own) for own in range(warpgroups)), loads[1]]),
         f"], [{'4, 4, 4, 1], [112, 112, 112, 24' if form.halves else '4, 1], [240, 24'}])",
     ]
-    what = f"phi({form.y})^T {form.z} over the {'keys' if form.y == 'k' else 'rows'} of each slot"
-    top = header(form.kernel, parameters, list(CONSTANTS), f"{what}.  One program a slot and key head.").replace("@triton.jit", "@gluon.jit")
+    what = f"phi({form.y})^T {form.z} over the {'keys' if form.y == 'k' else 'rows'} of each piece"
+    top = header(form.kernel, parameters, list(CONSTANTS), f"{what}.  One program `unit` chunks of a key head.").replace("@triton.jit", "@gluon.jit")
     kernel = TailKernel(form.kernel, top + indent(body), tuple(parameters), CONSTANTS)
     whole = "\n\n\n".join([sums[0], loads[0], kernel.text])
     return PassSource(f"{HEADER}{used_by(whole, HELPERS)}\n\n{whole}\n\n\n# {form}\n", {form.kernel: kernel}, form)
@@ -71,24 +75,39 @@ def _barriers(ring: str, slots: str, writers: int, readers: int) -> list[str]:
     ]
 
 
-def _tiles(f: SumsForm) -> str:
-    """How many tiles a program sums."""
-    return "SLOT // 64" if f.y == "k" else "SLOT // 64 * GROUP"
+def _of_pieces(tile: list[str], before: list[str] = (), after: list[str] = ()) -> list[str]:
+    """Statements about each piece, from chunk `at` on, and each of its tiles, numbered over the program."""
+    return [
+        "for piece in range(pieces):",
+        *indented([
+            "at = tl.maximum(begin, (begin // each + piece) * each)",
+            "end = tl.minimum(stop, (begin // each + piece + 1) * each)",
+            *before,
+            "for n in range((at - begin) * SHARING, (end - begin) * SHARING):",
+            *indented(tile),
+            *after,
+        ]),
+    ]  # fmt: skip
 
 
 def _loads(f: SumsForm) -> tuple[str, str]:
     def load(matrix: str, column: str, tile: str) -> str:
-        head = "kv_h" if matrix in OF_SUMS["key_states"] else "kv_h * GROUP + n // (SLOT // 64)"
+        head = "kv_h" if matrix in OF_SUMS["key_states"] else "kv_h * GROUP + tile // (end - at)"
         return f"_load({matrix}_desc, [b, {head}, {text.first(f, matrix)}, {column}], yz_full.index(slot), {matrix}_tiles.index({tile}))"
 
     step = [
-        "c = from_chunk + n % (SLOT // 64)", "slot = n % STAGES",
+        "tile = n - (at - begin) * SHARING", "c = first + at + tile % (end - at)", "slot = n % STAGES",
         "mbarrier.wait(yz_empty.index(slot), (n // STAGES & 1) ^ 1)",
         f"mbarrier.expect(yz_full.index(slot), {f.y}_desc.block_type.nbytes + 2 * {f.z}_desc.block_type.nbytes)",
         load(f.y, "0", "slot"),
         "for i in tl.static_range(2):", "    " + load(f.z, "i * W", "slot * 2 + i"),
     ]  # fmt: skip
-    return text.partition("_loads", "Loads the tiles of every chunk.", [], [f"for n in range({_tiles(f)}):", *indented(step)])
+    return text.partition("_loads", "Loads the tiles of every chunk, a head after the other.", [], [_sharing(f), *_of_pieces(step)])
+
+
+def _sharing(f: SumsForm) -> str:
+    """How many heads' tiles are summed."""
+    return f"SHARING: tl.constexpr = {'1' if f.y == 'k' else 'GROUP'}"
 
 
 def _sums(f: SumsForm) -> tuple[str, str]:
@@ -100,23 +119,24 @@ def _sums(f: SumsForm) -> tuple[str, str]:
         f"mbarrier.wait({wait})",
         f"y, z = {tile}.reshape([64, D]), {f.z}_tiles.index(slot * 2 + own % 2).reshape([64, W])",
         "more = warpgroup_mma(y.permute((1, 0)), z, s, is_async=True)",
-        *([f"if n + 1 < {_tiles(f)}:  # beside the product", *indented(_make(f, "n + 1"))] if f.made else []),
+        *(["if n + 1 < (stop - begin) * SHARING:  # beside the product", *indented(_make(f, "n + 1"))] if f.made else []),
         "s = warpgroup_mma_wait(0, deps=[more])",
         *[f"mbarrier.arrive(phi_empty.index({_place('n')}), count=1)"] * f.made,
         "mbarrier.arrive(yz_empty.index(slot), count=1)",
     ]
+    number = f"_pieces_before(at, unit, each, both){'' if f.y == 'k' else ' + 1'}"
     lines = [
+        _sharing(f),
         text.product_layout("layout", "W"),
         *[f"plain: tl.constexpr = {text.PLAIN}"] * f.made,
-        "s = tl.zeros([D, W], tl.float32, layout)",
         *(_make(f, "0") if f.made else []),
-        f"for n in range({_tiles(f)}):",
-        *indented(step),
-        "d, e = tl.arange(0, D, tl.SliceLayout(1, layout))[:, None], tl.arange(0, W, tl.SliceLayout(0, layout))[None, :]",
-        f"cell = ((b * (HEADS // GROUP) + kv_h).to(tl.int64) * slots + summed){' * 2 + own // 2' * f.halves}",
-        "tl.store(states_ptr + cell * D * D + d * D + own % 2 * W + e, s)",
-    ]
-    doc = f"Sums y^T z over the chunks: {'of half own // 2 of the features, ' * f.halves}of half own % 2 of the columns."
+        *_of_pieces(step, ["s = tl.zeros([D, W], tl.float32, layout)"], [
+            "d, e = tl.arange(0, D, tl.SliceLayout(1, layout))[:, None], tl.arange(0, W, tl.SliceLayout(0, layout))[None, :]",
+            f"cell = ((b * (HEADS // GROUP) + kv_h).to(tl.int64) * cells + {number}){' * 2 + own // 2' * f.halves}",
+            "tl.store(states_ptr + cell * D * D + d * D + own % 2 * W + e, s)",
+        ]),
+    ]  # fmt: skip
+    doc = f"Sums y^T z over the chunks of each piece: {'of half own // 2 of the features, ' * f.halves}of half own % 2 of the columns."
     return text.partition("_sums", doc, ["own"], lines)
 
 

@@ -11,10 +11,11 @@ import patternc as pc
 from patternc.codegen import offline, tail_pass, tail_pass_launch, tail_pass_sums
 from patternc.codegen.descriptors import reachable
 from patternc.codegen.tail_pass_form import OF_SUMS, PassForm, SumsForm, kernels_of
+from patternc.codegen.tail_pass_launch import Pieces
 from patternc.errors import InternalError
 from patternc.tail import feature_map
 
-SLOT, HEADS = 128, 2
+HEADS = 2
 
 
 def problem(feature, d, group, n_q, n_k, offset, mirrored, seed=0):
@@ -31,39 +32,45 @@ def problem(feature, d, group, n_q, n_k, offset, mirrored, seed=0):
     return {name: x.detach().numpy() for name, x in (("q", q), ("k", k), ("v", v), ("do", do), ("o", o), ("dq", dq), ("dk", dk), ("dv", dv))}, phi
 
 
-def entering(form, m, phi, slots, offset, group):
-    """What other kernels find: the states that enter slots, or the gradients of those that leave them, one after the other."""
+def entering(form, m, phi, pieces, spans, offset, group):
+    """What other kernels find: the states that enter programs, or the gradients of those that leave them, where these look for them."""
     q, k, v, do = (m[x][:, :, ::-1] if form.mirrored else m[x] for x in ("q", "k", "v", "do"))
     d, halves = k.shape[3], 2 if form.feature == "softmax" else 1
     phi_q, phi_k = (phi(torch.from_numpy(x.copy())).numpy() for x in (q, k))
-    states = np.zeros((k.shape[1], slots, halves, d, d))
-    for h, slot, half in np.ndindex(states.shape[:3]):
-        part = slice(half * d, (half + 1) * d)
+    states = np.full((k.shape[1], len(starts(pieces)) + 1, halves, d, d), np.nan)
+    for h, span, half in np.ndindex(k.shape[1], spans, halves):
+        part, cell = slice(half * d, (half + 1) * d), sum(start < span * pieces.each for start in starts(pieces))
         if form.of_rows:
-            states[h, slot, half] = phi_k[0, h, : slot * SLOT, part].T @ v[0, h, : slot * SLOT]
+            stop = span * pieces.each * 64
+            states[h, cell, half] = phi_k[0, h, :stop, part].T @ v[0, h, :stop]
         else:
-            first = max((slot + 1) * SLOT + offset, 0)
-            for r in range(h * group, (h + 1) * group):
-                states[h, slot, half] += phi_q[0, r, first:, part].T @ do[0, r, first:]
+            first, heads = max((span + 1) * pieces.each * 64 + offset, 0), range(h * group, (h + 1) * group)
+            states[h, cell, half] = sum(phi_q[0, r, first:, part].T @ do[0, r, first:] for r in heads)
     return states
+
+
+def starts(pieces):
+    return [x for x in range(pieces.total) if x % pieces.unit == 0 or x % pieces.each == 0]
 
 
 def result(form, d, group, n_q, n_k, offset, span, seed, edit=lambda text: text):
     """`(found, wanted)`, the results of a kernel."""
     m, phi = problem(form.feature, d, group, n_q, n_k, offset, form.mirrored)
-    slots = -(-max(n_k, n_q - offset) // SLOT)
-    states = entering(form, m, phi, slots, offset, group)
+    chunks, each = -(-max(n_k, n_q - offset) // 64), 2 * span
+    spans = -(-chunks // each)
+    pieces = Pieces(0, (spans - 1) * each, each, 3) if form.of_rows else Pieces(each, max(chunks - each, 0), each, 3)
+    states = entering(form, m, phi, pieces, spans, offset, group)
     start = {o: np.random.default_rng(1).normal(size=m[o].shape) * form.add for o in form.results}
     given = {**m, **{o: x.copy() for o, x in start.items()}}
-    source, values = tail_pass.generate(form), tail_pass_launch.constants(form, d, HEADS, group) | {"SLOT": SLOT}
+    source, values = tail_pass.generate(form), tail_pass_launch.constants(form, d, HEADS, group)
     values |= {f"{matrix}_desc": Card.describe(given[matrix], 64, values[columns]) for matrix, columns in form.described.items()}
     for o in form.results:
         strides = (s // 8 for s in given[o].strides)
         values |= {f"{o}_ptr": Pointer(given[o]), **{f"{o}_stride_{a}": s for a, s in zip("bhn", strides)}}
-    values |= {"states_ptr": Pointer(states), "slots": slots, "span": span, "n_q": n_q, "n_k": n_k, "offset": offset}
+    values |= {"states_ptr": Pointer(states), "spans": spans, "each": each, **pieces.cuts, "n_q": n_q, "n_k": n_k, "offset": offset}
     values |= {"extent": n_q - offset if form.of_rows else max(n_k, n_q - offset)}
     kernel = source.kernels[form.kernel]
-    grid = HEADS // group * -(-slots // span) * tail_pass.parts(form, d)
+    grid = HEADS // group * spans * tail_pass.parts(form, d)
     values["counts_ptr"] = Pointer(np.zeros(1 + grid, np.int32))
     Card(edit(source.text), form.kernel, seed).run(grid, *(values[p] for p in (*kernel.parameters, *kernel.constants)))
     return [given[o] for o in form.results], [start[o] + m[o] for o in form.results]
@@ -95,37 +102,38 @@ def test_slices_and_groups(kernel, feature):
 
 @pytest.mark.parametrize("feature", ["identity", "elu+1", "softmax"])
 @pytest.mark.parametrize("kernel", OF_SUMS)
-@pytest.mark.parametrize("d, group, n_q, n_k, offset, first, needed, mirrored, dead", [
-    (64, 1, 500, 500, 0, 0, 4, False, False), (64, 2, 700, 300, 70, 1, 2, False, True), (128, 2, 300, 450, -130, 0, 3, True, False), (64, 2, 400, 520, 40, 1, 3, True, True),
+@pytest.mark.parametrize("d, group, n_q, n_k, offset, pieces, mirrored, dead", [
+    (64, 1, 500, 500, 0, Pieces(0, 16, 8, 5), False, False), (64, 2, 700, 300, 70, Pieces(4, 9, 3, 6), False, True),
+    (128, 2, 300, 450, -130, Pieces(0, 8, 2, 8), True, False), (64, 2, 400, 520, 40, Pieces(3, 7, 6, 4), True, True),
 ])  # fmt: skip
-def test_sums_of_slots(kernel, feature, d, group, n_q, n_k, offset, first, needed, mirrored, dead):
-    """What slots add to states: of the slots that are asked for, and of no others; nothing by keys that are dead, or rows that are not there."""
-    check_sums(kernel, feature, d, group, n_q, n_k, offset, first, needed, mirrored, dead, seed=n_q)
+def test_sums_of_pieces(kernel, feature, d, group, n_q, n_k, offset, pieces, mirrored, dead):
+    """What pieces add to states, and nothing else: nothing by keys that are dead, or rows that are not there."""
+    check_sums(kernel, feature, d, group, n_q, n_k, offset, pieces, mirrored, dead, seed=n_q)
 
 
-def check_sums(kernel, feature, d, group, n_q, n_k, offset, first, needed, mirrored, dead, seed, edit=lambda text: text):
+def check_sums(kernel, feature, d, group, n_q, n_k, offset, pieces, mirrored, dead, seed, edit=lambda text: text):
     m, phi = problem(feature, d, group, n_q, n_k, offset, mirrored)
     live = np.random.default_rng(0).integers(0, 2, n_k) if dead else np.ones(n_k)
     given = {x: m[x][:, :, ::-1] if mirrored else m[x] for x in OF_SUMS[kernel]}
-    size = 256  # of a slot, so that rings are gone through more than once
-    y, z = (np.pad(x, ((0, 0), (0, 0), (size * 8, size * 8), (0, 0))) for x in given.values())
+    around = 2048  # rows of zeros before and after
+    y, z = (np.pad(x, ((0, 0), (0, 0), (around, around), (0, 0))) for x in given.values())
     if kernel == "key_states":
-        z[:, :, size * 8 : size * 8 + n_k] *= live[:, None]  # counted as keys are
-    kv_heads, slots, halves = HEADS // group, 7, 2 if feature == "softmax" else 1
-    wanted = np.full((kv_heads, slots, halves, d, d), np.nan)
-    for h, slot, half in np.ndindex(kv_heads, slots, halves):
-        if first <= slot < first + needed:
-            start = size * 8 + slot * size + (offset if kernel == "row_states" else 0)
-            heads = range(h * group, (h + 1) * group) if kernel == "row_states" else [h]
-            features = phi(torch.from_numpy(y[0, heads, start : start + size])).numpy()[..., half * d : (half + 1) * d]
-            wanted[h, slot, half] = np.einsum("hid,hie->de", features, z[0, heads, start : start + size])
+        z[:, :, around : around + n_k] *= live[:, None]  # counted as keys are
+    kv_heads, halves, of_rows, cuts = HEADS // group, 2 if feature == "softmax" else 1, kernel == "row_states", [*starts(pieces), pieces.total]
+    wanted = np.full((kv_heads, len(cuts), halves, d, d), np.nan)
+    for h, piece, half in np.ndindex(kv_heads, len(cuts) - 1, halves):
+        start, stop = (around + (pieces.first + x) * 64 + (offset if of_rows else 0) for x in cuts[piece : piece + 2])
+        heads = range(h * group, (h + 1) * group) if of_rows else [h]
+        features = phi(torch.from_numpy(y[0, heads, start:stop])).numpy()[..., half * d : (half + 1) * d]
+        wanted[h, piece + of_rows, half] = np.einsum("hid,hie->de", features, z[0, heads, start:stop])
     form, found = SumsForm(kernel, feature, mirrored, dead), np.full_like(wanted, np.nan)
-    source, values = tail_pass_sums.generate(form), tail_pass_launch.constants(form, d, HEADS, group) | {"SLOT": size}
+    source, values = tail_pass_sums.generate(form), tail_pass_launch.constants(form, d, HEADS, group)
     values |= {f"{x}_desc": Card.describe(m[x], 64, values[columns]) for x, columns in form.described.items()}
-    values |= {"states_ptr": Pointer(found), "live_ptr": Pointer(live), "per_row": 0, "first_slot": first, "needed": needed, "slots": slots}
-    values |= {"n_q": n_q, "n_k": n_k, "offset": offset}
+    values |= {"states_ptr": Pointer(found), "live_ptr": Pointer(live), "per_row": 0, "first": pieces.first, "total": pieces.total, "each": pieces.each}
+    values |= {**pieces.cuts, "n_q": n_q, "n_k": n_k, "offset": offset}
+    assert values["cells"] == len(cuts)
     kernel = source.kernels[kernel]
-    Card(edit(source.text), kernel.name, seed).run(kv_heads * needed, *(values[p] for p in (*kernel.parameters, *kernel.constants)))
+    Card(edit(source.text), kernel.name, seed).run(kv_heads * pieces.programs, *(values[p] for p in (*kernel.parameters, *kernel.constants)))
     np.testing.assert_allclose(found, wanted, atol=1e-9)
 
 
@@ -135,7 +143,8 @@ SUMS_MISTAKES = {
     "one reader counts for all": ("mbarrier.init(yz_empty.index(i), count=4)", "mbarrier.init(yz_empty.index(i), count=1)"),
     "features are overwritten": ("mbarrier.wait(phi_empty.index(own // 2 * 2 + (n + 1) % 2), ((n + 1) // 2 & 1) ^ 1)", "pass"),
     "features are read before they are made": ("mbarrier.wait(phi_full.index(own // 2 * 2 + n % 2), n // 2 & 1)", "pass"),
-    "features are multiplied without a fence": ("            fence_async_shared()\n            mbarrier.arrive(phi_full", "            mbarrier.arrive(phi_full"),
+    "a piece begins with the sum before it": ("s = tl.zeros([D, W], tl.float32, layout)", "s = s if piece else tl.zeros([D, W])"),
+    "features are multiplied without a fence": ("                fence_async_shared()\n                mbarrier.arrive(phi_full", "                mbarrier.arrive(phi_full"),
 }
 
 
@@ -145,7 +154,7 @@ def test_mistakes_in_sums_are_found(mistake):
     assert right in tail_pass_sums.generate(form).text
     with pytest.raises((AssertionError, InternalError)):
         for seed in range(6):
-            check_sums("row_states", "softmax", 64, 2, 700, 700, 0, 1, 1, False, False, seed, lambda text: text.replace(right, wrong))
+            check_sums("row_states", "softmax", 64, 2, 700, 700, 0, Pieces(4, 4, 3, 4), False, False, seed, lambda text: text.replace(right, wrong))
 
 
 class Emulated:
@@ -245,6 +254,17 @@ def test_deal(slots, heads, processors, wanted):
     assert tail_pass_launch.deal(slots, heads, processors) == wanted
 
 
+@pytest.mark.parametrize("slots, each, heads, unit", [(16, 4, 16, 24), (64, 1, 1, 16), (64, 16, 16, 96), (16, 2, 8, 16), (5, 2, 3, 16), (4, 4, 16, 1)])
+def test_pieces(slots, each, heads, unit):
+    """One round of programs where they can be as many as processors, of a slot at least."""
+    for name in OF_SUMS:
+        pieces = tail_pass_launch.pieces(name, slots, each, heads, processors=132)
+        assert pieces.unit == unit and pieces.programs * heads <= 132
+        assert pieces.cuts["cells"] == len(starts(pieces)) + 1
+        of_last = slots % each or each
+        assert pieces.total == 16 * (slots - of_last if name == "key_states" else slots - each)
+
+
 @pytest.mark.parametrize("feature, kernel", [(f, kernel) for f in ("elu+1", "softmax") for kernel in kernels_of(f)])
 def test_everything_fits(kernel, feature):
     form = PassForm(kernel, feature)
@@ -253,12 +273,12 @@ def test_everything_fits(kernel, feature):
 
 
 def test_sums_compiled():
-    """Nothing on the stack, and features are made beside products."""
-    cases = [(SumsForm(kernel, feature), d) for kernel in OF_SUMS for feature in ("softmax", "elu+1") for d in tail_pass_launch.WIDTHS]
-    cases.append((SumsForm("key_states", "softmax", True, True), 128))
+    """At most an address of dead keys on the stack, and features are made beside products."""
+    cases = [(SumsForm("row_states", "softmax"), d) for d in tail_pass_launch.WIDTHS]
+    cases += [(SumsForm("row_states", "elu+1"), 128), (SumsForm("key_states", "softmax", True, True), 128)]
     jobs = [offline.TailJob(tail_pass_sums.generate(f), f.kernel, "bf16", d, d, tail_pass_sums.config_of(f, d), heads=16, group=4) for f, d in cases]
     for (form, d), report in zip(cases, offline.compile_all(jobs)):
-        assert report.stack == 0 and report.shared <= offline.SHARED_LIMIT, (form, d)
+        assert report.stack <= 8 * form.dead and report.shared <= offline.SHARED_LIMIT, (form, d)
         warpgroups = 4 if form.halves else 2
         assert report.instructions["HGMMA"] == warpgroups * 4 * d // 64, (form, d)
         assert len(re.findall(r"WARPGROUP.DEPBAR", report.sass)) == warpgroups, (form, d)  # else products wait for each other
