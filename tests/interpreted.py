@@ -1,28 +1,90 @@
-"""Triton's interpreter without work that has no result: two fifths of what tests of interpreted kernels take."""
+"""Triton's interpreter without work that has no result: half of what tests of interpreted kernels take."""
 
 import inspect
-from functools import lru_cache
+from functools import cache
 
+import numpy as np
+from triton.language import core
 from triton.language.core import is_builtin
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 
 def hasten() -> None:
-    """Look up what a language module has once, not at every call of a function in a kernel; leave out a check for overflow that nothing reports.
+    """Find once what a language module has, what a shape's types and names are and which dtype is which; leave out a check that nothing reports.
 
-    The check's assertions are for kernels in debug mode; `test_positions_that_leave_32_bits_are_refused` and its like test ours.
+    The check is for overflow, and its assertions for kernels in debug mode; `test_positions_that_leave_32_bits_are_refused` and its like
+    test ours.
     """
     interpreter._patch_builtin = _patch_builtin
+    interpreter._get_np_dtype = _np_dtype
     interpreter.interpreter_builder.options.__dict__["sanitize_overflow"] = False
+    core.tensor.__init__, core.block_type.__init__, core.tuple.__init__ = _tensor, _block_type, _tuple
+    core.tuple.type = property(_type_of_tuple, lambda self, type: setattr(self, "own_type", type))
 
 
-@lru_cache
+@cache
 def _builtins(package) -> list[str]:
     return [name for name, member in inspect.getmembers(package) if is_builtin(member)]
 
 
+@cache
+def _interpreted(member, builder):
+    """A function of the language as interpreted kernels call it."""
+    semantic = TritonSemantic(builder)
+
+    def call(*args, **kwargs):
+        kwargs.pop("_semantic", None)
+        return member(*args, **kwargs, _semantic=semantic)
+
+    return call
+
+
 def _patch_builtin(package, builder, scope) -> None:
-    for name in _builtins(package):
-        member = getattr(package, name)
-        if is_builtin(member):  # else it is replaced already: a function calls another
-            interpreter._patch_attr(package, name, member, builder, scope)
+    names = _builtins(package)
+    if names and is_builtin(getattr(package, names[0])):  # else they are replaced already: a function calls another
+        for name in names:
+            scope.set_attr(package, name, _interpreted(getattr(package, name), builder))
+
+
+DTYPES = {name: getattr(np, name) for name in ("float16", "float32", "float64", "int8", "int16", "int32", "int64")}
+DTYPES = {core.dtype(f"fp{name[5:]}" if name[0] == "f" else name).name: np.dtype(x) for name, x in DTYPES.items()}
+DTYPES |= {f"u{name}": np.dtype(f"u{name}") for name in DTYPES if name.startswith("int")} | {"int1": np.dtype(bool), "bf16": np.dtype(np.uint16)}
+
+
+def _np_dtype(dtype) -> np.dtype:
+    scalar = dtype.element_ty if isinstance(dtype, core.block_type) else dtype
+    return np.dtype(np.uint64) if isinstance(scalar, core.pointer_type) else DTYPES.get(scalar.name) or np.dtype(np.uint8)
+
+
+@cache
+def _of_shape(shape: tuple):
+    return core.tuple([core.constexpr(size) for size in shape]), core.constexpr(int(np.prod(shape, dtype=object)))
+
+
+def _tensor(self, handle, type) -> None:
+    self.handle, self.type, self.dtype = handle, type, type.scalar
+    self.shape, self.numel = _of_shape((*type.shape,) if type.is_block() else ())
+
+
+_blocks: dict[tuple, tuple] = {}
+
+
+def _block_type(self, element_ty, shape) -> None:
+    shape = shape.value if isinstance(shape, core.constexpr) else shape
+    sizes = (*[size.value if isinstance(size, core.constexpr) else size for size in shape],)
+    found = _blocks.get((element_ty.name, sizes))
+    if found is None:
+        assert sizes
+        found = _blocks[element_ty.name, sizes] = core.tuple(sizes), core.validate_block_shape(sizes), f"<{list(sizes)}, {element_ty}>"
+    self.element_ty, (self.shape, self.numel, self.name) = element_ty, found
+
+
+def _tuple(self, args, type=None) -> None:
+    self.values, self.own_type = [*args], type if type is None or isinstance(type, core.tuple_type) else core.tuple_type(type)
+
+
+def _type_of_tuple(self):
+    if self.own_type is None:
+        self.own_type = core._type_for_tuple_values(self.values)
+    return self.own_type
