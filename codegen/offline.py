@@ -1,7 +1,7 @@
 """Compiling generated kernels for a GPU that need not be there, and reading what the compiler made of them.
 
 Triton brings its own assembler and disassembler.  A process that interprets kernels (TRITON_INTERPRET=1) cannot compile
-them, so `compile_all` works in a process of its own.
+them, so `compile_all` has a process of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from patternc.codegen import cache, configs, hopper, hopper_launch, tail_configs, tail_pass, tail_pass_launch
@@ -239,16 +241,43 @@ def _read(sass: str) -> tuple[int, dict[str, int]]:
 
 
 def compile_all(jobs: list[Job | TailJob]) -> list[Report]:
-    """Compile in a new process, whatever this one does with kernels."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run([sys.executable, "-m", "patternc.codegen.offline"], input=pickle.dumps(jobs), capture_output=True, env=environment)
-    if done.returncode:
-        raise BackendError(f"offline compilation failed:\n{done.stderr.decode()[-4000:]}")
-    return pickle.loads(done.stdout)
+    """Compile in another process, whatever this one does with kernels.  Raises BackendError."""
+    compiler = _compiler()
+    try:
+        pickle.dump(jobs, compiler.stdin)
+        compiler.stdin.flush()
+        found = pickle.load(compiler.stdout)
+    except (OSError, EOFError):
+        _compiler.cache_clear()
+        found = f"the compiler ended with code {compiler.wait()}"
+    if isinstance(found, str):
+        raise BackendError(f"offline compilation failed:\n{found[-4000:]}")
+    return found
+
+
+@lru_cache(maxsize=1)
+def _compiler() -> subprocess.Popen:
+    """The process: it takes seconds to begin, and ends with this one."""
+    command, environment = [sys.executable, "-m", "patternc.codegen.offline"], {**os.environ, "TRITON_INTERPRET": "0"}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+
+def _serve() -> None:
+    """Answer with reports, or with what went wrong."""
+    while True:
+        try:
+            jobs = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            found = [compile_one(job) for job in jobs]
+        except Exception:
+            found = traceback.format_exc()
+        pickle.dump(found, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":
     from patternc.codegen import offline  # the jobs' classes live in the importable module, not in __main__
 
-    reports = [offline.compile_one(job) for job in pickle.loads(sys.stdin.buffer.read())]
-    sys.stdout.buffer.write(pickle.dumps(reports))
+    offline._serve()
