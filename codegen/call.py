@@ -36,6 +36,7 @@ class Call:
         lengths: of the queries and keys; without them those of the matrices.
         others: `others(lengths)`, calls at other lengths that visit tiles in the same way, for what these launch (`lengths.py`).
         ready: what kernels are launched with, for a call that is kept: by kernel and layout.  None where args may change.
+        alone: calls of groups of heads alone, once `by_key_heads` has made them.
     """
 
     plan: Plan
@@ -54,6 +55,7 @@ class Call:
     lengths: tuple[int, int] | None = None
     others: object = None
     ready: dict | None = field(default=None, init=False)
+    alone: list[Call] | None = field(default=None, init=False)
 
     def axis(self, name: str):
         """How a kernel finds its tiles."""
@@ -70,7 +72,11 @@ class Call:
         axis = self.plan.transposed
         if axis.kind != "heads" or all(group.whole(sharing) for group in axis.groups):
             return [self]
-        return [replace(self, plan=plan, groups=(own,)) for plan, own in zip(_plans_alone(self.plan), self.groups)]
+        if self.alone is None:
+            self.alone = [replace(self, plan=plan, groups=(own,)) for plan, own in zip(_plans_alone(self.plan), self.groups)]
+            for call in self.alone:
+                call.ready = None if self.ready is None else {}
+        return self.alone
 
 
 @lru_cache(maxsize=1024)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from patternc.codegen.call import Call
-from patternc.codegen.launch import LOG2E, Partial, gradient_of_lse, in_order, layout_of, row_vectors
+from patternc.codegen.launch import LOG2E, Partial, gradient_of_lse, in_order, layout_of, row_vectors, values_of
 from patternc.codegen.matrices import empty
 from patternc.codegen.ready import Ready
 
@@ -41,39 +41,40 @@ class KnownBackward:
     """A backward: its kernels for each part of the pattern, and what puts pieces together; no kernel of rows where their vectors are given.
 
     Attributes:
-        by_keys: calls of the parts that dk and dv are of.
+        queries, keys: calls of the parts that dq is of, and dk and dv.
     """
 
     rows: Ready | None
     dq: tuple[Ready, ...]
     dkdv: tuple[Ready, ...]
-    by_keys: list[Call]
+    queries: list[Call]
+    keys: list[Call]
 
     @staticmethod
     def of(queries: list[Call], keys: list[Call], tape: list[Ready], q, k, v, o, do, vectors: torch.Tensor | None) -> KnownBackward | None:
-        """As for a forward, and None where groups of heads have kernels of their own."""
+        """As for a forward."""
         rows, rest = tape[: vectors is None], tape[vectors is None :]
-        if any("heads" in (call.plan.forward.kind, call.plan.transposed.kind) for call in (*queries, *keys)):
-            return None
+        keys = [part for call in keys for part in call.by_key_heads(q.shape[1] // k.shape[1])]
         if not _lasts(queries[: len(rows)], rows, o, do) or not _lasts([*queries, *keys], rest, q, k, v, do):
             return None
-        return KnownBackward(*rows or [None], tuple(rest[: len(queries)]), tuple(rest[len(queries) :]), keys)
+        return KnownBackward(*rows or [None], tuple(rest[: len(queries)]), tuple(rest[len(queries) :]), queries, keys)
 
     def run(self, q, k, v, o, lse, do, dlse, onto: tuple | None = None, vectors: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """`(dq, dk, dv)`, as from `launch.attention_backward`."""
         both = row_vectors(lse) if vectors is None else vectors
-        of_rows = dict(zip(("delta_ptr", "lse2_ptr"), both))
         if vectors is None:
-            self.rows.run({"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), **of_rows}, {"o": o, "do": do}, q.device)
+            delta, lse2 = both.unbind()
+            of_rows = {"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), "delta_ptr": delta, "lse2_ptr": lse2}
+            self.rows.run(of_rows, {"o": o, "do": do}, q.device)
         dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
-        scale = self.by_keys[0].scale
+        scale = self.queries[0].scale
         values, matrices = {"scale": scale, "score_scale": scale * LOG2E}, {"q": q, "k": k, "v": v, "do": do}
-        of_keys = [own for call in self.by_keys for own in in_order(call, "backward_dkdv", both, q.shape[2])]
-        for chain, results, each in ((self.dq, {"dq": dq}, [of_rows] * len(self.dq)), (self.dkdv, {"dk": dk, "dv": dv}, of_keys)):
+        for chain, calls, results in ((self.dq, self.queries, {"dq": dq}), (self.dkdv, self.keys, {"dk": dk, "dv": dv})):
             before = {}
-            for part, own in zip(chain, each):
+            for part, call in zip(chain, calls):
                 mine = results if part is chain[-1] else {name: empty(x, x.shape[2], x.shape[3], torch.float32) for name, x in results.items()}
-                part.run(values | own, {**matrices, **mine, **before}, q.device)
+                own = values_of(part, values, in_order(call, part.name, both, q.shape[2]))
+                part.run(own, {**matrices, **mine, **before}, q.device)
                 before = {f"{name}0": x for name, x in mine.items()}
         return dq, dk, dv
 

@@ -132,8 +132,8 @@ def in_order(call: Call, kernel: str, vectors: torch.Tensor, count: int) -> list
         places = _gathered(axis, member.q_start, count, vectors.device) if scattered else None
         if scattered and vectors.is_cuda and torch.cuda.is_current_stream_capturing():
             captured.append(places)
-        own = vectors.index_select(-1, places) if scattered else vectors
-        out.append({"delta_ptr": own[0], "lse2_ptr": own[1]})
+        delta, lse2 = (vectors.index_select(-1, places) if scattered else vectors).unbind()
+        out.append({"delta_ptr": delta, "lse2_ptr": lse2})
     return out
 
 
@@ -169,7 +169,7 @@ def _launch(
         if new:
             ready = ready_of(call, name, matrices, later, device, key)
             settle(ready.launch)
-        values = _values(ready, extra, each)
+        values = values_of(ready, extra, each)
         try:
             if ready.grid:
                 with first_launch() if new else nullcontext():
@@ -194,7 +194,7 @@ def _compile_ahead(call: Call, name: str, matrices: dict[str, torch.Tensor], ext
         ready = ready_of(call, name, matrices, False, device, key)
         call.ready.pop(key, None)  # its launch is the first one
         if ready.grid:
-            compile_beside(ready, matrices, _values(ready, extra, in_order(call, name, vectors, matrices["q"].shape[2])), device)
+            compile_beside(ready, matrices, values_of(ready, extra, in_order(call, name, vectors, matrices["q"].shape[2])), device)
 
 
 def _key(name: str, matrices: dict[str, torch.Tensor], later: bool) -> tuple[torch.device, tuple]:
@@ -203,7 +203,8 @@ def _key(name: str, matrices: dict[str, torch.Tensor], later: bool) -> tuple[tor
     return any_v.device, (name, any_v.device, any_v.dtype, precision(any_v.dtype), later, *[layout_of(x) for x in matrices.values()])
 
 
-def _values(ready: Ready, extra: dict, each: list[dict]) -> dict:
+def values_of(ready: Ready, extra: dict, each: list[dict]) -> dict:
+    """Parameters of a launch: those of the call, and those that every member of it has for itself."""
     values = dict(extra)
     for number, (part, own) in enumerate(zip(ready.launch.kernel.groups or (ready.launch.kernel,), each)):
         values |= renamed(number, part, own)

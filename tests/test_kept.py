@@ -141,7 +141,7 @@ def test_tables_that_a_graph_reads_stay(monkeypatch):
 
 @pytest.mark.parametrize("text, n, kind, parts", [
     ("causal & window(9)", 256, "formula", 1), ("causal & dilate(8) & window(200)", 192, "boxes", 1), ("dilate(16) & window(99)", 160, "boxes", 1),
-    ("causal & (window(9) | dilate(8))", 100, "formula", 2),
+    ("causal & (window(9) | dilate(8))", 100, "formula", 2), ("(h == 0) & causal & window(9) | (h == 1) & causal & dilate(8)", 160, "heads", 1),
 ])  # fmt: skip
 def test_calls_that_were_made_before(monkeypatch, text, n, kind, parts):
     """The second call and its backward go by what the first one left, and are right for other data."""
@@ -158,5 +158,5 @@ def test_calls_that_were_made_before(monkeypatch, text, n, kind, parts):
         for a, b in zip(found, wanted):
             torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3)
     kept_with = [x for bound, _ in runtime.compiled(p).state["bound"].values() for x in bound.kept.values()]
-    assert kind in {call.plan.transposed.kind for x in kept_with if isinstance(x, KnownBackward) for call in x.by_keys}
+    assert kind in {call.plan.transposed.kind for x in kept_with if isinstance(x, KnownBackward) for call in x.keys}
     assert {len(x.parts) for x in kept_with if isinstance(x, Known)} == {len(x.dq) for x in kept_with if isinstance(x, KnownBackward)} == {parts}
