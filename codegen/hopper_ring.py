@@ -49,11 +49,11 @@ def check(text: str, consumers: int = 2) -> None:
                 raise InternalError(f"the kernel's text fails: {error!r}") from error
 
 
-def coroutines(tree: ast.Module) -> ast.Module:
-    """Functions that wait for barriers become coroutines; imports go."""
+def coroutines(tree: ast.Module, stops: tuple[str, ...] = STOPS) -> ast.Module:
+    """Functions that wait, which they do where they call one of `stops`, become coroutines; imports go."""
     tree.body = [n for n in tree.body if not isinstance(n, ast.ImportFrom)]
     functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
-    waiting = set(STOPS)
+    waiting = set(stops)
     while more := {name for name, f in functions.items() if name not in waiting and waiting & set(map(_callee, ast.walk(f)))}:
         waiting |= more
 
@@ -62,7 +62,7 @@ def coroutines(tree: ast.Module) -> ast.Module:
             self.generic_visit(node)
             if _callee(node) not in waiting:
                 return node
-            return (ast.Yield if _callee(node) in STOPS else ast.YieldFrom)(node)
+            return (ast.Yield if _callee(node) in stops else ast.YieldFrom)(node)
 
     return ast.fix_missing_locations(Yields().visit(tree))
 

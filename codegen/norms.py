@@ -91,7 +91,8 @@ def norms(o: torch.Tensor, t: torch.Tensor, o_scale: torch.Tensor, t_scale: torc
     """The sum of both norms in the dtype of o: o, t [B, H, n, dv], scales [H, dv]."""
     o, t = in_rows(o), in_rows(t)
     y = empty(o, o.shape[2], o.shape[3], o.dtype)
-    scales, block = {"o_scale": o_scale.contiguous(), "t_scale": t_scale.contiguous()}, rows.rows_of(o.shape[3]) // 2
+    scales = {"o_scale": o_scale.contiguous(), "t_scale": t_scale.contiguous()}
+    block = rows.rows_of(o.shape[3]) // 2  # of three matrices, not five: faster by a tenth
     rows.launch(TEXT, "norms", {"o": o, "t": t, "y": y}, scales, block=block, EPS=RMS_EPS)
     return y
 

@@ -1,23 +1,18 @@
 """Compiling generated kernels for a GPU that need not be there, and reading what the compiler made of them.
 
 Triton brings its own assembler and disassembler.  A process that interprets kernels (TRITON_INTERPRET=1) cannot compile
-them, so `compile_all` has a process of its own.
+them, so `compile_all` has another process do it (`compiler.py`).
 """
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
 import subprocess
-import sys
 import tempfile
-import traceback
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-from patternc.codegen import cache, configs, hopper, hopper_launch, tail_configs, tail_pass, tail_pass_launch
+from patternc.codegen import cache, compiler, configs, hopper, hopper_launch, tail_configs, tail_pass, tail_pass_launch
 from patternc.codegen.configs import Config
 from patternc.codegen.dispatch import renamed
 from patternc.codegen.frame import is_wide
@@ -242,42 +237,7 @@ def _read(sass: str) -> tuple[int, dict[str, int]]:
 
 def compile_all(jobs: list[Job | TailJob]) -> list[Report]:
     """Compile in another process, whatever this one does with kernels.  Raises BackendError."""
-    compiler = _compiler()
-    try:
-        pickle.dump(jobs, compiler.stdin)
-        compiler.stdin.flush()
-        found = pickle.load(compiler.stdout)
-    except (OSError, EOFError):
-        _compiler.cache_clear()
-        found = f"the compiler ended with code {compiler.wait()}"
+    found = compiler.ask(jobs)
     if isinstance(found, str):
         raise BackendError(f"offline compilation failed:\n{found[-4000:]}")
     return found
-
-
-@lru_cache(maxsize=1)
-def _compiler() -> subprocess.Popen:
-    """The process: it takes seconds to begin, and ends with this one."""
-    command, environment = [sys.executable, "-m", "patternc.codegen.offline"], {**os.environ, "TRITON_INTERPRET": "0"}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-
-
-def _serve() -> None:
-    """Answer with reports, or with what went wrong."""
-    while True:
-        try:
-            jobs = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            found = [compile_one(job) for job in jobs]
-        except Exception:
-            found = traceback.format_exc()
-        pickle.dump(found, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    from patternc.codegen import offline  # the jobs' classes live in the importable module, not in __main__
-
-    offline._serve()

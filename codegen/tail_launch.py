@@ -227,7 +227,7 @@ class _Run:
 
         def run() -> None:
             if "counts_ptr" in launch.decided:  # programs begin to count at 0
-                values["counts_ptr"] = torch.zeros(1 + programs, dtype=torch.int32, device=self.device)
+                values["counts_ptr"] = torch.zeros(1 + programs // 2, dtype=torch.int32, device=self.device)
             launch.run(programs, {p: values[p] for p in launch.decided}, matrices)
 
         with on(self.device):

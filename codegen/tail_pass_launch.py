@@ -85,7 +85,7 @@ class Pieces:
 def pieces(name: str, slots: int, each: int, heads: int, processors: int) -> Pieces:
     """Those of a term whose programs go through `each` slots, with as many programs a head as let processors end together, for a slot at least."""
     of_slot = SLOT // CHUNK
-    first, total = (0, -(-slots // each) * each - each) if name == "key_states" else (each, max(slots - each, 0))
+    first, total = (0, max(slots - 1, 0) // each * each) if name == "key_states" else (each, max(slots - each, 0))
 
     def cost(programs: int) -> int:
         return -(-heads * programs // processors) * (-(-total * of_slot // programs) + 1)

@@ -97,6 +97,8 @@ def _entering(f: PassForm) -> list[str]:
     d, e = (columns, rows) if f.transposed else (rows, columns)
     return [
         f"d, e = {d}, {e}",
+        # What enters is where the first piece is that keys of this program have, or the last one that its rows have: pieces of rows are counted
+        # from the second program on, and the last program may end before a multiple of `each`.
         "piece = tl.minimum(_pieces_before(from_chunk, unit, each, both), cells - 1)",
         "cell = (b * (HEADS // GROUP) + kv_h).to(tl.int64) * cells + piece",
         *["cell = cell * 2 + column // W"] * f.apart,

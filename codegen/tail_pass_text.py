@@ -153,7 +153,8 @@ def buffer(f: PassForm, term: int) -> str:
 def leaves(f: PassForm) -> tuple[str, str]:
     """The warp that stores results, or adds them to what is stored, and gives their places to the next ones.
 
-    The second half waits for what the first has stored, two results of each warpgroup at a time: to announce one takes as long as to find it.
+    The second half waits for what the first has stored, a few results at a time, since to announce one takes about as long as to find it: as
+    many as warpgroups find in one turn of both, or in two where each has a result of every chunk.
     """
     total = "chunks * 2" if f.both else "chunks * GROUP" if f.of_rows else "chunks"
     together = 4 if f.both else 2

@@ -1,8 +1,8 @@
 """Runs the text of a Gluon kernel with numpy, as far as the kernels of a linear tail need: Triton's own interpreter knows no Gluon.
 
-Numbers are float64 whatever the text rounds to.  Those that run beside each other are coroutines, which go on in random order; loads
-arrive at random times, and products read shared memory until they are waited for.  What a card would answer with a hang, a wrong number
-or an illegal instruction is an AssertionError here.
+Numbers are float64 whatever the text rounds to.  Those that run beside each other are coroutines, which go on in random order, two programs'
+where one waits for the other; loads and stores arrive at random times, and products read shared memory until they are waited for.  What a
+card would answer with a hang, a wrong number or an illegal instruction is an AssertionError here.
 """
 
 import ast
@@ -10,133 +10,19 @@ import random
 from types import SimpleNamespace
 
 import numpy as np
+from gluon_memory import Leaving, Number, Product, Tile, tensor
 
-from patternc.codegen.hopper_ring import coroutines
+from patternc.codegen.hopper_ring import STOPS, coroutines
 from patternc.codegen.ring_parts import ANYTHING, Barrier
 
 
-class Tensor(np.ndarray):
-    type = SimpleNamespace(layout=None)
-
-    def to(self, dtype):
-        return self
-
-
-def tensor(x):
-    return np.asarray(x).view(Tensor)
-
-
-class Number(int):
-    """An integer that a kernel computes."""
-
-    def to(self, dtype):
-        return self
-
-
-for _name in ("add", "sub", "mul", "floordiv", "mod", "radd", "rsub", "rmul", "rfloordiv", "rmod"):
-    def _operate(self, other, name=f"__{_name}__"):
-        found = getattr(int, name)(self, int(other)) if isinstance(other, (int, np.integer)) else NotImplemented
-        return Number(found) if found is not NotImplemented else found
-
-    setattr(Number, f"__{_name}__", _operate)
-
-
-class Pointer:
-    dtype = SimpleNamespace(element_ty=None)
-
-    def __init__(self, array, offset=0):
-        self.array, self.offset = array, offset
-
-    def __add__(self, offset):
-        return Pointer(self.array, self.offset + offset)
-
-
-class Tile:
-    """Shared memory of one tile."""
-
-    dtype = None
-
-    def __init__(self, shape, card):
-        self.data, self.there, self.reading, self.version = tensor(np.full(shape, np.nan)), False, 0, 0
-        self.card, self.touched, self.written = card, set(), set()  # by threads since their last fence
-
-    def reshape(self, shape):
-        assert list(self.data.shape) == list(shape)
-        return self
-
-    def load(self, layout):
-        assert self.there, "read before it arrived"
-        self.touch(self.touched)
-        return self.data.copy()
-
-    def store(self, value):
-        self.touch(self.touched, self.written)
-        self.write(value)
-
-    def touch(self, *by):
-        for threads in by:
-            threads.add(id(self.card.now))
-            self.card.unfenced.append((self.card.now, threads))
-
-    def write(self, value):
-        assert not self.reading, "overwritten while a product reads it"
-        assert value.shape == self.data.shape
-        self.data, self.there, self.version = tensor(np.array(value)), True, self.version + 1
-
-    def permute(self, axes):
-        return SimpleNamespace(tile=self, transposed=True)
-
-    def slice(self, start, length, dim):
-        assert dim == 0
-        return Part(self, slice(start, start + length))
-
-
-class Part:
-    """Some rows of a tile."""
-
-    dtype = None
-
-    def __init__(self, tile, rows):
-        self.tile, self.rows = tile, rows
-
-    def load(self, layout):
-        return self.tile.load(layout)[self.rows]
-
-    def store(self, value):
-        whole = self.tile.data.copy()
-        whole[self.rows] = value
-        self.tile.store(whole)
-
-
-class Product:
-    def __init__(self, a, b, acc):
-        self.operands, self.acc, self.value = [(self._tile(x), x) for x in (a, b)], acc, None
-        for tile, _ in self.operands:
-            if tile is not None:
-                assert tile.there, "a product of a tile that has not arrived"
-                assert not tile.written, "a product of what threads wrote, without a fence"
-                tile.reading += 1
-
-    @staticmethod
-    def _tile(x):
-        return x if isinstance(x, Tile) else getattr(x, "tile", None)
-
-    def end(self):
-        a, b = (x if tile is None else tile.data.T if tile is not x else tile.data for tile, x in self.operands)
-        acc = self.acc.value if isinstance(self.acc, Product) else self.acc
-        self.value = tensor(a @ b + acc)
-        for tile, _ in self.operands:
-            if tile is not None:
-                tile.reading -= 1
-
-
 class Card:
-    """Runs one program after the other."""
+    """Runs programs one after the other, or two beside each other."""
 
     def __init__(self, text: str, kernel: str, seed: int):
         self.random, self.program, self.now, self.unfenced = random.Random(seed), 0, None, []
-        self.namespace = self._modules()
-        exec(compile(coroutines(ast.parse(text)), "<gluon>", "exec"), self.namespace)
+        self.namespace, self.running, self.arriving, self.leaving, self.issued = self._modules(), [], [], [], {}
+        exec(compile(coroutines(ast.parse(text), (*STOPS, "_await")), "<gluon>", "exec"), self.namespace)
         self.namespace |= {
             "_high": lambda x: x, "_low": np.zeros_like, "_wide": lambda x: x, "_rows_of": lambda x, i, _: x[i * 64 : (i + 1) * 64], "_of_rows": lambda x, like: x[:, None],
             "_halves": lambda x: np.split(x, 2, 1), "_signed": lambda x, sign: x * sign, "_larger": np.maximum,
@@ -144,9 +30,12 @@ class Card:
         }  # fmt: skip
         self.kernel = self.namespace[kernel]
 
-    def run(self, grid: int, *parameters) -> None:
+    def run(self, grid: int, *parameters, together: int = 1) -> None:
         for self.program in range(grid):
             self.kernel(*parameters)
+            if self.program % together == together - 1:
+                self._go()
+        assert not self.running
 
     @staticmethod
     def describe(array, rows, width):
@@ -164,11 +53,11 @@ class Card:
             SliceLayout=ANYTHING, BlockedLayout=ANYTHING, _core=SimpleNamespace(builtin=lambda f: f),
         )  # fmt: skip
         barriers = SimpleNamespace(
-            MBarrierLayout=lambda: "barriers", init=self._init, wait=lambda barrier, phase, pred=True: (barrier, phase) if pred else None,
+            MBarrierLayout=lambda: "barriers", init=self._init, wait=lambda barrier, phase, pred=True: (lambda: barrier.done & 1 != phase) if pred else None,
             arrive=lambda barrier, count=1, pred=True: barrier.arrive(count) if pred else None,
             expect=lambda barrier, size, pred=True: barrier.arrive(1, size) if pred else None,
         )  # fmt: skip
-        tma = SimpleNamespace(async_load=self._load, async_store=self._store, store_wait=lambda count: None)
+        tma = SimpleNamespace(async_load=self._load, async_store=self._store, store_wait=self._store_wait)
         gluon = SimpleNamespace(jit=lambda f=None, **_: f if f else lambda g: g)
         return {
             "gluon": gluon, "tl": tl, "mbarrier": barriers, "tma": tma, "fence_async_shared": self._fence, "warpgroup_mma": self._multiply,
@@ -185,13 +74,15 @@ class Card:
         cell += value
         return before
 
-    @staticmethod
-    def _announce(pointer, count):
+    def _announce(self, pointer, count):
+        for x in [x for x in self.leaving if x.who is self.now]:
+            x.arrive()
+            self.leaving.remove(x)
         pointer.array.ravel()[pointer.offset] = count
 
     @staticmethod
     def _await(pointer, count):
-        assert pointer.array.ravel()[pointer.offset] >= count, "waits for a program that begins later"
+        return lambda: pointer.array.ravel()[pointer.offset] >= count
 
     def _allocate(self, dtype, shape, layout):
         make = (lambda i: Barrier(f"barrier {i}")) if layout == "barriers" else (lambda i: Tile(shape[1:], self))
@@ -230,11 +121,15 @@ class Card:
     def _store(self, desc, place, slot, add=False):
         assert place[2] >= 0, "TMA cannot store where a tile begins before the first row"
         assert not slot.written, "what threads wrote is stored without a fence"
-        matrix, rows, inside, columns = self._rows(desc, place, slot)
-        matrix[rows[inside], columns] = slot.data[inside] + (matrix[rows[inside], columns] if add else 0)
+        self.leaving.append(Leaving(self.now, slot, self._rows(desc, place, slot), add))
 
     def _add(self, desc, place, slot):
         self._store(desc, place, slot, add=True)
+
+    def _store_wait(self, count):
+        for x in self.leaving:
+            if x.who is self.now:
+                x.read()
 
     @staticmethod
     def _load_pointers(pointer, mask=True, other=0.0):
@@ -264,18 +159,28 @@ class Card:
         return values if len(values) > 1 else values[0]
 
     def _beside(self, partitions, warps, registers):
-        self.arriving, self.issued = [], {}
-        running = [SimpleNamespace(steps=f(*own), waits=None) for f, own in partitions]
-        while running:
-            ready = [p for p in running if p.waits is None or p.waits[0].done & 1 != p.waits[1]]
+        self.running += [SimpleNamespace(steps=f(*own), waits=None, program=self.program) for f, own in partitions]
+
+    def _go(self):
+        """Until all that runs has ended; perhaps one program is late, or one of those that run in it."""
+        late = self.random.choice(self.running)
+        is_late = self.random.choice([lambda p: False, lambda p: p is late, lambda p: p.program == late.program])
+        while self.running:
+            ready = [p for p in self.running if p.waits is None or p.waits()]
             assert ready or self.arriving, "the kernel would hang"
-            at = self.random.randrange(len(ready) + len(self.arriving))
-            if at >= len(ready):
+            if self.random.random() < 0.9:
+                ready = [p for p in ready if not is_late(p)] or ready
+            at = self.random.randrange(len(ready) + len(self.arriving) + len(self.leaving))
+            if at >= len(ready) + len(self.arriving):
+                self.leaving.pop(at - len(ready) - len(self.arriving)).arrive()
+            elif at >= len(ready):
                 self._arrive(*self.arriving.pop(at - len(ready)))
-                continue
-            self.now = ready[at]
-            try:
-                self.now.waits = next(self.now.steps)
-            except StopIteration:
-                running.remove(self.now)
+            else:
+                self.now = ready[at]
+                try:
+                    self.now.waits = next(self.now.steps)
+                except StopIteration:
+                    self.running.remove(self.now)
+        while self.leaving:
+            self.leaving.pop().arrive()
         assert not any(self.issued.values()), "a product that nobody waited for"

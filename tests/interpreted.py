@@ -1,6 +1,7 @@
 """Triton's interpreter without work that has no result: half of what tests of interpreted kernels take."""
 
 import inspect
+import math
 from functools import cache
 
 import numpy as np
@@ -47,19 +48,19 @@ def _patch_builtin(package, builder, scope) -> None:
             scope.set_attr(package, name, _interpreted(getattr(package, name), builder))
 
 
-DTYPES = {name: getattr(np, name) for name in ("float16", "float32", "float64", "int8", "int16", "int32", "int64")}
-DTYPES = {core.dtype(f"fp{name[5:]}" if name[0] == "f" else name).name: np.dtype(x) for name, x in DTYPES.items()}
-DTYPES |= {f"u{name}": np.dtype(f"u{name}") for name in DTYPES if name.startswith("int")} | {"int1": np.dtype(bool), "bf16": np.dtype(np.uint16)}
+DTYPES = {"int1": bool, "fp16": np.float16, "bf16": np.uint16, "fp32": np.float32, "fp64": np.float64}
+DTYPES |= {name: getattr(np, name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")}
+DTYPES = {name: np.dtype(x) for name, x in DTYPES.items()}
 
 
 def _np_dtype(dtype) -> np.dtype:
     scalar = dtype.element_ty if isinstance(dtype, core.block_type) else dtype
-    return np.dtype(np.uint64) if isinstance(scalar, core.pointer_type) else DTYPES.get(scalar.name) or np.dtype(np.uint8)
+    return np.dtype(np.uint64) if isinstance(scalar, core.pointer_type) else DTYPES[scalar.name]
 
 
 @cache
 def _of_shape(shape: tuple):
-    return core.tuple([core.constexpr(size) for size in shape]), core.constexpr(int(np.prod(shape, dtype=object)))
+    return core.tuple([core.constexpr(size) for size in shape]), core.constexpr(math.prod(shape))
 
 
 def _tensor(self, handle, type) -> None:

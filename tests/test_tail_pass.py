@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from gluon_numbers import Card, Pointer
+from gluon_memory import Pointer
+from gluon_numbers import Card
 
 import patternc as pc
 from patternc.codegen import offline, tail_pass, tail_pass_launch, tail_pass_sums
@@ -72,7 +73,8 @@ def result(form, d, group, n_q, n_k, offset, span, seed, edit=lambda text: text)
     kernel = source.kernels[form.kernel]
     grid = HEADS // group * spans * tail_pass.parts(form, d)
     values["counts_ptr"] = Pointer(np.zeros(1 + grid, np.int32))
-    Card(edit(source.text), form.kernel, seed).run(grid, *(values[p] for p in (*kernel.parameters, *kernel.constants)))
+    given_to = (values[p] for p in (*kernel.parameters, *kernel.constants))
+    Card(edit(source.text), form.kernel, seed).run(grid, *given_to, together=1 + form.apart)
     return [given[o] for o in form.results], [start[o] + m[o] for o in form.results]
 
 
@@ -173,7 +175,8 @@ class Emulated:
         for m, x in matrices.items():
             given |= {f"{m}_ptr": Pointer(x.numpy()), **{f"{m}_stride_{axis}": x.stride(i) for i, axis in enumerate("bhn")}} | self.constants
         kernel = self.source.kernels[self.form.kernel]
-        Card(self.source.text, self.form.kernel, 0).run(programs, *(given[p] for p in (*kernel.parameters, *kernel.constants)))
+        parameters = (given[p] for p in (*kernel.parameters, *kernel.constants))
+        Card(self.source.text, self.form.kernel, 0).run(programs, *parameters, together=2 if "counts_ptr" in given else 1)
 
 
 @pytest.mark.parametrize("text, kv_heads, n_q, n_k, span", [
@@ -211,6 +214,9 @@ MISTAKES = {
     "the diagonal is left out": (ONE, "allowed = j <= i", "allowed = j < i"),
     "TMA stores before the first row": (ONE, "if first < 0:", "if False:"),
     "a state is of the chunks up to this one": (ONE, "state_tiles.index(p % BUFFERS).store(s.to", "state_tiles.index(p % BUFFERS).store((s + 1.0).to"),
+    "the second half does not wait": (HALVES, "if (column != 0) & (n % 2 == 0):", "if (column != 0) & (n < 0):"),
+    "the second half's rows do not wait": (HALVES, "_await(counts_ptr, number + 1)", "pass"),
+    "results are announced too early": (HALVES, "_announce(counts_ptr, n + 1)", "_announce(counts_ptr, n + 2)"),
     "the second half stores its results": (HALVES, "_add(o_desc", "_store(o_desc"),
     "the second half stores its rows": (HALVES, ", o, column != 0)", ", o, False)"),
     "the last results are not announced": (HALVES, " | (n == total - 1)", ""),
