@@ -96,6 +96,7 @@ def generate(form: PassForm) -> PassSource:
         "from_chunk = program // PARTS % spans * each",
         "kv_h = program // PARTS // spans % (HEADS // GROUP)",
         "b = program // PARTS // spans // (HEADS // GROUP)",
+        *["live_ptr += b * per_row * n_k  # of the batch row's keys"] * form.dead,
         f"chunks = tl.maximum(tl.cdiv(tl.minimum(extent - from_chunk * 64, each * 64), {128 if form.paired else 64}), 0){' * 2' * form.paired}",
         *text.kernel(form, beside),
     ]

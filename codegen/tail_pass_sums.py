@@ -40,10 +40,13 @@ def generate(form: SumsForm) -> PassSource:
         "program, parts = tl.program_id(0), tl.cdiv(total, unit)",
         "kv_h = program // parts % (HEADS // GROUP)",
         "b = program // parts // (HEADS // GROUP)",
+        *["live_ptr += b * per_row * n_k  # of the batch row's keys"] * form.masked,
         "begin = program % parts * unit  # chunks, from chunk `first` on",
         "from_chunk = first + begin",
         "stop = tl.minimum(begin + unit, total)",
         "pieces = (stop - 1) // each - begin // each + 1",
+        f"before = _pieces_before(begin, unit, each, both){'' if form.y == 'k' else ' + 1'}",
+        f"states_ptr += ((b * (HEADS // GROUP) + kv_h).to(tl.int64) * cells + before){' * 2' * form.halves} * D * D",
         *_memory(form),
         *_barriers("yz", "STAGES", 1, warpgroups),
         *(_barriers("phi", str(warpgroups), 2, 2) if form.made else []),
@@ -78,14 +81,15 @@ def _barriers(ring: str, slots: str, writers: int, readers: int) -> list[str]:
 def _of_pieces(tile: list[str], before: list[str] = (), after: list[str] = ()) -> list[str]:
     """Statements about each piece, from chunk `at` on, and each of its tiles, numbered over the program."""
     return [
+        "at = begin",
         "for piece in range(pieces):",
         *indented([
-            "at = tl.maximum(begin, (begin // each + piece) * each)",
-            "end = tl.minimum(stop, (begin // each + piece + 1) * each)",
+            "end = tl.minimum(stop, (at // each + 1) * each)",
             *before,
             "for n in range((at - begin) * SHARING, (end - begin) * SHARING):",
             *indented(tile),
             *after,
+            "at = end",
         ]),
     ]  # fmt: skip
 
@@ -124,7 +128,6 @@ def _sums(f: SumsForm) -> tuple[str, str]:
         *[f"mbarrier.arrive(phi_empty.index({_place('n')}), count=1)"] * f.made,
         "mbarrier.arrive(yz_empty.index(slot), count=1)",
     ]
-    number = f"_pieces_before(at, unit, each, both){'' if f.y == 'k' else ' + 1'}"
     lines = [
         _sharing(f),
         text.product_layout("layout", "W"),
@@ -132,7 +135,7 @@ def _sums(f: SumsForm) -> tuple[str, str]:
         *(_make(f, "0") if f.made else []),
         *_of_pieces(step, ["s = tl.zeros([D, W], tl.float32, layout)"], [
             "d, e = tl.arange(0, D, tl.SliceLayout(1, layout))[:, None], tl.arange(0, W, tl.SliceLayout(0, layout))[None, :]",
-            f"cell = ((b * (HEADS // GROUP) + kv_h).to(tl.int64) * cells + {number}){' * 2 + own // 2' * f.halves}",
+            f"cell = piece{' * 2 + own // 2' * f.halves}",
             "tl.store(states_ptr + cell * D * D + d * D + own % 2 * W + e, s)",
         ]),
     ]  # fmt: skip

@@ -119,7 +119,7 @@ def live(f: PassForm | SumsForm, chunk: str, layout: str, rows: str = "64", firs
     key = key if first == "0" else f"({first} + {key})"
     return [
         f"key = {f'({chunk} + 1) * 64 - 1 - {key}' if f.mirrored else f'{chunk} * 64 + {key}'}",
-        "live = tl.load(live_ptr + b * per_row * n_k + key, mask=key < n_k, other=0) != 0",
+        "live = tl.load(live_ptr + key, mask=key < n_k, other=0) != 0",
     ]
 
 

@@ -12,7 +12,7 @@ from patternc.args import bind
 from patternc.layout import layout
 from patternc.soundness import Example, block_counts, check, check_layout
 
-EXAMPLES = 350
+EXAMPLES = 500
 M = 1 << 20
 
 
