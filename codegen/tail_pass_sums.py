@@ -43,8 +43,8 @@ def generate(form: SumsForm) -> PassSource:
         *["live_ptr += b * per_row * n_k  # of the batch row's keys"] * form.masked,
         "begin = program % parts * unit  # chunks, from chunk `first` on",
         "from_chunk = first + begin",
-        "stop = tl.minimum(begin + unit, total)",
-        "pieces = (stop - 1) // each - begin // each + 1",
+        "count, ahead = tl.minimum(total - begin, unit), begin % each  # chunks, and those of the first piece that are another program's",
+        "pieces = (ahead + count - 1) // each + 1",
         f"before = _pieces_before(begin, unit, each, both){'' if form.y == 'k' else ' + 1'}",
         f"states_ptr += ((b * (HEADS // GROUP) + kv_h).to(tl.int64) * cells + before){' * 2' * form.halves} * D * D",
         *_memory(form),
@@ -79,17 +79,18 @@ def _barriers(ring: str, slots: str, writers: int, readers: int) -> list[str]:
 
 
 def _of_pieces(tile: list[str], before: list[str] = (), after: list[str] = ()) -> list[str]:
-    """Statements about each piece, from chunk `at` on, and each of its tiles, numbered over the program."""
+    """Statements about each piece, from the program's chunk `at` on, and each of its tiles, numbered over the program.
+
+    No `at` is carried from piece to piece: Triton 3.6 takes what only bounds an inner loop for dead, and leaves it as it was at first.
+    """
     return [
-        "at = begin",
         "for piece in range(pieces):",
         *indented([
-            "end = tl.minimum(stop, (at // each + 1) * each)",
+            "at, end = tl.maximum(piece * each - ahead, 0), tl.minimum((piece + 1) * each - ahead, count)",
             *before,
-            "for n in range((at - begin) * SHARING, (end - begin) * SHARING):",
+            "for n in range(at * SHARING, end * SHARING):",
             *indented(tile),
             *after,
-            "at = end",
         ]),
     ]  # fmt: skip
 
@@ -100,7 +101,7 @@ def _loads(f: SumsForm) -> tuple[str, str]:
         return f"_load({matrix}_desc, [b, {head}, {text.first(f, matrix)}, {column}], yz_full.index(slot), {matrix}_tiles.index({tile}))"
 
     step = [
-        "tile = n - (at - begin) * SHARING", "c = first + at + tile % (end - at)", "slot = n % STAGES",
+        "tile = n - at * SHARING", "c = from_chunk + at + tile % (end - at)", "slot = n % STAGES",
         "mbarrier.wait(yz_empty.index(slot), (n // STAGES & 1) ^ 1)",
         f"mbarrier.expect(yz_full.index(slot), {f.y}_desc.block_type.nbytes + 2 * {f.z}_desc.block_type.nbytes)",
         load(f.y, "0", "slot"),
@@ -123,7 +124,7 @@ def _sums(f: SumsForm) -> tuple[str, str]:
         f"mbarrier.wait({wait})",
         f"y, z = {tile}.reshape([64, D]), {f.z}_tiles.index(slot * 2 + own % 2).reshape([64, W])",
         "more = warpgroup_mma(y.permute((1, 0)), z, s, is_async=True)",
-        *(["if n + 1 < (stop - begin) * SHARING:  # beside the product", *indented(_make(f, "n + 1"))] if f.made else []),
+        *(["if n + 1 < count * SHARING:  # beside the product", *indented(_make(f, "n + 1"))] if f.made else []),
         "s = warpgroup_mma_wait(0, deps=[more])",
         *[f"mbarrier.arrive(phi_empty.index({_place('n')}), count=1)"] * f.made,
         "mbarrier.arrive(yz_empty.index(slot), count=1)",

@@ -9,6 +9,7 @@ from gluon_memory import Pointer
 from gluon_numbers import Card
 
 import patternc as pc
+from patternc import runtime
 from patternc.codegen import offline, tail_pass, tail_pass_launch, tail_pass_sums
 from patternc.codegen.descriptors import reachable
 from patternc.codegen.tail_pass_form import OF_SUMS, PassForm, SumsForm, kernels_of
@@ -191,6 +192,7 @@ def test_calls(monkeypatch, text, kv_heads, n_q, n_k, span):
         monkeypatch.setattr(module, "SLOT", 128)
     monkeypatch.setattr(tail_pass_launch, "slots_of_program", lambda *_: span)
     monkeypatch.setattr(tail_pass_launch, "launch_of", Emulated)
+    monkeypatch.setitem(runtime.compiled(pc.parse(text)).state, "bound", {})  # nothing that other kernels were chosen for
     torch.manual_seed(0)
     rows = [torch.randn(1, h, n, 64) for h, n in ((2, n_q), (kv_heads, n_k), (kv_heads, n_k))]
     grad, results = torch.randn(1, 1, n_q, 64).expand(1, 2, n_q, 64), []
