@@ -27,7 +27,7 @@ from patternc.codegen.tail_backend import tail_backward
 from patternc.codegen.widths import check_width
 from patternc.errors import BackendError, DeviceError, DtypeError, InternalError, PatterncError
 from patternc.expr.pattern import Pattern
-from patternc.kept import unchanged
+from patternc.kept import data_of, keep
 from patternc.orders.count import Boxes, Sizes, choose_boxes
 from patternc.orders.heads import groups_of
 from patternc.plan import Plan
@@ -37,7 +37,6 @@ from patternc.signature import signature
 
 MOST_HEAD_DIM = 256
 TYPICAL, TYPICAL_HEADS = 8192, 8  # tokens and heads for which configurations are chosen
-MOST_KEPT = 256  # things that are kept with a call's args
 MOST_LENGTHS = 64  # lengths whose schedules are kept
 
 
@@ -88,15 +87,10 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
     tape = []
     for call in calls:
         found = attention_forward(call, q, k, v, found, call is not calls[-1], tape)
-    _keep(bound, key, Known.of(calls, tape, q, k, v))
-    return found
-
-
-def _keep(bound: Bound, key: tuple, known: Known | KnownBackward | None) -> None:
+    known = Known.of(calls, tape, q, k, v)
     if known is not None:
-        if len(bound.kept) >= MOST_KEPT:
-            bound.kept.clear()
-        bound.kept[key] = known
+        keep(bound, key, known)
+    return found
 
 
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound, onto: tuple | None = None, vectors: torch.Tensor | None = None):
@@ -108,13 +102,10 @@ def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound
     calls = {part: call_of(part, scale, bound, q, k, v, out, dout) for part in dict.fromkeys((*by_queries, *by_keys))}
     queries, keys, tape = [calls[part] for part in by_queries], [calls[part] for part in by_keys], []
     found = attention_backward(queries, q, k, v, out, lse, dout, dlse, keys, onto, vectors, tape)
-    _keep(bound, key, KnownBackward.of(queries, keys, tape, q, k, v, out, dout, vectors))
+    known = KnownBackward.of(queries, keys, tape, q, k, v, out, dout, vectors)
+    if known is not None:
+        keep(bound, key, known)
     return found
-
-
-def data_of(bound: Bound) -> tuple | None:
-    """What names the tensors of a call's args while nothing writes to them; None where that cannot be told."""
-    return () if bound.static else unchanged(bound)
 
 
 def tail_forward(compiled, q, k, v, feature: str, sums: bool, bound: Bound, keep: bool, onto: tuple | None = None):
@@ -141,10 +132,11 @@ def call_of(compiled, scale: float, bound: Bound, *matrices: torch.Tensor) -> Ca
     near = max([x.stride(2) for x in matrices]) * max(bound.n_q, bound.n_k) < 2**31
     data = data_of(bound)
     key = compiled, scale, device, shape, near, data
-    if key not in bound.kept:
-        made = bound.kept[key] = _make_call(compiled, scale, bound, device, shape, near)
-        made.ready = None if data is None else {}
-    return bound.kept[key]
+    if key in bound.kept:
+        return bound.kept[key]
+    made = keep(bound, key, _make_call(compiled, scale, bound, device, shape, near))
+    made.ready = None if data is None else {}
+    return made
 
 
 def _make_call(compiled, scale: float, bound: Bound, device: torch.device, shape: Shape, near: bool) -> Call:

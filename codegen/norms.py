@@ -113,4 +113,4 @@ def backward_norms(dy, o, t, o_scale, t_scale, of_rows: tuple[torch.Tensor, ...]
     matrices = {"o": o, "t": t, "dy": dy, "do": do, "dt": dt}
     largest = torch.finfo(o.dtype).max
     rows.launch(TEXT, "backward_norms", matrices, vectors, steps, EPS=RMS_EPS, STEPS=steps, LARGEST=largest, VECTORS=of_rows is not None)
-    return do, dt, sums[..., 0, :].sum((0, 2)).to(o_scale.dtype), sums[..., 1, :].sum((0, 2)).to(t_scale.dtype)
+    return do, dt, *(sums[..., i, :].sum((0, 2)).to(scale.dtype) for i, scale in enumerate((o_scale, t_scale)))

@@ -16,7 +16,7 @@ from patternc.codegen.tail_levels import Orders, level_backward, level_forward, 
 from patternc.codegen.widths import check_width
 from patternc.errors import BackendError
 from patternc.expr.pattern import Pattern, all_of, negate
-from patternc.kept import unchanged
+from patternc.kept import data_of, keep, unchanged
 from patternc.plan import mask_of
 from patternc.tail import result_of
 from patternc.tail_blocks import best_blocks
@@ -86,6 +86,11 @@ def tail_backward(compiled, dy, dweights, q, k, v, kept, feature: str, bound: Bo
 
 
 def call_of(compiled, scan: Scan, bound: Bound, feature: str, device: torch.device, watch=None) -> TailCall:
+    """A scan's call, kept with the args; not where launches are watched."""
+    data = data_of(bound)
+    key = None if data is None or watch is not None else ("term", compiled, scan, feature, device, data)
+    if key in bound.kept:
+        return bound.kept[key]
     kept = compiled.state.setdefault("slots", {})
 
     def tables(block: int) -> SlotTables:
@@ -97,12 +102,14 @@ def call_of(compiled, scan: Scan, bound: Bound, feature: str, device: torch.devi
             kept[key] = SlotTables.of(slots_of(scan, start, bound.n_q, bound.n_k, block), device)
         return kept[key]
 
-    return TailCall(feature, tables, watch=watch or at_once)
+    call = TailCall(feature, tables, runs=None if key is None else {}, watch=watch or at_once)
+    return call if key is None else keep(bound, key, call)
 
 
 def in_order(compiled, bound: Bound, feature: str, device: torch.device, watch):
     """`call_of` by scan, for scans whose positions are places in an order."""
-    places = replace(bound, q_start=0)
+    key = ("places",)
+    places = bound.kept.get(key) or keep(bound, key, replace(bound, q_start=0))
     return lambda scan: call_of(compiled, scan, places, feature, device, watch)
 
 

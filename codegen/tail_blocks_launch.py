@@ -24,7 +24,7 @@ from patternc.codegen.tail_blocks import BlockSource, generate
 from patternc.codegen.tail_blocks_text import BlockForm
 from patternc.codegen.tail_call import at_once
 from patternc.codegen.tail_configs import TailConfig, TailConfigs
-from patternc.codegen.tail_launch import described_by, operand_of, prepare
+from patternc.codegen.tail_steps import described_by, operand_of, prepare
 from patternc.errors import BackendError
 from patternc.expr.pattern import Pattern
 from patternc.tail import result_of

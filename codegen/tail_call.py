@@ -44,10 +44,12 @@ class TailCall:
         feature: a name in `tail_text.FEATURES`.
         tables: `tables(block)`, the slots for at most `block` keys and rows.
         configs: replaces the built-in configurations.
+        runs: the kernels for inputs of some layouts; None where nothing is kept.
         watch: called as `watch(name, launch)` in the place of every launch, for those who time them.
     """
 
     feature: str
     tables: Callable[[int], SlotTables]
     configs: TailConfigs | None = None
+    runs: dict | None = None
     watch: Callable[[str, Callable], None] = at_once

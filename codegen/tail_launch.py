@@ -6,29 +6,27 @@ Shapes: q [B, H, n_q, D], k [B, Hkv, n_k, D], v [B, Hkv, n_k, Dv], of one dtype;
 
 from __future__ import annotations
 
-import functools
-import math
 from dataclasses import replace
 
 import torch
 from triton.runtime.errors import OutOfResources
 
-from patternc.codegen import cache, tail_configs, tail_pass, tail_pass_launch
+from patternc.codegen import tail_configs, tail_pass, tail_pass_launch
 from patternc.codegen.configs import padded
-from patternc.codegen.descriptors import describe, reachable
-from patternc.codegen.device import has_tma, on, precision, processors
+from patternc.codegen.device import on, precision, processors
+from patternc.codegen.launch import layout_of
 from patternc.codegen.launches import Launch
-from patternc.codegen.matrices import empty, in_rows, strides
+from patternc.codegen.matrices import empty, in_rows
 from patternc.codegen.tail_call import TailCall
 from patternc.codegen.tail_configs import SCANS, STATES, TailConfig
 from patternc.codegen.tail_kernels import TailSource, generate, scans
 from patternc.codegen.tail_pass_form import SUMS, PassForm, SumsForm, kernels_of
+from patternc.codegen.tail_steps import Step, described_by, operand_of, prepare
 from patternc.codegen.tail_text import Form
 from patternc.errors import BackendError
 from patternc.tail import result_of
 
 WIDEST = 128  # head dimension of keys and of values that accumulators of features in registers allow
-LOADED = ("q", "k", "v", "do")
 BY_KEYS = {"backward_k": ("q", "k", "v", "do", "dk"), "backward_v": ("q", "k", "do", "dv")}  # matrices of the portable kernels of keys
 
 
@@ -41,7 +39,7 @@ def tail_forward(call: TailCall, q, k, v, sums: bool, keep: bool = True, onto: t
     Args:
         onto: `(o, sums)` that the results are written to, or where `add` added to.
     """
-    run = _Run(call, q, k, v, sums, add)
+    run = _run_of(call, "forward", sums, add, q, k, v, *(onto or ()))
     o, weights = onto or (
         empty(q, q.shape[2], v.shape[3], result_of(v.dtype)),
         torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if sums else None,
@@ -60,7 +58,7 @@ def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: States | None
     Args:
         onto: gradients of q, k and v that the results are added to in place.
     """
-    run = _Run(call, q, k, v, dsums is not None, onto is not None)
+    run = _run_of(call, "backward", dsums is not None, onto is not None, q, k, v, do, *(onto or ()))
     dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
     if onto is None:
         run.clear(dq)
@@ -79,45 +77,32 @@ def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: States | None
     return dq, dk, dv
 
 
-def described_by(matrices: dict[str, torch.Tensor], dtype: torch.dtype) -> bool:
-    """Whether a kernel loads its inputs by descriptors."""
-    loaded = [x for m, x in matrices.items() if m in LOADED]
-    return bool(loaded) and has_tma(loaded[0].device) and dtype.itemsize == 2 and all(map(reachable, loaded))
-
-
-def prepare(source, name: str, config: TailConfig, matrices: dict[str, torch.Tensor], constants: dict, described: bool) -> Launch:
-    """The launch of a source's kernel on matrices of one layout; `constants` are those that do not follow from it."""
-    kernel = source.kernels[name]
-    align = math.gcd(16, *(s for x in matrices.values() for s in strides(x)))
-    constants = {**constants, "ALIGN": align}
-    fixed, pointers, descriptors = {c: constants[c] for c in kernel.constants}, [], {}
-    for matrix, x in matrices.items():
-        if described and matrix in LOADED:
-            rows, columns = tail_configs.tile_of(name, matrix)
-            pattern = describe(x, constants[rows], constants[columns], "descriptors")
-            pattern.base = None
-            descriptors[f"{matrix}_desc"] = matrix, pattern
-        else:
-            pointers.append(matrix)
-            fixed |= dict(zip((f"{matrix}_stride_b", f"{matrix}_stride_h", f"{matrix}_stride_n"), (s // align for s in strides(x))))
-    return Launch(kernel, getattr(cache.load(source.text), name), config, 0, 0, fixed, pointers, descriptors)
-
-
-def operand_of(dtype: torch.dtype) -> tuple[torch.dtype, str]:
-    """The dtype of operands for inputs of a dtype, and how products of float32 round.
-
-    float16 would overflow in states and products: its operands are rounded to tf32, which has as many digits.
-    """
-    return (torch.float32, "tf32") if dtype == torch.float16 else (dtype, precision(dtype))
+def _run_of(call: TailCall, what: str, sums: bool, add: bool, q, k, v, *more: torch.Tensor | None) -> _Run:
+    """The kernels of a forward or a backward; `more` are the other matrices of the call."""
+    if call.runs is None:
+        return _Run(call, q, k, v, sums, add)
+    key = what, sums, add, precision(q.dtype), *[layout_of(x) for x in (q, k, v, *more) if x is not None]
+    run = call.runs.get(key)
+    if run is None:
+        if len(call.runs) >= MOST_RUNS:
+            call.runs.clear()
+        run = call.runs[key] = _Run(call, q, k, v, sums, add)
+    return run
 
 
 _chosen: dict[tuple, TailConfig] = {}  # configurations in use; one that does not fit is replaced by a smaller one
 _launches: dict[tuple, Launch] = {}
 MOST_LAUNCHES = 4096
+MOST_RUNS = 64  # layouts of matrices for which a call keeps what it launches
 
 
 class _Run:
-    """The kernels of a call on tensors of one shape."""
+    """The kernels of a call on tensors of one layout.
+
+    Attributes:
+        each: slots that a program of the one-pass kernels goes through, 0 where the portable ones are taken.
+        steps: what was launched before, by name.
+    """
 
     def __init__(self, call: TailCall, q, k, v, sums: bool, add: bool):
         self.add = add
@@ -139,6 +124,7 @@ class _Run:
         values = {"slots": slots.count, "n_q": self.n_q, "n_k": self.n_k, "per_row": self.tables.per_row}
         self.values = {**values, "offset": slots.offset, **self.tables.tensors}
         self.shape = self.batch * self.kv_heads * halves, padded(self.d), padded(self.dv)
+        self.steps: dict[str, Step] = {}
 
     def operands(self, *tensors):
         return [in_rows(x.to(self.dtype)) for x in tensors]
@@ -183,32 +169,43 @@ class _Run:
         return -(-padded(self.dv) // min(config.slice, padded(self.dv)))
 
     def launch(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> None:
+        """Run a kernel; `values` are parameters that differ from call to call."""
+        step = self.steps.get(name)
+        if step is not None:
+            return self._run(name, step, values, matrices)
         if self.each and name in (*SUMS, *STATES):
-            self._launch_pass(name, matrices, values)
-            return
-        layout = tuple((m, x.dtype, x.shape, x.stride(), x.data_ptr() % 16) for m, x in matrices.items())
-        while True:
-            config = _chosen.get(self._kind(name), self.configs.of[name])
-            sizes = self.batch, self.heads, self.kv_heads, self.n_k, self.d, self.dv
-            key = name, self.add, self.form, self.configs.slot, bool(self.each), config, sizes, self.dtype, self.device, layout
-            launch = _launches.get(key)
-            if launch is None:
-                launch = self._prepare(name, config, matrices)
-                if len(_launches) >= MOST_LAUNCHES:
-                    _launches.clear()
-                _launches[key] = launch
-            values = {**self.values, **values, **self._tiles(name, config)}
-            programs = self._programs(name, config, values)
-            values = {p: values[p] for p in launch.kernel.parameters if p in values}
-            try:
-                with on(self.device):
-                    if programs:
-                        self.call.watch(name, functools.partial(launch.run, programs, values, matrices))
-                return
-            except OutOfResources as error:
-                self._step_down(name, config, error)
+            step = self._pass(name, matrices, values)
+            self._run(name, step, values, matrices)
+        else:
+            while True:
+                step = self._step(name, matrices, values)
+                try:
+                    self._run(name, step, values, matrices)
+                    break
+                except OutOfResources as error:
+                    self._step_down(name, step.launch.config, error)
+        self.steps[name] = step
 
-    def _launch_pass(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> None:
+    def _run(self, name: str, step: Step, values: dict, matrices: dict[str, torch.Tensor]) -> None:
+        with on(self.device):
+            self.call.watch(name, lambda: step.run(values, matrices, self.device))
+
+    def _step(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> Step:
+        """A portable kernel."""
+        config = _chosen.get(self._kind(name), self.configs.of[name])
+        sizes = self.batch, self.heads, self.kv_heads, self.n_k, self.d, self.dv
+        layout = tuple((m, *layout_of(x)) for m, x in matrices.items())
+        key = name, self.add, self.form, self.configs.slot, bool(self.each), config, sizes, self.dtype, self.precision, self.device, layout
+        launch = _launches.get(key)
+        if launch is None:
+            launch = self._prepare(name, config, matrices)
+            if len(_launches) >= MOST_LAUNCHES:
+                _launches.clear()
+            _launches[key] = launch
+        fixed = {**self.values, **self._tiles(name, config)}
+        return Step.of(launch, self._programs(name, config, {**fixed, **values}), fixed, values)
+
+    def _pass(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> Step:
         """A kernel that goes through its slots in one pass, or sums the slots of which these begin with what has been added."""
         slots, rows = self.slots, self.n_q - self.slots.offset
         if name in STATES:
@@ -221,17 +218,11 @@ class _Run:
             spans, results = -(-slots.count // self.each), form.results
             pieces, programs = self.pieces("key_states" if form.of_rows else "row_states"), spans * tail_pass.parts(form, self.d)
             own = {**pieces.cuts, "extent": rows if form.of_rows else max(self.n_k, rows), "spans": spans}
-        matrices = tail_pass_launch.reached({m: matrices[m] for m in form.described}, results)
+        matrices, copied = tail_pass_launch.reached({m: matrices[m] for m in form.described}, results)
         launch = tail_pass_launch.launch_of(form, matrices, self.heads, self.kv_heads)
-        values, programs = {**self.values, **values, **own, "each": pieces.each}, self.batch * self.kv_heads * programs
-
-        def run() -> None:
-            if "counts_ptr" in launch.decided:  # programs begin to count at 0
-                values["counts_ptr"] = torch.zeros(1 + programs // 2, dtype=torch.int32, device=self.device)
-            launch.run(programs, {p: values[p] for p in launch.decided}, matrices)
-
-        with on(self.device):
-            self.call.watch(name, run)
+        programs *= self.batch * self.kv_heads
+        counts = 1 + programs // 2 if "counts_ptr" in launch.decided else 0
+        return Step.of(launch, programs, {**self.values, **own, "each": pieces.each}, values, copied, counts)
 
     def _prepare(self, name: str, config: TailConfig, matrices: dict[str, torch.Tensor]) -> Launch:
         described = described_by(matrices, self.dtype)

@@ -94,10 +94,10 @@ def pieces(name: str, slots: int, each: int, heads: int, processors: int) -> Pie
     return Pieces(first * of_slot, total * of_slot, each * of_slot, max(-(-total * of_slot // programs), 1))
 
 
-def reached(matrices: dict[str, torch.Tensor], results: list[str]) -> dict[str, torch.Tensor]:
-    """Matrices as descriptors take them: a gradient may be one row for all heads."""
-    copied = {m for m, x in matrices.items() if m not in results and not reachable(x)}
-    return {m: x.clone(memory_format=torch.contiguous_format) if m in copied else x for m, x in matrices.items()}
+def reached(matrices: dict[str, torch.Tensor], results: list[str]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Matrices as descriptors take them, and the names of copies among them: a gradient may be one row for all heads."""
+    copied = tuple(m for m, x in matrices.items() if m not in results and not reachable(x))
+    return {**matrices, **{m: torch.empty_like(matrices[m], memory_format=torch.contiguous_format) for m in copied}}, copied
 
 
 _launches: dict[tuple, Launch] = {}

@@ -33,8 +33,16 @@ def attention(
     wide = term is not None and name != "triton"
     alone = term is not None and spec.exact.op == "false" and term.norm != "rms" and name == "triton"  # no exact part to speak of
     scale = runtime.scale_of(scale, q.shape[-1])
+    joined = term is not None and name == "triton" and joint.takes(spec, q, k, v, tail_q, tail_k)
+    if joined and (tail_q is not None or tail_k is not None):
+        check_tail(q, k, q if tail_q is None else tail_q, k if tail_k is None else tail_k)
+        tail_q, tail_k = (x if x is None else x.resolve_neg() for x in (tail_q, tail_k))
+    if joined:
+        exact_scale, tail_scale = (torch.ones(q.shape[1], v.shape[3], device=q.device) if x is None else x for x in (exact_scale, tail_scale))
     if tracing:
         call = *operators.pack(spec.facts["arg_names"], args, q_start), made.key
+        if joined:
+            return joint.joint(q, k, v, tail_q, tail_k, exact_scale, tail_scale, *call, scale, check)[:2]
         out, lse = nothing(q) if alone else operators.attention(q, k, v, *call, name, scale, check, wide)
 
         def apply(*tensors):
@@ -52,13 +60,8 @@ def attention(
             learned = dict(exact_scale=exact_scale, tail_scale=tail_scale, initial_state=initial_state, projection=projection)
             out, lse = reference.attention(spec, q, k, v, args, scale=scale, q_start=q_start, tail_q=tail_q, tail_k=tail_k, **learned)
             return out.to(q.dtype), lse if q.dtype == torch.float64 else lse.float()
-        fused = term is not None and name == "triton"
-        if fused and joint.takes(spec, q, k, v, tail_q, tail_k):
-            if tail_q is not None or tail_k is not None:
-                check_tail(q, k, q if tail_q is None else tail_q, k if tail_k is None else tail_k)
-                tail_q, tail_k = (x if x is None else x.resolve_neg() for x in (tail_q, tail_k))
-            scales = (torch.ones(q.shape[1], v.shape[3], device=q.device) if x is None else x for x in (exact_scale, tail_scale))
-            return joint.Joint.apply(q, k, v, tail_q, tail_k, *scales, scale, made, bound)
+        if joined:
+            return joint.Joint.apply(q, k, v, tail_q, tail_k, exact_scale, tail_scale, scale, made, bound)
         out, lse = nothing(q) if alone else runtime.attend(made, q, k, v, scale, bound, name, wide)
         if term is None:
             return out, lse
@@ -66,7 +69,7 @@ def attention(
         def apply(*tensors):
             return LinearAttention.apply(*tensors, runtime.rest_of(made, bound), bound.given)
 
-        linear = by_kernels(lambda *call: TailAttention.apply(*call, made, bound)) if fused else by_features(apply)
+        linear = by_kernels(lambda *call: TailAttention.apply(*call, made, bound)) if name == "triton" else by_features(apply)
     if term is None:
         return out, lse
     tail_q, tail_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)

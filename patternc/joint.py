@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from patternc.args import Bound
-from patternc.derivatives import Function, Gradients
+from patternc.derivatives import Function, Gradients, refuse_second
 from patternc.expr.attention import Attention
+from patternc.kept import keep
+from patternc.operators import bound_of
 from patternc.passes import lower, variables
-from patternc.runtime import backend_module
+from patternc.runtime import backend_module, check_tensors
 from patternc.tail import result_of
 from patternc.tail_runtime import KERNEL_FEATURES, WIDEST
 
@@ -29,7 +32,7 @@ def takes(spec: Attention, q, k, v, tail_q, tail_k) -> bool:
     """Whether a call is one function: the others, whose features torch makes or whose term has a state to begin with, are several."""
     term, given = spec.term, [x for x in (q, k, v, tail_q, tail_k) if x is not None]
     plain = term.norm == "rms" and term.feature in KERNEL_FEATURES and not term.initial_state
-    return plain and len({x.dtype for x in given}) == 1 and max(x.shape[3] for x in given) <= WIDEST
+    return plain and len({x.dtype for x in given}) == 1 and max(x.shape[-1] for x in given) <= WIDEST
 
 
 def groups_of(spec: Attention, q, k) -> int:
@@ -50,17 +53,11 @@ class Joint(Function):
 
     @staticmethod
     def forward(ctx, q, k, v, tail_q, tail_k, exact_scale, tail_scale, scale: float, made, bound: Bound):
-        kernels, groups = backend_module("triton"), groups_of(made.spec, q, k)
-        o, lse = kernels.forward(made, q, k, v, scale, bound, False)
-        t = torch.empty_like(o, dtype=result_of(v.dtype))
-        own_q, own_k, kept = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k), []
-        for part, (qs, ks) in _parts(bound, groups, q, k):
-            given = own_q[:, qs], own_k[:, ks], v[:, ks]
-            *_, states = kernels.tail_forward(made, *given, made.spec.term.feature, False, part, any(ctx.needs_input_grad), (t[:, qs], None))
-            kept += states if sum(x.nbytes for x in states) * groups <= FEW_STATES * q.nbytes else []
-        ctx.save_for_backward(q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t, *kept, *bound.given)
-        ctx.call = scale, made, bound, groups
-        return kernels.norms(o, t, exact_scale, tail_scale), lse
+        given = q, k, v, tail_q, tail_k, exact_scale, tail_scale
+        out, lse, o, t, *kept = _forward(scale, made, bound, any(ctx.needs_input_grad), *given)
+        ctx.save_for_backward(*given, o, lse, t, *kept, *bound.given)
+        ctx.call = scale, made, bound
+        return out, lse
 
     @staticmethod
     def backward(ctx, dout, dlse):
@@ -69,8 +66,22 @@ class Joint(Function):
         return *Gradients.apply(lambda *tensors: _backward(*ctx.call, *tensors), dout.resolve_neg(), dlse, *saved), None, None, None
 
 
-def _backward(scale: float, made, bound: Bound, groups: int, dout, dlse, q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t, *kept):
-    kernels, feature = backend_module("triton"), made.spec.term.feature
+def _forward(scale: float, made, bound: Bound, keep: bool, q, k, v, tail_q, tail_k, exact_scale, tail_scale) -> tuple[torch.Tensor, ...]:
+    """`(out, lse)`, both parts' outputs, and where `keep` and they are few, the states of keys."""
+    kernels, groups = backend_module("triton"), groups_of(made.spec, q, k)
+    o, lse = kernels.forward(made, q, k, v, scale, bound, False)
+    t = torch.empty_like(o, dtype=result_of(v.dtype))
+    own_q, own_k, kept = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k), []
+    for part, (qs, ks) in _parts(bound, groups, q, k):
+        given = own_q[:, qs], own_k[:, ks], v[:, ks]
+        *_, states = kernels.tail_forward(made, *given, made.spec.term.feature, False, part, keep, (t[:, qs], None))
+        kept += states if sum(x.nbytes for x in states) * groups <= FEW_STATES * q.nbytes else []
+    return kernels.norms(o, t, exact_scale, tail_scale), lse, o, t, *kept
+
+
+def _backward(scale: float, made, bound: Bound, dout, dlse, q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t, *kept):
+    """The gradients of what `_forward` is given."""
+    kernels, feature, groups = backend_module("triton"), made.spec.term.feature, groups_of(made.spec, q, k)
     own_q, own_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     d_own_q, d_own_k = (None if x is None else torch.empty_like(x) for x in (tail_q, tail_k))
@@ -86,12 +97,69 @@ def _backward(scale: float, made, bound: Bound, groups: int, dout, dlse, q, k, v
         own = exact[0] if tail_q is None else d_own_q[:, qs].zero_(), exact[1] if tail_k is None else d_own_k[:, ks].zero_(), exact[2]
         states = kept[i * each : (i + 1) * each]
         kernels.tail_backward(made, dt, None, own_q[:, qs], own_k[:, ks], v[:, ks], states, feature, part, own)
-    return dq, dk, dv, d_own_q, d_own_k, *(torch.cat(x) for x in zip(*scales))
+    return dq, dk, dv, d_own_q, d_own_k, *(torch.cat(x) if groups > 1 else x[0] for x in zip(*scales))
 
 
 def _parts(bound: Bound, groups: int, q, k):
     """Yield the call of each group, and the slices of its query and key heads."""
     queries, keys = q.shape[1] // groups, k.shape[1] // groups
-    part = bound if groups == 1 else replace(bound, heads=queries)
+    key = "heads", queries
+    part = bound if groups == 1 else bound.kept.get(key) or keep(bound, key, replace(bound, heads=queries))
     for g in range(groups):
         yield part, (slice(g * queries, (g + 1) * queries), slice(g * keys, (g + 1) * keys))
+
+
+# Traced calls
+
+
+@torch.library.custom_op("patternc::joint", mutates_args=())
+def joint(
+    q: Tensor, k: Tensor, v: Tensor, tail_q: Tensor | None, tail_k: Tensor | None, exact_scale: Tensor, tail_scale: Tensor,
+    tensors: list[Tensor], numbers: list[int], kinds: str, key: str, scale: float, check: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """`(out, lse)`, and what the backward needs of both parts."""
+    check_tensors(q, k, v)
+    made, bound = bound_of(q, k, tensors, numbers, kinds, key, check)
+    return _forward(scale, made, bound, False, q, k, v, tail_q, tail_k, exact_scale, tail_scale)
+
+
+@joint.register_fake
+def _(q, k, v, tail_q, tail_k, exact_scale, tail_scale, tensors, numbers, kinds, key, scale, check):
+    o = q.new_empty(*q.shape[:3], v.shape[3])
+    return o, q.new_empty(q.shape[:3], dtype=torch.float32), torch.empty_like(o), torch.empty_like(o, dtype=result_of(v.dtype))
+
+
+@torch.library.custom_op("patternc::joint_backward", mutates_args=())
+def joint_backward(
+    dout: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, tail_q: Tensor | None, tail_k: Tensor | None, exact_scale: Tensor,
+    tail_scale: Tensor, o: Tensor, lse: Tensor, t: Tensor, tensors: list[Tensor], numbers: list[int], kinds: str, key: str, scale: float,
+) -> list[Tensor]:  # fmt: skip
+    """The gradients of the inputs that are there."""
+    made, bound = bound_of(q, k, tensors, numbers, kinds, key)
+    found = _backward(scale, made, bound, dout, dlse, q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t)
+    return [x for x in found if x is not None]
+
+
+@joint_backward.register_fake
+def _(dout, dlse, q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t, tensors, numbers, kinds, key, scale):
+    return [torch.empty_like(x) for x in (q, k, v, tail_q, tail_k, exact_scale, tail_scale) if x is not None]
+
+
+def _setup(ctx, inputs, output):
+    *given, tensors, numbers, kinds, key, scale, _ = inputs
+    out, lse, o, t = output
+    ctx.save_for_backward(*given, o, lse, t, *tensors)
+    ctx.mark_non_differentiable(o, t)
+    ctx.call = numbers, kinds, key, scale
+
+
+def _traced_backward(ctx, dout, dlse, *_):
+    *given, o, lse, t = ctx.saved_tensors[:10]
+    tensors = list(ctx.saved_tensors[10:])
+    found = iter(joint_backward(dout, dlse, *given, o, lse, t, tensors, *ctx.call))
+    gradients = [None if x is None else next(found) for x in given]
+    return *gradients, [None] * len(tensors), [None] * len(ctx.call[0]), *(None,) * 4
+
+
+joint.register_autograd(_traced_backward, setup_context=_setup)
+joint_backward.register_autograd(refuse_second)

@@ -8,6 +8,8 @@ import torch
 
 from patternc.args import Bound
 
+MOST_KEPT = 256  # things that are kept with a call's args
+
 
 def named(values: Iterable) -> tuple | None:
     """What names numbers and tensors as long as nothing writes to them; None where that cannot be told.
@@ -33,6 +35,19 @@ def unchanged(bound: Bound) -> tuple | None:
     """What names the data of a call as long as nothing writes to them; None where that cannot be told."""
     names = named((bound.q_start, *bound.values.values()))
     return None if names is None else (bound.n_q, bound.n_k, bound.heads, bound.batch, *names)
+
+
+def data_of(bound: Bound) -> tuple | None:
+    """What names the tensors of a call's args while nothing writes to them; None where that cannot be told."""
+    return () if bound.static else unchanged(bound)
+
+
+def keep(bound: Bound, key: tuple, value: object) -> object:
+    """Keep something with a call's args, as long as these are kept."""
+    if len(bound.kept) >= MOST_KEPT:
+        bound.kept.clear()
+    bound.kept[key] = value
+    return value
 
 
 def seen(x) -> bool:

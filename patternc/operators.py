@@ -71,7 +71,7 @@ def _unfit(kind: str):
     return PLACE if kind in ("Index", "Pattern") else type(kind, (), {})()
 
 
-def _bound(q, k, tensors, numbers, kinds: str, key: str, check: bool = False):
+def bound_of(q, k, tensors, numbers, kinds: str, key: str, check: bool = False):
     """The compiled pattern of a key, and the call's sizes and args in normal form."""
     if key not in _registry:
         raise BackendError("this traced attention belongs to another process", fix="compile the pattern in this process before running the trace")
@@ -85,7 +85,7 @@ def attention(
     backend: str, scale: float, check: bool, wide: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     check_tensors(q, k, v)
-    made, bound = _bound(q, k, tensors, numbers, kinds, key, check)
+    made, bound = bound_of(q, k, tensors, numbers, kinds, key, check)
     return backend_module(backend).forward(made, q, k, v, scale, bound, wide)
 
 
@@ -100,7 +100,7 @@ def attention_backward(
     dout: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     tensors: list[Tensor], numbers: list[int], kinds: str, key: str, backend: str, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    made, bound = _bound(q, k, tensors, numbers, kinds, key)
+    made, bound = bound_of(q, k, tensors, numbers, kinds, key)
     return backend_module(backend).backward(made, dout, dlse, q, k, v, out, lse, scale, bound)
 
 
@@ -128,7 +128,7 @@ attention_backward.register_autograd(refuse_second)
 @torch.library.custom_op("patternc::linear_attention", mutates_args=())
 def linear_attention(phi_q: Tensor, phi_k: Tensor, v: Tensor, tensors: list[Tensor], numbers: list[int], kinds: str, key: str) -> Tensor:
     """What a term adds: sum of (phi_q . phi_k) v over the domain without the exact part."""
-    return linear_forward(phi_q, phi_k, v, rest_of(*_bound(phi_q, phi_k, tensors, numbers, kinds, key)))
+    return linear_forward(phi_q, phi_k, v, rest_of(*bound_of(phi_q, phi_k, tensors, numbers, kinds, key)))
 
 
 @linear_attention.register_fake
@@ -140,7 +140,7 @@ def _(phi_q, phi_k, v, tensors, numbers, kinds, key):
 def linear_attention_backward(
     dout: Tensor, phi_q: Tensor, phi_k: Tensor, v: Tensor, tensors: list[Tensor], numbers: list[int], kinds: str, key: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return linear_backward(dout, phi_q, phi_k, v, rest_of(*_bound(phi_q, phi_k, tensors, numbers, kinds, key)))
+    return linear_backward(dout, phi_q, phi_k, v, rest_of(*bound_of(phi_q, phi_k, tensors, numbers, kinds, key)))
 
 
 @linear_attention_backward.register_fake
@@ -169,7 +169,7 @@ def tail_attention(
     q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], numbers: list[int], kinds: str, key: str, backend: str, feature: str, sums: bool
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """What a term adds, from q and k themselves: its sums and those of the weights, which are [0] unless asked for."""
-    return traced_forward(*_bound(q, k, tensors, numbers, kinds, key), backend, q, k, v, feature, sums)
+    return traced_forward(*bound_of(q, k, tensors, numbers, kinds, key), backend, q, k, v, feature, sums)
 
 
 @tail_attention.register_fake
@@ -184,7 +184,7 @@ def tail_attention_backward(
     dy: Tensor, dweights: Tensor, q: Tensor, k: Tensor, v: Tensor,
     tensors: list[Tensor], numbers: list[int], kinds: str, key: str, backend: str, feature: str, sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return traced_backward(*_bound(q, k, tensors, numbers, kinds, key), backend, dy, dweights, q, k, v, feature, sums)
+    return traced_backward(*bound_of(q, k, tensors, numbers, kinds, key), backend, dy, dweights, q, k, v, feature, sums)
 
 
 @tail_attention_backward.register_fake

@@ -24,6 +24,7 @@ from patternc.expr.calls import fitting
 from patternc.expr.node import Node
 from patternc.expr.pattern import Pattern
 from patternc.forms import count
+from patternc.parsing import parse
 from patternc.report import Check, Report
 from patternc.runtime import DTYPES, check_backend
 from patternc.samples import default_sizes, random_args, random_parameters, structural_zeros
@@ -34,14 +35,14 @@ SLOW = 2.0  # seconds after which a progress bar appears
 
 @fitting("verify")
 def verify(
-    spec: Pattern | Attention, *, backend: str = "auto", device=None, dtype: torch.dtype | None = None, sizes=None, heads: int | None = None,
+    spec: Pattern | Attention | str, *, backend: str = "auto", device=None, dtype: torch.dtype | None = None, sizes=None, heads: int | None = None,
     kv_heads: int | None = None, head_dim: int = 32, value_dim: int | None = None, batch: int = 2, args: dict | None = None,
     seed: int = 0, raise_error: bool = False, quiet: bool = False, run=None,
 ) -> Report:
     """Compare outputs and all gradients with the dense float64 reference.
 
     Args:
-        spec: a pattern or an attention.
+        spec: a pattern, an attention, or the text of one.
         backend: "auto", "triton" or "cpu".
         device, dtype: by default a GPU in bfloat16 if there is one, else the CPU in float32.
         sizes: pairs (n_q, n_k) or lengths; by default a few that reach beyond the largest number in the pattern.
@@ -54,10 +55,13 @@ def verify(
     Returns:
         a Report, printed as a table unless `quiet`.
     Raises:
-        VerificationError: on a difference, if asked for; ShapeError and others where `args` do not fit the sizes.
+        VerificationError: on a difference, if asked for; PatternSyntaxError and others: for the text; ShapeError and others where `args` do not fit
+            the sizes.
     """
+    if isinstance(spec, str):
+        spec = parse(spec)
     if not isinstance(spec, (Pattern, Attention)):
-        raise OperandError(f"verify takes a pattern or an attention, got {spec!r}", fix="write `pc.verify(pc.causal & pc.window(512))`")
+        raise OperandError(f"verify takes a pattern, an attention or its text, got {spec!r}", fix="write `pc.verify(pc.causal & pc.window(512))`")
     check_backend(backend)
     if args is not None and not isinstance(args, Mapping):
         raise OperandError(f"`args` is a dict of runtime args by name, got {args!r}", fix='write `args={"w": 512}`')

@@ -10,7 +10,7 @@ import torch
 
 import patternc as pc
 from patternc.args import bind
-from patternc.codegen import configs, device, hopper_launch, offline, prepared, tail_launch
+from patternc.codegen import configs, device, hopper_launch, offline, prepared, tail_steps
 from patternc.codegen.backend import _make_call
 from patternc.codegen.call import Call
 from patternc.codegen.kernels import generate
@@ -108,7 +108,7 @@ def test_descriptors_only_where_the_card_has_them(fake):
 
     matrices = {name: Matrix() for name in "qkv"}
     assert _variant(matrices.values()) == ("descriptors" if tma else "pointers")
-    assert tail_launch.has_tma(CUDA) == tma
+    assert tail_steps.has_tma(CUDA) == tma
     assert hopper_launch.refusal(Call(make_plan(pc.causal), 1.0), False, matrices) == "it needs a Hopper card"
 
 

@@ -69,14 +69,27 @@ def test_wide_heads_run_in_slices(monkeypatch):
         torch.testing.assert_close(*(torch.autograd.grad((y * y.detach().cos()).sum(), x) for y in runs), atol=2e-3, rtol=1e-3)
 
 
-def test_traced_and_eager_agree():
+@pytest.mark.parametrize("own", ["", "q", "qk"])
+def test_traced_and_eager_agree(own):
+    """Both parts and their norms are one operator, with ids, and with the term's own q and k."""
     torch._dynamo.reset()  # it compiles a module's forward a few times a process only
-    module = pc.compile(TERMS["rattention"], "triton", num_heads=2, head_dim=16).to(DEVICE)
+    spec = causal & pc.documents(arg("d")) & (pc.window(left=5, right=0) + pc.linear_tail)
+    module = pc.compile(spec, "triton", num_heads=2, head_dim=16).to(DEVICE)
     x = [torch.randn(1, h, 24, 16, device=DEVICE, requires_grad=True) for h in (2, 1, 1)]
-    leaves = [*x, *module.parameters()]
-    runs = [module(*x), torch.compile(module, fullgraph=True, backend="aot_eager")(*x)]
-    torch.testing.assert_close(*runs)
-    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), leaves) for y in runs))
+    more = {f"tail_{n}": torch.randn(1, h, 24, 12, device=DEVICE, requires_grad=True) for n, h in (("q", 2), ("k", 1)) if n in own}
+    if own == "q":
+        more["tail_q"] = torch.randn_like(x[0], requires_grad=True)
+    ids, leaves, nodes = torch.arange(24, device=DEVICE) // 15, [*x, *more.values(), *module.parameters()], []
+
+    def look(graph, inputs):
+        nodes.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    runs = [module(*x, d=ids, **more), torch.compile(module, fullgraph=True, backend="aot_eager")(*x, d=ids, **more)]
+    torch.testing.assert_close(*runs, rtol=0, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), leaves) for y in runs), rtol=0, atol=0)
+    torch.compile(module, fullgraph=True, backend=look)(*x, d=ids, **more)
+    assert "patternc.joint.default" in nodes and not any("patternc" in n and "joint" not in n for n in nodes), nodes
 
 
 def test_heads_that_fit_are_not_copied():

@@ -5,7 +5,7 @@ import torch
 
 import patternc as pc
 from patternc import functional
-from patternc.errors import ParameterError, ShapeError, VerificationError
+from patternc.errors import OperandError, ParameterError, ShapeError, UnknownNameError, VerificationError
 from patternc.samples import default_sizes, random_args
 from patternc.verify import verify
 
@@ -24,6 +24,15 @@ def test_agrees(spec, dtype):
     report = verify(spec, backend="cpu", device="cpu", dtype=dtype, sizes=[37, (20, 70)], quiet=True)
     assert report, [c for c in report.checks if not c.ok]
     assert {"out", "lse", "dq", "dk", "dv"} <= {c.tensor for c in report.checks}
+
+
+def test_takes_text():
+    text = "causal & (window(9) + linear_tail)"
+    assert verify(text, backend="cpu", device="cpu", sizes=[20], quiet=True).checks[0].tensor == "out"
+    with pytest.raises(UnknownNameError, match="did you mean `window`"):
+        verify("causal & windw(9)")
+    with pytest.raises(OperandError, match="verify takes a pattern, an attention or its text, got 9"):
+        verify(9)
 
 
 def instead(spec):
