@@ -27,7 +27,7 @@ from patternc.codegen.tail_backend import tail_backward
 from patternc.codegen.widths import check_width
 from patternc.errors import BackendError, DeviceError, DtypeError, InternalError, PatterncError
 from patternc.expr.pattern import Pattern
-from patternc.kept import data_of, keep
+from patternc.kept import data_of, keep_with
 from patternc.orders.count import Boxes, Sizes, choose_boxes
 from patternc.orders.heads import groups_of
 from patternc.plan import Plan
@@ -89,7 +89,7 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
         found = attention_forward(call, q, k, v, found, call is not calls[-1], tape)
     known = Known.of(calls, tape, q, k, v)
     if known is not None:
-        keep(bound, key, known)
+        keep_with(bound, key, known)
     return found
 
 
@@ -104,7 +104,7 @@ def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound
     found = attention_backward(queries, q, k, v, out, lse, dout, dlse, keys, onto, vectors, tape)
     known = KnownBackward.of(queries, keys, tape, q, k, v, out, dout, vectors)
     if known is not None:
-        keep(bound, key, known)
+        keep_with(bound, key, known)
     return found
 
 
@@ -132,9 +132,10 @@ def call_of(compiled, scale: float, bound: Bound, *matrices: torch.Tensor) -> Ca
     near = max([x.stride(2) for x in matrices]) * max(bound.n_q, bound.n_k) < 2**31
     data = data_of(bound)
     key = compiled, scale, device, shape, near, data
-    if key in bound.kept:
-        return bound.kept[key]
-    made = keep(bound, key, _make_call(compiled, scale, bound, device, shape, near))
+    found = bound.kept.get(key)
+    if found is not None:
+        return found
+    made = keep_with(bound, key, _make_call(compiled, scale, bound, device, shape, near))
     made.ready = None if data is None else {}
     return made
 

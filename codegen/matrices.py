@@ -24,10 +24,15 @@ def in_rows(x: torch.Tensor, warn: bool = True) -> torch.Tensor:
     return x.contiguous() if x.stride(2) > WIDEST_ROW_STRIDE else x
 
 
+def side_by_side(x: torch.Tensor) -> bool:
+    """Whether the heads of a row lie beside each other, and not the rows of a head, with or without gaps: graphs close gaps."""
+    return min(x.shape[1:3]) > 1 and 0 < x.stride(1) < x.stride(2)
+
+
 def empty(like: torch.Tensor, count: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Uninitialised [B, heads, count, width] in the order of axes that `like` has in memory."""
+    """Uninitialised [B, heads, count, width], without gaps, its heads and rows as those of `like` lie."""
     b, heads, _, _ = like.shape
-    if not like.is_contiguous() and like.transpose(1, 2).is_contiguous():
+    if side_by_side(like):
         return torch.empty(b, count, heads, width, dtype=dtype, device=like.device).transpose(1, 2)
     return torch.empty(b, heads, count, width, dtype=dtype, device=like.device)
 

@@ -16,7 +16,7 @@ from patternc.codegen.tail_levels import Orders, level_backward, level_forward, 
 from patternc.codegen.widths import check_width
 from patternc.errors import BackendError
 from patternc.expr.pattern import Pattern, all_of, negate
-from patternc.kept import data_of, keep, unchanged
+from patternc.kept import data_of, keep_with, unchanged
 from patternc.plan import mask_of
 from patternc.tail import result_of
 from patternc.tail_blocks import best_blocks
@@ -89,8 +89,9 @@ def call_of(compiled, scan: Scan, bound: Bound, feature: str, device: torch.devi
     """A scan's call, kept with the args; not where launches are watched."""
     data = data_of(bound)
     key = None if data is None or watch is not None else ("term", compiled, scan, feature, device, data)
-    if key in bound.kept:
-        return bound.kept[key]
+    found = bound.kept.get(key)
+    if found is not None:
+        return found
     kept = compiled.state.setdefault("slots", {})
 
     def tables(block: int) -> SlotTables:
@@ -103,13 +104,13 @@ def call_of(compiled, scan: Scan, bound: Bound, feature: str, device: torch.devi
         return kept[key]
 
     call = TailCall(feature, tables, runs=None if key is None else {}, watch=watch or at_once)
-    return call if key is None else keep(bound, key, call)
+    return call if key is None else keep_with(bound, key, call)
 
 
 def in_order(compiled, bound: Bound, feature: str, device: torch.device, watch):
     """`call_of` by scan, for scans whose positions are places in an order."""
     key = ("places",)
-    places = bound.kept.get(key) or keep(bound, key, replace(bound, q_start=0))
+    places = bound.kept.get(key) or keep_with(bound, key, replace(bound, q_start=0))
     return lambda scan: call_of(compiled, scan, places, feature, device, watch)
 
 

@@ -78,7 +78,7 @@ def tail_backward(call: TailCall, q, k, v, do, dsums=None, states: States | None
 
 
 def _run_of(call: TailCall, what: str, sums: bool, add: bool, q, k, v, *more: torch.Tensor | None) -> _Run:
-    """The kernels of a forward or a backward; `more` are the other matrices of the call."""
+    """The kernels of a forward or a backward; `more` is what else the call is given, or writes to."""
     if call.runs is None:
         return _Run(call, q, k, v, sums, add)
     key = what, sums, add, precision(q.dtype), *[layout_of(x) for x in (q, k, v, *more) if x is not None]
@@ -187,8 +187,9 @@ class _Run:
         self.steps[name] = step
 
     def _run(self, name: str, step: Step, values: dict, matrices: dict[str, torch.Tensor]) -> None:
-        with on(self.device):
-            self.call.watch(name, lambda: step.run(values, matrices, self.device))
+        if step.programs:
+            with on(self.device):
+                self.call.watch(name, lambda: step.run(values, matrices, self.device))
 
     def _step(self, name: str, matrices: dict[str, torch.Tensor], values: dict) -> Step:
         """A portable kernel."""

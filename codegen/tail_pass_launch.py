@@ -95,7 +95,7 @@ def pieces(name: str, slots: int, each: int, heads: int, processors: int) -> Pie
 
 
 def reached(matrices: dict[str, torch.Tensor], results: list[str]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """Matrices as descriptors take them, and the names of copies among them: a gradient may be one row for all heads."""
+    """Matrices of the layouts that descriptors take, and the names of those that `Step.run` copies: a gradient may be one row for all heads."""
     copied = tuple(m for m, x in matrices.items() if m not in results and not reachable(x))
     return {**matrices, **{m: torch.empty_like(matrices[m], memory_format=torch.contiguous_format) for m in copied}}, copied
 

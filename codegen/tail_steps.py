@@ -22,7 +22,7 @@ class Step:
     """A kernel's launch.
 
     Attributes:
-        programs: how many there are; nothing is launched for none.
+        programs: how many there are, perhaps none.
         fixed: parameters that are the same in every call.
         given: names of the parameters that are not.
         copied: matrices that the kernel cannot read as they are.
@@ -39,13 +39,11 @@ class Step:
     @staticmethod
     def of(launch: Launch, programs: int, fixed: dict, values: dict, copied: tuple[str, ...] = (), counts: int = 0) -> Step:
         """From all parameters that are the same in every call, and those of this one."""
-        decided = [p for p in launch.decided if p in fixed or p in values]
+        decided = [p for p in launch.decided if p != "counts_ptr"]
         kept = {p: fixed[p] for p in decided if p not in values}
         return Step(launch, programs, kept, tuple(p for p in decided if p in values), copied, counts)
 
     def run(self, values: dict, matrices: dict[str, torch.Tensor], device: torch.device) -> None:
-        if not self.programs:
-            return
         values = {**self.fixed, **{p: values[p] for p in self.given}}
         if self.counts:
             values["counts_ptr"] = torch.zeros(self.counts, dtype=torch.int32, device=device)

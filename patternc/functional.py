@@ -33,6 +33,7 @@ def attention(
     wide = term is not None and name != "triton"
     alone = term is not None and spec.exact.op == "false" and term.norm != "rms" and name == "triton"  # no exact part to speak of
     scale = runtime.scale_of(scale, q.shape[-1])
+    check_scales(q, v, exact_scale, tail_scale)
     joined = term is not None and name == "triton" and joint.takes(spec, q, k, v, tail_q, tail_k)
     if joined and (tail_q is not None or tail_k is not None):
         check_tail(q, k, q if tail_q is None else tail_q, k if tail_k is None else tail_k)
@@ -102,6 +103,26 @@ def choose(backend: str, term, q: torch.Tensor) -> str:
     if backend == "auto" and term is not None and q.dtype == torch.float64:
         return "cpu"  # torch operations compute terms in float64, on any device
     return runtime.choose_backend(backend, q.device)
+
+
+def check_scales(q, v, exact_scale, tail_scale) -> None:
+    """The scales of norms are one number for each query head and column of the value.
+
+    Raises:
+        OperandError, DtypeError, DeviceError, ShapeError: they are not, or elsewhere.
+    """
+    for name, x in (("exact_scale", exact_scale), ("tail_scale", tail_scale)):
+        if x is None or q.dim() != 4 or v.dim() != 4:  # that is refused elsewhere
+            continue
+        if not isinstance(x, torch.Tensor):
+            raise OperandError(f"`{name}` must be a torch tensor, got {type(x).__name__}", fix="leave it out for a scale of 1")
+        if not x.is_floating_point():
+            raise DtypeError(f"`{name}` has dtype {x.dtype}, which is not supported", fix="use float32")
+        if x.device != q.device:
+            raise DeviceError(f"`{name}` is on {x.device}, and query on {q.device}", fix=f'move it: `.to("{q.device}")`')
+        if x.shape != (q.shape[1], v.shape[-1]):
+            wanted = q.shape[1], v.shape[-1]
+            raise ShapeError(f"`{name}` must have shape {tuple(wanted)}, got {tuple(x.shape)}", fix="one for each query head and column of the value")
 
 
 def check_tail(q, k, tail_q, tail_k) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from patternc.args import Bound
 from patternc.derivatives import Function, Gradients, refuse_second
 from patternc.expr.attention import Attention
-from patternc.kept import keep
-from patternc.operators import bound_of
+from patternc.kept import keep_with
+from patternc.operators import bound_of, laid_out, of_lists, result
 from patternc.passes import lower, variables
 from patternc.runtime import backend_module, check_tensors
 from patternc.tail import result_of
@@ -31,8 +31,10 @@ PASSING = 4.25  # tensors like q that a backward needs for a while: gradients of
 def takes(spec: Attention, q, k, v, tail_q, tail_k) -> bool:
     """Whether a call is one function: the others, whose features torch makes or whose term has a state to begin with, are several."""
     term, given = spec.term, [x for x in (q, k, v, tail_q, tail_k) if x is not None]
+    if not all(isinstance(x, Tensor) and x.dim() == 4 for x in given):
+        return False
     plain = term.norm == "rms" and term.feature in KERNEL_FEATURES and not term.initial_state
-    return plain and len({x.dtype for x in given}) == 1 and max(x.shape[-1] for x in given) <= WIDEST
+    return plain and len({x.dtype for x in given}) == 1 and max(x.shape[3] for x in given) <= WIDEST
 
 
 def groups_of(spec: Attention, q, k) -> int:
@@ -104,7 +106,7 @@ def _parts(bound: Bound, groups: int, q, k):
     """Yield the call of each group, and the slices of its query and key heads."""
     queries, keys = q.shape[1] // groups, k.shape[1] // groups
     key = "heads", queries
-    part = bound if groups == 1 else bound.kept.get(key) or keep(bound, key, replace(bound, heads=queries))
+    part = bound if groups == 1 else bound.kept.get(key) or keep_with(bound, key, replace(bound, heads=queries))
     for g in range(groups):
         yield part, (slice(g * queries, (g + 1) * queries), slice(g * keys, (g + 1) * keys))
 
@@ -117,16 +119,17 @@ def joint(
     q: Tensor, k: Tensor, v: Tensor, tail_q: Tensor | None, tail_k: Tensor | None, exact_scale: Tensor, tail_scale: Tensor,
     tensors: list[Tensor], numbers: list[int], kinds: str, key: str, scale: float, check: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """`(out, lse)`, and what the backward needs of both parts."""
+    """`(out, lse)`, and both parts' outputs for the backward, which finds the states of keys again."""
     check_tensors(q, k, v)
     made, bound = bound_of(q, k, tensors, numbers, kinds, key, check)
-    return _forward(scale, made, bound, False, q, k, v, tail_q, tail_k, exact_scale, tail_scale)
+    out, lse, o, t = _forward(scale, made, bound, False, q, k, v, tail_q, tail_k, exact_scale, tail_scale)
+    return laid_out(out, q, "triton"), lse, laid_out(o, q, "triton"), laid_out(t, q, "triton")
 
 
 @joint.register_fake
 def _(q, k, v, tail_q, tail_k, exact_scale, tail_scale, tensors, numbers, kinds, key, scale, check):
-    o = q.new_empty(*q.shape[:3], v.shape[3])
-    return o, q.new_empty(q.shape[:3], dtype=torch.float32), torch.empty_like(o), torch.empty_like(o, dtype=result_of(v.dtype))
+    out, o, t = (result(q, v.shape[3], dtype, "triton") for dtype in (q.dtype, q.dtype, result_of(v.dtype)))
+    return out, q.new_empty(q.shape[:3], dtype=torch.float32), o, t
 
 
 @torch.library.custom_op("patternc::joint_backward", mutates_args=())
@@ -136,13 +139,17 @@ def joint_backward(
 ) -> list[Tensor]:  # fmt: skip
     """The gradients of the inputs that are there."""
     made, bound = bound_of(q, k, tensors, numbers, kinds, key)
-    found = _backward(scale, made, bound, dout, dlse, q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t)
-    return [x for x in found if x is not None]
+    given = q, k, v, tail_q, tail_k, exact_scale, tail_scale
+    found = _backward(scale, made, bound, dout, dlse, *given, o, lse, t)
+    return [laid_out(x, like, "triton") if x.dim() == 4 else x for x, like in zip(found, given) if x is not None]
 
 
 @joint_backward.register_fake
 def _(dout, dlse, q, k, v, tail_q, tail_k, exact_scale, tail_scale, o, lse, t, tensors, numbers, kinds, key, scale):
-    return [torch.empty_like(x) for x in (q, k, v, tail_q, tail_k, exact_scale, tail_scale) if x is not None]
+    return [
+        *(result(x, x.shape[3], x.dtype, "triton") for x in (q, k, v, tail_q, tail_k) if x is not None),
+        *(x.new_empty(x.shape) for x in (exact_scale, tail_scale)),
+    ]
 
 
 def _setup(ctx, inputs, output):
@@ -158,7 +165,7 @@ def _traced_backward(ctx, dout, dlse, *_):
     tensors = list(ctx.saved_tensors[10:])
     found = iter(joint_backward(dout, dlse, *given, o, lse, t, tensors, *ctx.call))
     gradients = [None if x is None else next(found) for x in given]
-    return *gradients, [None] * len(tensors), [None] * len(ctx.call[0]), *(None,) * 4
+    return *gradients, *of_lists(tensors, ctx.call[0]), *(None,) * 4
 
 
 joint.register_autograd(_traced_backward, setup_context=_setup)

@@ -42,7 +42,7 @@ def data_of(bound: Bound) -> tuple | None:
     return () if bound.static else unchanged(bound)
 
 
-def keep(bound: Bound, key: tuple, value: object) -> object:
+def keep_with(bound: Bound, key: tuple, value: object) -> object:
     """Keep something with a call's args, as long as these are kept."""
     if len(bound.kept) >= MOST_KEPT:
         bound.kept.clear()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patternc.codegen.matrices import empty, side_by_side
 from patternc.derivatives import refuse_second
 from patternc.errors import BackendError
 from patternc.expr.pattern import PLACE
@@ -79,6 +80,23 @@ def bound_of(q, k, tensors, numbers, kinds: str, key: str, check: bool = False):
     return made, bind_call(made.spec, q, k, *unpack(tensors, numbers, kinds), check)
 
 
+def of_lists(tensors: list[Tensor], numbers: list[int]) -> tuple:
+    """The gradients of an operator's lists: torch takes a list of numbers for one input, but an empty one for a list of tensors."""
+    return [None] * len(tensors), None if numbers else []
+
+
+def result(like: Tensor, width: int, dtype: torch.dtype, backend: str) -> Tensor:
+    """An uninitialised result [B, H, n, width] as operators lay it out: as kernels do, or contiguous."""
+    by_kernels = backend == "triton" and like.dim() == 4  # of fewer axes is what a call refuses once it runs
+    return empty(like, like.shape[2], width, dtype) if by_kernels else like.new_empty(*like.shape[:3], width, dtype=dtype)
+
+
+def laid_out(x: Tensor, like: Tensor, backend: str) -> Tensor:
+    """A result in the layout that graphs expect of it, copied where it has another."""
+    as_expected = (x.transpose(1, 2) if backend == "triton" and side_by_side(like) else x).is_contiguous()
+    return x if as_expected else result(like, x.shape[3], x.dtype, backend).copy_(x)
+
+
 @torch.library.custom_op("patternc::attention", mutates_args=())
 def attention(
     q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], numbers: list[int], kinds: str, key: str,
@@ -86,13 +104,14 @@ def attention(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     check_tensors(q, k, v)
     made, bound = bound_of(q, k, tensors, numbers, kinds, key, check)
-    return backend_module(backend).forward(made, q, k, v, scale, bound, wide)
+    out, lse = backend_module(backend).forward(made, q, k, v, scale, bound, wide)
+    return laid_out(out, q, backend), lse
 
 
 @attention.register_fake
 def _(q, k, v, tensors, numbers, kinds, key, backend, scale, check, wide):
     full = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(*q.shape[:3], v.shape[-1], dtype=full if wide else q.dtype), q.new_empty(q.shape[:3], dtype=full)
+    return result(q, v.shape[-1], full if wide else q.dtype, backend), q.new_empty(q.shape[:3], dtype=full)
 
 
 @torch.library.custom_op("patternc::attention_backward", mutates_args=())
@@ -101,12 +120,13 @@ def attention_backward(
     tensors: list[Tensor], numbers: list[int], kinds: str, key: str, backend: str, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     made, bound = bound_of(q, k, tensors, numbers, kinds, key)
-    return backend_module(backend).backward(made, dout, dlse, q, k, v, out, lse, scale, bound)
+    found = backend_module(backend).backward(made, dout, dlse, q, k, v, out, lse, scale, bound)
+    return tuple(laid_out(x, like, backend) for x, like in zip(found, (q, k, v)))
 
 
 @attention_backward.register_fake
 def _(dout, dlse, q, k, v, out, lse, tensors, numbers, kinds, key, backend, scale):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    return tuple(result(x, x.shape[3], x.dtype, backend) for x in (q, k, v))
 
 
 def _setup(ctx, inputs, output):
@@ -118,7 +138,7 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, dout, dlse):
     q, k, v, out, lse, *tensors = ctx.saved_tensors
     gradients = attention_backward(dout, dlse, q, k, v, out, lse, tensors, *ctx.call)
-    return *gradients, [None] * len(tensors), [None] * len(ctx.call[0]), *(None,) * 6
+    return *gradients, *of_lists(tensors, ctx.call[0]), *(None,) * 6
 
 
 attention.register_autograd(_backward, setup_context=_setup)
@@ -140,12 +160,13 @@ def _(phi_q, phi_k, v, tensors, numbers, kinds, key):
 def linear_attention_backward(
     dout: Tensor, phi_q: Tensor, phi_k: Tensor, v: Tensor, tensors: list[Tensor], numbers: list[int], kinds: str, key: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return linear_backward(dout, phi_q, phi_k, v, rest_of(*bound_of(phi_q, phi_k, tensors, numbers, kinds, key)))
+    found = linear_backward(dout, phi_q, phi_k, v, rest_of(*bound_of(phi_q, phi_k, tensors, numbers, kinds, key)))
+    return tuple(laid_out(x, like, "cpu") for x, like in zip(found, (phi_q, phi_k, v)))
 
 
 @linear_attention_backward.register_fake
 def _(dout, phi_q, phi_k, v, tensors, numbers, kinds, key):
-    return torch.empty_like(phi_q), torch.empty_like(phi_k), torch.empty_like(v)
+    return tuple(result(x, x.shape[3], x.dtype, "cpu") for x in (phi_q, phi_k, v))
 
 
 def _linear_setup(ctx, inputs, output):
@@ -157,7 +178,7 @@ def _linear_setup(ctx, inputs, output):
 def _linear_backward(ctx, dout):
     phi_q, phi_k, v, *tensors = ctx.saved_tensors
     gradients = linear_attention_backward(dout, phi_q, phi_k, v, tensors, *ctx.call)
-    return *gradients, [None] * len(tensors), [None] * len(ctx.call[0]), None, None
+    return *gradients, *of_lists(tensors, ctx.call[0]), None, None
 
 
 linear_attention.register_autograd(_linear_backward, setup_context=_linear_setup)
@@ -169,14 +190,14 @@ def tail_attention(
     q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], numbers: list[int], kinds: str, key: str, backend: str, feature: str, sums: bool
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """What a term adds, from q and k themselves: its sums and those of the weights, which are [0] unless asked for."""
-    return traced_forward(*bound_of(q, k, tensors, numbers, kinds, key), backend, q, k, v, feature, sums)
+    y, weights = traced_forward(*bound_of(q, k, tensors, numbers, kinds, key), backend, q, k, v, feature, sums)
+    return laid_out(y, q, backend), weights
 
 
 @tail_attention.register_fake
 def _(q, k, v, tensors, numbers, kinds, key, backend, feature, sums):
-    dtype = result_of(v.dtype)
     weights = torch.float64 if v.dtype == torch.float64 else torch.float32
-    return q.new_empty(*q.shape[:3], v.shape[3], dtype=dtype), q.new_empty(q.shape[:3] if sums else (0,), dtype=weights)
+    return result(q, v.shape[3], result_of(v.dtype), backend), q.new_empty(q.shape[:3] if sums else (0,), dtype=weights)
 
 
 @torch.library.custom_op("patternc::tail_attention_backward", mutates_args=())
@@ -184,18 +205,19 @@ def tail_attention_backward(
     dy: Tensor, dweights: Tensor, q: Tensor, k: Tensor, v: Tensor,
     tensors: list[Tensor], numbers: list[int], kinds: str, key: str, backend: str, feature: str, sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return traced_backward(*bound_of(q, k, tensors, numbers, kinds, key), backend, dy, dweights, q, k, v, feature, sums)
+    found = traced_backward(*bound_of(q, k, tensors, numbers, kinds, key), backend, dy, dweights, q, k, v, feature, sums)
+    return tuple(laid_out(x, like, backend) for x, like in zip(found, (q, k, v)))
 
 
 @tail_attention_backward.register_fake
 def _(dy, dweights, q, k, v, tensors, numbers, kinds, key, backend, feature, sums):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    return tuple(result(x, x.shape[3], x.dtype, backend) for x in (q, k, v))
 
 
 def _tail_backward(ctx, dy, dweights):
     q, k, v, *tensors = ctx.saved_tensors
     gradients = tail_attention_backward(dy, dweights, q, k, v, tensors, *ctx.call)
-    return *gradients, [None] * len(tensors), [None] * len(ctx.call[0]), *(None,) * 5
+    return *gradients, *of_lists(tensors, ctx.call[0]), *(None,) * 5
 
 
 tail_attention.register_autograd(_tail_backward, setup_context=_linear_setup)
@@ -205,22 +227,23 @@ tail_attention_backward.register_autograd(refuse_second)
 @torch.library.custom_op("patternc::norms", mutates_args=())
 def norms(o: Tensor, t: Tensor, o_scale: Tensor, t_scale: Tensor) -> Tensor:
     """The sum of the RMSNorms of exact part and term, by the triton backend."""
-    return backend_module("triton").norms(o, t, o_scale, t_scale)
+    return laid_out(backend_module("triton").norms(o, t, o_scale, t_scale), o, "triton")
 
 
 @norms.register_fake
 def _(o, t, o_scale, t_scale):
-    return torch.empty_like(o)
+    return result(o, o.shape[3], o.dtype, "triton")
 
 
 @torch.library.custom_op("patternc::norms_backward", mutates_args=())
 def norms_backward(dy: Tensor, o: Tensor, t: Tensor, o_scale: Tensor, t_scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return backend_module("triton").backward_norms(dy, o, t, o_scale, t_scale)
+    do, dt, *scales = backend_module("triton").backward_norms(dy, o, t, o_scale, t_scale)
+    return laid_out(do, o, "triton"), laid_out(dt, t, "triton"), *scales
 
 
 @norms_backward.register_fake
 def _(dy, o, t, o_scale, t_scale):
-    return torch.empty_like(o), torch.empty_like(t), torch.empty_like(o_scale), torch.empty_like(t_scale)
+    return *(result(x, x.shape[3], x.dtype, "triton") for x in (o, t)), o_scale.new_empty(o_scale.shape), t_scale.new_empty(t_scale.shape)
 
 
 def _norms_setup(ctx, inputs, output):
@@ -234,22 +257,23 @@ norms_backward.register_autograd(refuse_second)
 @torch.library.custom_op("patternc::quotient", mutates_args=())
 def quotient(o: Tensor | None, t: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
     """A term's sums over those of their weights, added to the exact part, by the triton backend."""
-    return backend_module("triton").quotient(o, t, w, dtype)
+    return laid_out(backend_module("triton").quotient(o, t, w, dtype), t, "triton")
 
 
 @quotient.register_fake
 def _(o, t, w, dtype):
-    return torch.empty_like(t, dtype=dtype)
+    return result(t, t.shape[3], dtype, "triton")
 
 
 @torch.library.custom_op("patternc::quotient_backward", mutates_args=())
 def quotient_backward(dy: Tensor, t: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    return backend_module("triton").backward_quotient(dy, t, w)
+    dt, dw = backend_module("triton").backward_quotient(dy, t, w)
+    return laid_out(dt, t, "triton"), dw
 
 
 @quotient_backward.register_fake
 def _(dy, t, w):
-    return torch.empty_like(t), torch.empty_like(w)
+    return result(t, t.shape[3], t.dtype, "triton"), w.new_empty(w.shape)
 
 
 def _quotient_setup(ctx, inputs, output):

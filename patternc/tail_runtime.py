@@ -113,7 +113,7 @@ def traced_forward(made, bound, backend: str, q, k, v, feature: str, sums: bool)
     else:
         y, weights = by_features(lambda *x: linear_forward(*x, rest_of(made, bound)))(feature, feature_map(feature), q, k, v, sums)
     y = y.to(result_of(v.dtype))
-    return y.contiguous(), q.new_empty(0, dtype=y.dtype) if weights is None else weights.contiguous()
+    return y, q.new_empty(0, dtype=y.dtype) if weights is None else weights.contiguous()
 
 
 def traced_backward(made, bound, backend: str, dy, dweights, q, k, v, feature: str, sums: bool):
