@@ -9,7 +9,7 @@ from test_tail_kernels import rest, small
 from test_tail_plan import check_slots, dense_of
 
 import patternc as pc
-from patternc import functional
+from patternc import functional, runtime
 from patternc.args import bind
 from patternc.codegen import tail_backend, tail_configs, tail_levels
 from patternc.tail_plan import tail_plan
@@ -75,6 +75,7 @@ def test_terms(monkeypatch, name):
     monkeypatch.setattr(tail_configs, "choose", lambda *_: small(32))
     monkeypatch.setattr(tail_levels, "ENTRIES", 1)
     spec, n, ran = TERMS[name], 40, []
+    monkeypatch.setitem(runtime.compiled(spec).state, "bound", {})  # configurations are kept there
     plain = tail_backend.level_forward
     monkeypatch.setattr(tail_backend, "level_forward", lambda *x: ran.append(1) or plain(*x))
     args = {"d": torch.tensor(IDS, device=DEVICE)} if name == "documents" else None

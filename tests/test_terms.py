@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from kernel_check import DEVICE, MARKS
 
 import patternc as pc
-from patternc import functional, reference, tail_runtime
+from patternc import functional, reference, runtime, tail_runtime
 from patternc.codegen import backend, tail_configs
 from patternc.codegen.tail_configs import TailConfig, TailConfigs
 from patternc.codegen.tail_text import KERNELS
@@ -63,6 +63,7 @@ def test_wide_heads_run_in_slices(monkeypatch):
     monkeypatch.setattr(tail_configs, "choose", lambda *_: TailConfigs(32, dict.fromkeys(KERNELS, TailConfig(16, 16, 16, 4, 1))))
     q, k, v = (torch.randn(1, 1, 20, 24) for _ in range(3))
     for spec in (causal & (pc.window(3) + pc.linear_tail(norm="denominator")), causal & (pc.window(3) + pc.linear_tail(lambda x: x.sigmoid(), "none"))):
+        monkeypatch.setitem(runtime.compiled(spec).state, "bound", {})  # configurations are kept there
         x = [t.to(DEVICE).requires_grad_() for t in (q, k, v)]
         runs = [functional.attention(spec, *x, backend="triton")[0], reference.attention(spec, *x)[0].to(q.dtype)]
         torch.testing.assert_close(*runs, atol=1e-4, rtol=1e-4)
