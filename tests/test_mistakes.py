@@ -6,7 +6,17 @@ import torch
 
 import patternc as pc
 from patternc import arg, k, q
-from patternc.errors import ArgError, BackendError, DeviceError, DtypeError, OperandError, ParameterError, PatterncError, ShapeError
+from patternc.errors import (
+    ArgError,
+    BackendError,
+    DeviceError,
+    DtypeError,
+    OperandError,
+    ParameterError,
+    PatterncError,
+    PatternSyntaxError,
+    ShapeError,
+)
 from patternc.reference import dense
 from patternc.verify import verify
 
@@ -115,7 +125,7 @@ def test_sizes_of_reports(options):
 
 
 @pytest.mark.parametrize("spec, options, error", [
-    (pc.linear_tail, {}, OperandError), ("causal", {}, OperandError), (WINDOW, {"backend": "cuda"}, NameError), (WINDOW, {"device": "nowhere"}, DeviceError),
+    (pc.linear_tail, {}, OperandError), ("causal &", {}, PatternSyntaxError), ("linear_tail", {}, OperandError), (WINDOW, {"backend": "cuda"}, NameError), (WINDOW, {"device": "nowhere"}, DeviceError),
     (WINDOW, {"dtype": torch.int64}, DtypeError), (WINDOW, {"sizes": [(1, 2, 3)]}, ParameterError), (WINDOW, {"sizes": -1}, ParameterError),
     (WINDOW, {"heads": -1}, ParameterError), (WINDOW, {"batch": None}, ParameterError), (WINDOW, {"args": "x"}, OperandError), (WINDOW, {"run": 3}, OperandError),
     (WINDOW, {"seed": "x"}, ParameterError),
