@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from unittest import mock
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: threads of each would wait for one another longer than they compute
@@ -31,6 +32,14 @@ def committed_rates():
     with mock.patch.object(cards, "device_name", return_value=None):
         cards.in_use.cache_clear()
         yield
+
+
+@pytest.fixture(autouse=True)
+def traces():
+    """All modules share one `forward`, of which dynamo keeps few traces."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
 @pytest.fixture

@@ -155,16 +155,8 @@ def test_traced_calls_raise_the_same_errors():
         traced(Q[0], K, V)
 
 
-@pytest.fixture
-def traces():
-    """All modules share one `forward`, of which dynamo keeps few traces."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize("value", ["abc", {"a": 1}, [[0], [0, 1]], ["a"] * 8, object(), q, 3, None, True], ids=lambda x: type(x).__name__)
-def test_traced_args_raise_the_same_errors(value, traces):
+def test_traced_args_raise_the_same_errors(value):
     module = pc.compile(pc.documents(arg("doc")), "cpu")
     wordings = []
     for call in (module, torch.compile(module, fullgraph=True, backend="eager")):

@@ -64,7 +64,6 @@ def test_both_parts(layout, own):
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("text", ['causal & window(arg("w"))', 'causal & (window(arg("w")) + linear_tail)', 'causal & (window(arg("w")) + linear_tail(norm="none"))'])
 def test_gradients_beside_numbers(text, backend):
-    torch._dynamo.reset()
     module, x = pc.compile(text, backend, num_heads=HEADS, head_dim=D).to(DEVICE), rows(LAYOUTS[1])
     runs = [module(*x, w=5), torch.compile(module, fullgraph=True, backend="aot_eager")(*x, w=5)]
     torch.testing.assert_close(*runs)

@@ -252,7 +252,6 @@ def test_terms(name):
 
 
 def test_traced_and_eager_agree():
-    torch._dynamo.reset()
     (q, k, v), _ = inputs(40, 40, 2, 1, 16, 16)
     x, spec = [t.to(DEVICE).requires_grad_() for t in (q, k, v)], TERMS["bigbird"]
     functional.prepare(spec)
@@ -261,7 +260,6 @@ def test_traced_and_eager_agree():
     traced = torch.compile(lambda *x: functional.attention(spec, *x, backend="triton")[0], fullgraph=True, backend="aot_eager")(*x)
     torch.testing.assert_close(traced, got)
     torch.testing.assert_close(*(torch.autograd.grad((y * y.detach().cos()).sum(), x) for y in (traced, got)), atol=1e-5, rtol=1e-5)
-    torch._dynamo.reset()
 
 
 def test_text():

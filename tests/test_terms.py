@@ -73,7 +73,6 @@ def test_wide_heads_run_in_slices(monkeypatch):
 @pytest.mark.parametrize("own", ["", "q", "qk"])
 def test_traced_and_eager_agree(own):
     """Both parts and their norms are one operator, with ids, and with the term's own q and k."""
-    torch._dynamo.reset()  # it compiles a module's forward a few times a process only
     spec = causal & pc.documents(arg("d")) & (pc.window(left=5, right=0) + pc.linear_tail)
     module = pc.compile(spec, "triton", num_heads=2, head_dim=16).to(DEVICE)
     x = [torch.randn(1, h, 24, 16, device=DEVICE, requires_grad=True) for h in (2, 1, 1)]

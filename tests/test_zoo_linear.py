@@ -147,7 +147,6 @@ def test_a_layer_round_trips(pattern):
 
 
 def test_a_layer_compiles():
-    torch._dynamo.reset()
     attention, x = layer(), torch.randn(2, 30, 32)
     traced = torch.compile(attention, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(traced(x), attention(x))
