@@ -163,7 +163,8 @@ class Pieces:
 def function(name: str, given: list[str], lines: list[str], result: str, doc: str) -> tuple[str, str]:
     """`(text, call)` of a function of the given parameters and of what else the lines read."""
     own = [g.partition(":")[0] for g in given]
-    read = [n for n in names([*lines, result]) if n not in own and n not in assigned(lines)]
+    local = {*own, *assigned(lines)}
+    read = [n for n in names([*lines, result]) if n not in local]
     text = f'@gluon.jit\ndef {name}(\n{wrap([*given, *typed(read)])}\n):\n    """{doc}"""\n{indent([*lines, f"return {result}"])}'
     return text, f"{name}({', '.join([*own, *read])})"
 

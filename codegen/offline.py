@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from patternc.codegen import cache, compiler, configs, hopper, hopper_launch, tail_configs, tail_pass, tail_pass_launch
@@ -84,19 +86,46 @@ class Report:
 
     Attributes:
         registers, stack, shared: registers a thread, bytes of stack a thread (spills), bytes of shared memory a program.
-        loop_spills: loads and stores of the stack inside loops.
-        instructions: number of SASS instructions by opcode without modifiers.
-        sass: the listing.
-
-    Of AMD's cards only registers, stack and shared memory are read.
+        cubin: the binary, empty for AMD's cards.
     """
 
     registers: int
     stack: int
     shared: int
-    loop_spills: int
-    instructions: dict[str, int]
-    sass: str
+    cubin: bytes = field(repr=False, default=b"")
+
+    @cached_property
+    def sass(self) -> str:
+        """The listing."""
+        return _tool("nvdisasm", "-c", binary=self.cubin) if self.cubin else ""
+
+    @cached_property
+    def instructions(self) -> dict[str, int]:
+        """Number of SASS instructions by opcode without modifiers."""
+        return dict(Counter(opcode for _, opcode, _ in self._lines[0]))
+
+    @cached_property
+    def loop_spills(self) -> int:
+        """Loads and stores of the stack inside loops.  A loop is what a backward branch jumps over."""
+        if not self.stack:
+            return 0
+        lines, labels = self._lines
+        jumps = ((at, labels.get(target[1])) for at, opcode, rest in lines if opcode == "BRA" and (target := re.search(r"`\((\S+)\)", rest)))
+        loops = [(target, at) for at, target in jumps if target is not None and target < at]
+        return sum(any(low <= at <= high for low, high in loops) for at, opcode, _ in lines if opcode in ("LDL", "STL"))
+
+    @cached_property
+    def _lines(self) -> tuple[list[tuple[int, str, str]], dict[str, int]]:
+        """Address, opcode and the rest of each instruction, and the addresses of labels."""
+        lines, labels, waiting = [], {}, []
+        for line in self.sass.splitlines():
+            if m := re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)([^;]*);", line):
+                labels |= dict.fromkeys(waiting, int(m[1], 16))
+                lines.append((int(m[1], 16), m[2], m[3]))
+                waiting = []
+            elif m := re.match(r"(\.L_\w+):", line):
+                waiting.append(m[1])
+        return lines, labels
 
 
 def signature(job: Job | TailJob) -> tuple[dict[str, str], dict[str, object]]:
@@ -206,33 +235,22 @@ def compile_one(job: Job | TailJob) -> Report:
     compiled = triton.compile(source, target=GPUTarget("hip", job.arch, 64) if amd else GPUTarget("cuda", job.arch, 32), options=options)
     if amd:
         found = (int(re.search(rf"{name}:\s+(\d+)", compiled.asm["amdgcn"])[1]) for name in (r"\.vgpr_count", r"\.private_segment_fixed_size"))
-        return Report(*found, compiled.metadata.shared, 0, {}, "")
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "kernel.cubin")
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage, sass = _cuobjdump("-res-usage", cubin), _cuobjdump("-sass", cubin)
+        return Report(*found, compiled.metadata.shared)
+    usage = _tool("cuobjdump", "-res-usage", binary=compiled.asm["cubin"])
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
-    return Report(registers, stack, compiled.metadata.shared, *_read(sass), sass)
+    return Report(registers, stack, compiled.metadata.shared, compiled.asm["cubin"])
 
 
-def _cuobjdump(option: str, cubin: Path) -> str:
+def _tool(name: str, option: str, binary: bytes) -> str:
+    """What one of the tools that Triton brings says of a binary."""
     import triton
 
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    done = subprocess.run([tool, option, cubin], capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(binary)
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin" / name
+        done = subprocess.run([tool, option, cubin], capture_output=True, text=True)
     return done.stdout + done.stderr
-
-
-def _read(sass: str) -> tuple[int, dict[str, int]]:
-    """Spills inside loops, and the count of each opcode.  A loop is what a backward branch jumps over."""
-    lines = [(int(m[1], 16), m[2], m[3]) for m in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)([^;]*);", sass)]
-    counts: dict[str, int] = {}
-    for _, opcode, _ in lines:
-        counts[opcode] = counts.get(opcode, 0) + 1
-    jumps = ((at, re.search(r"0x([0-9a-f]+)", rest)) for at, opcode, rest in lines if opcode == "BRA")
-    loops = [(int(target[1], 16), at) for at, target in jumps if target and int(target[1], 16) < at]
-    spills = sum(any(low <= at <= high for low, high in loops) for at, opcode, _ in lines if opcode in ("LDL", "STL"))
-    return spills, counts
 
 
 def compile_all(jobs: list[Job | TailJob]) -> list[Report]:

@@ -54,7 +54,8 @@ def _await(count_ptr, count):
 
 def partition(name: str, doc: str, own: list[str], lines: list[str]) -> tuple[str, str]:
     """The text of a function, and its entry in `warp_specialize`, `{own}` being what it alone is given."""
-    read = [n for n in names(lines) if n not in own and n not in assigned(lines)]
+    local = {*own, *assigned(lines)}
+    read = [n for n in names(lines) if n not in local]
     text = f'@gluon.jit\ndef {name}(\n{wrap([*(f"{x}: tl.constexpr" for x in own), *typed(read)])}\n):\n    """{doc}"""\n{indent(lines)}'
     return text, f"({name}, ({'{own}, ' if own else ''}{', '.join(read)})),"
 

@@ -88,7 +88,7 @@ BLOCKS = [BlockForm.of("softmax", sums, apart, True) for sums in (False, True) f
 
 def texts() -> dict[str, str]:
     plans = {text: make_plan(pc.parse(text)) for text in PORTABLE}
-    found = {f"{text}, {how}": generate(plan, how).text for text, plan in plans.items() for how in ("pointers", "rows", "descriptors")}
+    found = {f"{text}, {how}": generate(plan, how).text for text, plan in plans.items() for how in ("pointers", "descriptors")}
     for case in CASES:
         tile = row_tile(*case)
         found[f"{case} for Hopper"] = hopper.generate(make_plan(PATTERNS[case[0]]), tile.narrow, tile.consumers).text

@@ -9,7 +9,7 @@ from patternc import runtime
 from patternc.codegen import tail_launch
 
 pytestmark = MARKS
-N, HEADS, KV_HEADS, D = 40, 4, 2, 16
+N, HEADS, KV_HEADS, D = 24, 2, 2, 8
 TERMS = {"norms": "causal & (window(5) + linear_tail)", "alone": 'causal & (empty + linear_tail(feature="elu+1", norm="denominator"))'}
 IDS = "causal & documents(ids) & (window(5) + linear_tail)"
 
