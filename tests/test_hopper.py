@@ -69,7 +69,10 @@ def test_a_window_and_its_dilations_have_one_text():
 
 @settings(deadline=None)
 @given(patterns(args=False), st.integers(2, 5), st.integers(1, 6), st.integers(0, 5))
-@example((pc.q + 4) % 5 < 1 // pc.max((pc.q + 4) % 5 - 2, 1) + (pc.k + 4) % 5, 2, 1, 0)  # in digits the divisor is at least 1 without a `max`
+# In digits these divisors are at least 1 without a `max`.
+@example((pc.q + 4) % 5 < 1 // pc.max((pc.q + 4) % 5 - 2, 1) + (pc.k + 4) % 5, 2, 1, 0)
+@example((pc.q + 5) % 6 < (pc.q + 5) % 6 // pc.max((pc.q + 5) % 6 - 2, 1) + (pc.k + 5) % 6, 2, 1, 0)
+@example((pc.k < 9) & pc.causal & (pc.k % 3 < 4 % pc.max((pc.q + pc.k + 1) % 7 - 3, 1)), 4, 2, 3)
 def test_a_pattern_is_that_of_its_lines(p, count, rows, before):
     n_q, n_k = rows * count, (rows + before) * count
     sizes = {"heads": HEADS}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from patternc.analysis.tabulate import is_hard
-from patternc.expr.arithmetic import add, linear, maximum, minimum, scale, terms
+from patternc.expr.arithmetic import add, divisor, linear, maximum, minimum, scale, terms
 from patternc.expr.bounds import INF, interval
 from patternc.expr.index import Index, where
 from patternc.expr.pattern import all_of
@@ -183,6 +183,8 @@ class Projector:
             (a, b), zero = spans[0], f.constant(0)
             return f.maximum(f.maximum(a, a * 0 - b), zero), f.maximum(a * 0 - a, b)
         (a, b), (c, d) = spans
+        if op in ("div", "mod"):
+            c, d = (divisor(v) if isinstance(v, Index) else v for v in (c, d))
         if op == "div" and self._is_point(args[1]):
             return a // c, b // c
         if op == "mod" and self._is_point(args[1]):

@@ -88,6 +88,11 @@ def _check_divisor(m: Index, symbol: str) -> None:
         raise ParameterError(f"the divisor of `{symbol}` must be provably at least 1, and `{shown}` is not", fix=fix)
 
 
+def divisor(m: Index) -> Index:
+    """A divisor that is known to be at least 1, as constructors can see it: bounds of digits may have taken its `max(.., 1)` away."""
+    return m if interval(m)[0] >= 1 else maximum(m, 1)
+
+
 def multiples(x: Index, n: int) -> tuple[Index, Index]:
     """`(A, R)` with `x == n*A + R`: A takes every term whose coefficient is a multiple of n, and what it can of the constant."""
     c, parts = terms(x)

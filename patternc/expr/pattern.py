@@ -76,7 +76,7 @@ class Pattern(Node):
         """
         from patternc.expr.transform import apply_index, substitute
 
-        return substitute(self, {v: apply_index(f, v) for v in (Q, K)})
+        return substitute(self, {v: apply_index(f, v) for v in (Q, K)}, checked=True)
 
     @fitting(".shift")
     def shift(self, s) -> Pattern:

@@ -11,11 +11,17 @@ from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import PLACE, Pattern
 
 
-def rebuild(node: Node, children: tuple[Node, ...]) -> Node:
-    """The node with other children, through the constructors, so that it is canonical again; itself if none changed."""
+def rebuild(node: Node, children: tuple[Node, ...], checked: bool = False) -> Node:
+    """The node with other children, through the constructors, so that it is canonical again; itself if none changed.
+
+    Args:
+        checked: divisors must be seen to be at least 1, as those that users write; else they are known to be.
+    """
     if all(a is b for a, b in zip(children, node.children)):
         return node
     op, c = node.op, children
+    if op in ("div", "mod") and not checked:
+        c = c[0], ar.divisor(c[1])
     if op == "sum":
         return ar.combine(node.args[0], zip(c, node.args[2::2]))
     if op == "in":
@@ -54,13 +60,13 @@ def rewrite(root: Node, change) -> Node:
     return done[id(root)]
 
 
-def substitute(root: Node, mapping: dict[Node, Node]) -> Node:
-    """Replace nodes, simultaneously."""
+def substitute(root: Node, mapping: dict[Node, Node], checked: bool = False) -> Node:
+    """Replace nodes, simultaneously; `checked` as in `rebuild`."""
     by_id = {id(old): new for old, new in mapping.items()}
     done: dict[int, Node] = {}
     for node in postorder(root):
         new = by_id.get(id(node))
-        done[id(node)] = rebuild(node, tuple(done[id(c)] for c in node.children)) if new is None else new
+        done[id(node)] = rebuild(node, tuple(done[id(c)] for c in node.children), checked) if new is None else new
     return done[id(root)]
 
 
@@ -79,7 +85,7 @@ def apply_index(f, position: Index) -> Index:
             raise OperandError(
                 f"an index function is written in the placeholder `i`, and `{f}` names `{node}`", fix="write `pc.i` (text: `i`) for the position"
             )
-    return substitute(f, {PLACE: position})
+    return substitute(f, {PLACE: position}, checked=True)
 
 
 def _takes_one(f) -> None:

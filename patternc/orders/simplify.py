@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from patternc.errors import InternalError
-from patternc.expr.arithmetic import affine, maximum, multiples, terms
-from patternc.expr.bounds import INF, bounds, interval
+from patternc.expr.arithmetic import affine, multiples, terms
+from patternc.expr.bounds import INF, bounds
 from patternc.expr.index import Index, const
 from patternc.expr.node import Node, postorder
 from patternc.expr.pattern import EMPTY, Pattern, all_of, any_of, between
@@ -89,7 +89,7 @@ class Simplifier:
 
     def _settle(self, x: Node) -> Node:
         for _ in range(ROUNDS):
-            new = rebuild(x, self._settled_children(x))
+            new = rebuild(x, tuple([self.settled(child) for child in x.children]))
             if new is x:
                 new = next((new for rule in self.rules if (new := rule.apply(x)) is not None and new is not x), x)
             if new is x:
@@ -98,13 +98,6 @@ class Simplifier:
                 return self.done[new]
             x = new
         raise InternalError(f"rules do not settle after {ROUNDS} steps: {[r.law for r in self.rules]}", typed=str(x))
-
-
-    def _settled_children(self, x: Node) -> tuple[Node, ...]:
-        found = tuple([self.settled(child) for child in x.children])
-        if x.op in ("div", "mod") and interval(found[1])[0] < 1:  # bounds of digits say that it is, of which a division knows nothing
-            return found[0], maximum(found[1], 1)
-        return found
 
 
 def _factors(x: Index, divisor: int = 0) -> list[int]:
