@@ -39,7 +39,7 @@ def attention(
         check_tail(q, k, q if tail_q is None else tail_q, k if tail_k is None else tail_k)
         tail_q, tail_k = (x if x is None else x.resolve_neg() for x in (tail_q, tail_k))
     if joined:
-        exact_scale, tail_scale = (torch.ones(q.shape[1], v.shape[3], device=q.device) if x is None else x for x in (exact_scale, tail_scale))
+        exact_scale, tail_scale = given_or_ones(q, v, exact_scale, tail_scale)
     if tracing:
         call = *operators.pack(spec.facts["arg_names"], args, q_start), made.key
         if joined:
@@ -80,8 +80,7 @@ def attention(
         return (operators.quotient if tracing else Quotient.apply)(None if alone else out, y, total, q.dtype), lse
     y = y if total is None else quotient(y, total)
     if term.norm == "rms" and name == "triton":
-        scales = (x if x is not None else torch.ones(q.shape[1], v.shape[3], device=q.device) for x in (exact_scale, tail_scale))
-        return (operators.norms if tracing else Norms.apply)(out, y, *scales), lse
+        return (operators.norms if tracing else Norms.apply)(out, y, *given_or_ones(q, v, exact_scale, tail_scale)), lse
     if term.norm == "rms":
         out, y = rms_norm(out, exact_scale), rms_norm(y, tail_scale)
     return (y if alone else out + y).to(q.dtype), lse
@@ -103,6 +102,11 @@ def choose(backend: str, term, q: torch.Tensor) -> str:
     if backend == "auto" and term is not None and q.dtype == torch.float64:
         return "cpu"  # torch operations compute terms in float64, on any device
     return runtime.choose_backend(backend, q.device)
+
+
+def given_or_ones(q, v, *scales: torch.Tensor | None) -> list[torch.Tensor]:
+    """Scales of norms, 1 where there are none."""
+    return [torch.ones(q.shape[1], v.shape[3], device=q.device) if x is None else x for x in scales]
 
 
 def check_scales(q, v, exact_scale, tail_scale) -> None:
