@@ -23,20 +23,26 @@ STEPS = 32  # times, at most, that a program of the backward takes as many rows,
 HELPERS = '''
 @triton.jit
 def _unit(x, DV: tl.constexpr, EPS: tl.constexpr):
-    """Rows over the roots of their mean squares, and one over these roots."""
-    r = tl.math.rsqrt(tl.sum(x * x, 1) / DV + EPS)
-    return x * r[:, None], r
+    """Rows over the roots of their mean squares."""
+    return x * tl.math.rsqrt(tl.sum(x * x, 1) / DV + EPS)[:, None]
 
 
 @triton.jit
-def _unit_gradient(u, r, dy, scale, DV: tl.constexpr):
-    """The gradients of the rows, and what each adds to that of the scale."""
-    d = dy * scale[None, :]
-    return r[:, None] * (d - u * (tl.sum(u * d, 1) / DV)[:, None]), dy * u
+def _added(a, b, c, d, e, f, g, h):
+    """Four sums at once: one exchange between threads in the place of two that wait for each other."""
+    return a + e, b + f, c + g, d + h
+
+
+@triton.jit
+def _unit_gradient(x, square, d, product, dy, DV: tl.constexpr, EPS: tl.constexpr):
+    """The gradients of the rows x, and what each adds to that of the scale: d = dy * scale, sums x * x and x * d by rows."""
+    r = tl.math.rsqrt(square / DV + EPS)
+    u = x * r[:, None]
+    return r[:, None] * (d - u * (r * product / DV)[:, None]), dy * u
 '''
 CONSTANTS = [*rows.CONSTANTS, "EPS"]
 SCALES = [f"{x}_scale = tl.load({x}_scale_ptr + h * DV + e, mask=e < DV, other=0.0).to(tl.float32)" for x in "ot"]
-UNITS = ["ok = first + tl.arange(0, BLOCK) < n_q", rows.load("o"), rows.load("t"), *(f"{x}_unit, {x}_r = _unit({x}, DV, EPS)" for x in "ot")]
+LOADED = ["ok = first + tl.arange(0, BLOCK) < n_q", rows.load("o"), rows.load("t")]
 
 OF_ROWS = ["lse_ptr", "dlse_ptr", "delta_ptr", "lse2_ptr"]
 VECTORS = [  # of do as it is stored
@@ -51,8 +57,8 @@ VECTORS = [  # of do as it is stored
 def _forward() -> str:
     body = [
         *rows.program("BLOCK"), *rows.bases("o", "t", "y"), *SCALES,
-        "first = program % parts * BLOCK", *UNITS,
-        "y = o_unit * o_scale[None, :] + t_unit * t_scale[None, :]",
+        "first = program % parts * BLOCK", *LOADED,
+        "y = _unit(o, DV, EPS) * o_scale[None, :] + _unit(t, DV, EPS) * t_scale[None, :]",
         rows.store("y"),
     ]  # fmt: skip
     doc = "y = the norm of o plus the norm of t, one program a tile of rows."
@@ -61,8 +67,9 @@ def _forward() -> str:
 
 def _backward() -> str:
     step = [
-        "first = (program % parts * STEPS + step) * BLOCK", *UNITS, rows.load("dy"),
-        *(f"d{x}, {x}_more = _unit_gradient({x}_unit, {x}_r, dy, {x}_scale, DV)" for x in "ot"),
+        "first = (program % parts * STEPS + step) * BLOCK", *LOADED, rows.load("dy"), *(f"{x}_d = dy * {x}_scale[None, :]" for x in "ot"),
+        "o_square, o_product, t_square, t_product = tl.reduce((o * o, o * o_d, t * t, t * t_d), 1, _added)",
+        *(f"d{x}, {x}_more = _unit_gradient({x}, {x}_square, {x}_d, {x}_product, dy, DV, EPS)" for x in "ot"),
         "do = tl.minimum(tl.maximum(do, -LARGEST), LARGEST)  # a row of zeros has a slope of 1 / sqrt(eps)",
         *(f"{x}_sum += tl.sum(tl.reshape({x}_more, [4, BLOCK // 4, BLOCK_DV]), 0)  # of rows that one thread has" for x in "ot"),
         rows.store("do"), rows.store("dt"),
