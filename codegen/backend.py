@@ -14,6 +14,7 @@ from patternc.balance import Costs, Tiles, all_tiles, of_groups, row_tiles, sche
 from patternc.cards import card
 from patternc.codegen import short, tail_backend
 from patternc.codegen.device import precision, processors
+from patternc.codegen.fused_order import KEYS, QUERIES, Order, order_of
 from patternc.codegen.kernels import generate
 from patternc.codegen.known import Known, KnownBackward
 from patternc.codegen.launch import Call, attention_backward, attention_forward, layout_of, row_vectors
@@ -34,6 +35,7 @@ from patternc.plan import Plan
 from patternc.prediction import fastest
 from patternc.rates import Config, Rate, Shape, mask_weight
 from patternc.signature import signature
+from patternc.visits import formula_segments
 
 MOST_HEAD_DIM = 256
 TYPICAL, TYPICAL_HEADS = 8192, 8  # tokens and heads for which configurations are chosen
@@ -156,6 +158,7 @@ def _make_call(compiled, scale: float, bound: Bound, device: torch.device, shape
             height=short.height(bound.n_q, bound.n_k),
             tiles=lambda lines, rows, cols: _tiles(own, lines, bound, rows, cols),
             schedule=lambda *given: _schedule(own, plan, on_device, device, shape, *given),
+            order=lambda: _order(own, plan, on_device, device),
             groups=groups,
             lengths=(bound.n_q, bound.n_k),
             others=lru_cache(lambda lengths: _others(own, plan, scale, bound, device, shape, near, lengths)),
@@ -183,6 +186,23 @@ def _tiles(compiled, lines: Lines, bound: Bound, rows: int, cols: int) -> Tiles 
     if lines.count > 1:
         bound = replace(bound, n_q=bound.n_q // lines.count, n_k=bound.n_k // lines.count, q_start=bound.q_start // lines.count)
     return row_tiles(compiled.exact, lines.plan.forward, bound, (rows, cols))
+
+
+def _order(compiled, plan: Plan, bound: Bound, device: torch.device) -> Order | None:
+    """How programs of the fused backward add to dq, on a device; kept, since it depends on no data."""
+    axis, kept = plan.transposed, compiled.state.setdefault("orders", {})
+    scalars = tuple(sorted(bound.values.items()))
+    if axis.kind != "formula" or axis.filler is not None or not all(isinstance(x, int) for x in (bound.q_start, *bound.values.values())):
+        return None
+    key = device, bound.n_q, bound.n_k, bound.heads, bound.q_start, scalars
+    if key not in kept:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return None
+        if len(kept) >= MOST_LENGTHS:
+            kept.pop(next(iter(kept)))
+        found = order_of(formula_segments(axis, bound, (KEYS, QUERIES), True), bound.n_q, bound.n_k)
+        kept[key] = found and found.to(device)
+    return kept[key]
 
 
 def _fit(p: Pattern, plan: Plan, bound: Bound, shape: Shape, kernel: str, access: str, candidates: tuple[Config, ...]) -> Config:

@@ -29,6 +29,7 @@ class Call:
             that work on `group` heads each; without it the usual order.
         tiles: `tiles(lines, rows, cols)`, how many tiles the row tiles of a line (`lines.Lines`) visit forward (`balance.Tiles`); None where
             only tensors say it.
+        order: `order()`, how programs of the fused backward add to dq (`fused_order.Order`); None where only tensors say which tiles they visit.
         height: rows of a tile of the forward where there are few (`short.height`); None for those of the configuration.
         variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.
@@ -48,6 +49,7 @@ class Call:
     fit: object = None
     schedule: object = None
     tiles: object = None
+    order: object = None
     height: int | None = None
     variant: str | None = None
     configs: dict[str, Config] = field(default_factory=dict)
@@ -58,8 +60,8 @@ class Call:
     alone: list[Call] | None = field(default=None, init=False)
 
     def axis(self, name: str):
-        """How a kernel finds its tiles."""
-        return None if name == "backward_rows" else self.plan.transposed if name == "backward_dkdv" else self.plan.forward
+        """How a kernel finds its tiles; None where no formulas do."""
+        return None if name in ("backward", "backward_rows") else self.plan.transposed if name == "backward_dkdv" else self.plan.forward
 
     def members(self, name: str) -> tuple[Call, ...]:
         """The groups' calls, for a kernel that treats groups of heads apart, else the call itself."""

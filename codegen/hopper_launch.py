@@ -20,6 +20,7 @@ except ImportError:  # an older Triton
     language = None
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+NAMES = {**DTYPES, torch.float32: "fp32"}
 
 
 def refusal(call: Call, later: bool, matrices: dict[str, torch.Tensor]) -> str | None:
@@ -59,10 +60,15 @@ def takes(call: Call, name: str, later: bool, matrices: dict[str, torch.Tensor])
 
 
 def chosen_by(call: Call, name: str, later: bool, matrices: dict[str, torch.Tensor]) -> tuple:
-    """What decides, beside layouts, whether a call's kernel is this one and how its row tiles are dealt: a capture copies no order to the device."""
+    """What decides, beside layouts, whether a call's kernel is this one and how its row tiles are dealt: a capture copies no order to the device.
+
+    The fused backward has an order as well, which is there before it is chosen.
+    """
+    numbers = tuple(x for x in (call.q_start, *call.args.values()) if isinstance(x, int))
+    if name == "backward":
+        return numbers
     if name != "forward" or refusal(call, later, matrices):
         return ()
-    numbers = tuple(x for x in (call.q_start, *call.args.values()) if isinstance(x, int))
     return *numbers, matrices["q"].is_cuda and torch.cuda.is_current_stream_capturing()
 
 
@@ -79,14 +85,15 @@ def descriptors(kernel: Kernel, matrix: str, x: torch.Tensor, choice: Choice) ->
 
 
 def tile_layout(block: list[int], dtype: str):
-    """The layout in shared memory of a descriptor's tiles of "bf16" or "fp16"."""
-    return language.NVMMASharedLayout.get_default_for(block, {"bf16": language.bfloat16, "fp16": language.float16}[dtype])
+    """The layout in shared memory of a descriptor's tiles of "bf16", "fp16" or "fp32"."""
+    types = {"bf16": language.bfloat16, "fp16": language.float16, "fp32": language.float32}
+    return language.NVMMASharedLayout.get_default_for(block, types[dtype])
 
 
 def describe_tiles(x: torch.Tensor, rows: int, width: int):
     """Gluon's descriptor of [B, heads, n, d] for tiles of [rows, width]."""
     plain = describe(x, rows, width, "descriptors")
-    return TensorDescriptor(x, plain.shape, plain.strides, plain.block_shape, tile_layout(plain.block_shape, DTYPES[x.dtype]))
+    return TensorDescriptor(x, plain.shape, plain.strides, plain.block_shape, tile_layout(plain.block_shape, NAMES[x.dtype]))
 
 
 def _describe_lines(x: torch.Tensor, lines: int, rows: int, heads: int = 1):

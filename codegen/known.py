@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from patternc.codegen import fused_launch
 from patternc.codegen.call import Call
 from patternc.codegen.launch import LOG2E, Partial, gradient_of_lse, in_order, layout_of, row_vectors, values_of
 from patternc.codegen.matrices import empty
@@ -49,11 +50,15 @@ class KnownBackward:
     dkdv: tuple[Ready, ...]
     queries: list[Call]
     keys: list[Call]
+    fused: Ready | None = None  # in the place of both
 
     @staticmethod
     def of(queries: list[Call], keys: list[Call], tape: list[Ready], q, k, v, o, do, vectors: torch.Tensor | None) -> KnownBackward | None:
         """As for a forward."""
         rows, rest = tape[: vectors is None], tape[vectors is None :]
+        if [ready.name for ready in rest] == ["backward"]:
+            alike = _lasts(queries[: len(rows)], rows, o, do) and _lasts(queries, rest, q, k, v, do)
+            return KnownBackward(*rows or [None], (), (), queries, keys, rest[0]) if alike else None
         keys = [part for call in keys for part in call.by_key_heads(q.shape[1] // k.shape[1])]
         if not _lasts(queries[: len(rows)], rows, o, do) or not _lasts([*queries, *keys], rest, q, k, v, do):
             return None
@@ -69,6 +74,9 @@ class KnownBackward:
         dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
         scale = self.queries[0].scale
         values, matrices = {"scale": scale, "score_scale": scale * LOG2E}, {"q": q, "k": k, "v": v, "do": do}
+        if self.fused is not None:
+            fused_launch.gradients(self.queries[0], lambda given, own: self.fused.run(given, own, q.device), matrices, (dq, dk, dv), values, both)
+            return dq, dk, dv
         for chain, calls, results in ((self.dq, self.queries, {"dq": dq}), (self.dkdv, self.keys, {"dk": dk, "dv": dv})):
             before = {}
             for part, call in zip(chain, calls):

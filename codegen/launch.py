@@ -15,6 +15,7 @@ import torch
 import triton
 from triton.runtime.errors import OutOfResources
 
+from patternc.codegen import fused_launch
 from patternc.codegen.call import Call
 from patternc.codegen.device import precision
 from patternc.codegen.dispatch import renamed
@@ -72,14 +73,25 @@ def attention_backward(
     shared = {"scale": scale, "score_scale": scale * LOG2E}
     by_keys = [part for call in by_keys or calls for part in call.by_key_heads(q.shape[1] // k.shape[1])]
     dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
-    if len(calls) == len(by_keys) == 1:
-        for call, kernel, own in ((by_keys[0], "backward_dkdv", {"dk": dk, "dv": dv}), (calls[0], "backward_dq", {"dq": dq})):
-            _compile_ahead(call, kernel, matrices | own, shared, vectors)
+    can_fuse = fused_launch.can(calls, by_keys, matrices)
+    together = can_fuse and fused_launch.pays(calls[0], matrices)
+    apart = [(by_keys[0], "backward_dkdv", {"dk": dk, "dv": dv}), (calls[0], "backward_dq", {"dq": dq})] if len(calls) == len(by_keys) == 1 else []
+    new = can_fuse and not {"backward", "backward_dkdv"} & {ready.name for ready in (calls[0].ready or {}).values()}
+    for call, kernel, own in apart if not together else ():
+        _compile_ahead(call, kernel, matrices | own, shared, vectors)
     if not known:
         delta, lse2 = vectors
         extra = {"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), "delta_ptr": delta, "lse2_ptr": lse2}
         _launch(calls[0], "backward_rows", {"o": in_rows(o), "do": do}, extra, tape=tape)
-    for kernel, chain, own in (("backward_dq", calls, {"dq": dq}), ("backward_dkdv", by_keys, {"dk": dk, "dv": dv})):
+    if together:
+        call = calls[0]
+        fused_launch.gradients(call, lambda given, own: _launch(call, "backward", own, given, tape=tape), matrices, (dq, dk, dv), shared, vectors)
+    for call, kernel, own in apart if new and together else ():
+        _compile_ahead(call, kernel, matrices | own, shared, vectors, instead=True)
+    if new and not together:
+        sums, values = fused_launch.examples(q)
+        _compile_ahead(calls[0], "backward", {**matrices, "dq": sums, "dk": dk, "dv": dv}, shared | values, instead=True)
+    for kernel, chain, own in (("backward_dq", calls, {"dq": dq}), ("backward_dkdv", by_keys, {"dk": dk, "dv": dv})) if not together else ():
         before: dict[str, torch.Tensor] = {}
         for call in chain:
             mine = own if call is chain[-1] else {name: empty(x, x.shape[2], x.shape[3], torch.float32) for name, x in own.items()}
@@ -185,16 +197,23 @@ def _launch(
             step_down(call, name, ready.launch, ready.key, error)
 
 
-def _compile_ahead(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, vectors: torch.Tensor) -> None:
-    """Have a kernel of a backward compiled beside the one before it, where it was not launched yet."""
+def _compile_ahead(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, vectors=None, instead: bool = False) -> None:
+    """Have a kernel of a backward compiled beside the one before it, where it was not launched yet.
+
+    Args:
+        instead: calls of other lengths launch it in the place of what is launched; once, and later.
+    """
     if call.ready is None or triton.knobs.runtime.interpret:
         return
     device, key = _key(name, matrices, False)
     if key not in call.ready:
         ready = ready_of(call, name, matrices, False, device, key)
         call.ready.pop(key, None)  # its launch is the first one
-        if ready.grid:
-            compile_beside(ready, matrices, values_of(ready, extra, in_order(call, name, vectors, matrices["q"].shape[2])), device)
+        values = values_of(ready, extra, in_order(call, name, vectors, matrices["q"].shape[2]) if vectors is not None else ())
+        if instead:
+            compile_others(call, ready, matrices, values, False, device, instead=True)
+        elif ready.grid:
+            compile_beside(ready, matrices, values, device)
 
 
 def _key(name: str, matrices: dict[str, torch.Tensor], later: bool) -> tuple[torch.device, tuple]:

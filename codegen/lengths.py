@@ -68,16 +68,20 @@ def compile_beside(ready: Ready, matrices: dict[str, torch.Tensor], values: dict
         _first[launch.code] = _threads("first").submit(_compile, device, kernels)
 
 
-def compile_others(call: Call, ready: Ready, matrices: dict[str, torch.Tensor], values: dict, later: bool, device: torch.device) -> None:
+def compile_others(
+    call: Call, ready: Ready, matrices: dict[str, torch.Tensor], values: dict, later: bool, device: torch.device, instead: bool = False
+) -> None:
     """Have those kernels compiled that calls of other lengths launch in the place of one; once for Triton's folder of compiled kernels.
 
     Args:
         values: parameters that the call decides, beside those of `ready`.
+        instead: that one is such a kernel itself, and has not been launched.
     """
     launch, axis = ready.launch, call.axis(ready.name)
     fixed = tuple(launch.values.get(name) for name in ("HEADS", "GROUP", "D", "DV", "ALIGN"))
     key = launch.function, device, launch.config, launch.copies, fixed, *(x.dtype for x in matrices.values())
-    if key in _done or axis is None or axis.kind not in KINDS or call.others is None or call.configs or call.variant is not None:
+    alone = instead and ready.name == "backward"  # it is the same at all lengths
+    if key in _done or not (alone or axis is not None and axis.kind in KINDS) or call.others is None or call.configs or call.variant is not None:
         return
     if not _compiles(launch, device):
         return
@@ -86,8 +90,9 @@ def compile_others(call: Call, ready: Ready, matrices: dict[str, torch.Tensor], 
     note = f"# {triton.knobs.cache.dir} has what calls of other lengths launch in the place of\n# {about}\n"
     if cache.holds(note):
         return
-    own, found = {launch.code, *([launch.merge.code] if launch.merge else [])}, {}
-    for other, shorter in _others(call, axis, matrices):
+    own = {launch.code, *([launch.merge.code] if launch.merge else [])} if not instead else set()
+    found = {launch.code: (launch, {**values, **ready.values})} if alone else {}
+    for other, shorter in _others(call, axis, matrices) if not alone else ():
         usual = prepare(other, ready.name, shorter, later)
         dealt = dealt_of(other, ready.name, usual)
         made = usual if dealt is None else usual.dealt(dealt.form)

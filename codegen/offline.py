@@ -18,6 +18,7 @@ from patternc.codegen import cache, compiler, configs, hopper, hopper_launch, ta
 from patternc.codegen.configs import Config
 from patternc.codegen.dispatch import renamed
 from patternc.codegen.frame import is_wide
+from patternc.codegen.fused_order import QUERIES
 from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.parameters import box_constants
 from patternc.codegen.tail_blocks import BlockSource
@@ -106,13 +107,23 @@ class Report:
 
     @cached_property
     def loop_spills(self) -> int:
-        """Loads and stores of the stack inside loops.  A loop is what a backward branch jumps over."""
+        """Loads and stores of the stack inside loops."""
+        return self._in_loops("LDL", "STL")
+
+    @cached_property
+    def loop_stores(self) -> int:
+        """Stores to the stack inside loops: loads alone are of what does not change there."""
+        return self._in_loops("STL")
+
+    def _in_loops(self, *opcodes: str) -> int:
+        """Instructions inside loops.  A loop is what a backward branch jumps over, but for that in which warps wait for work of their own."""
         if not self.stack:
             return 0
         lines, labels = self._lines
         jumps = ((at, labels.get(target[1])) for at, opcode, rest in lines if opcode == "BRA" and (target := re.search(r"`\((\S+)\)", rest)))
-        loops = [(target, at) for at, target in jumps if target is not None and target < at]
-        return sum(any(low <= at <= high for low, high in loops) for at, opcode, _ in lines if opcode in ("LDL", "STL"))
+        waits = [at for at, opcode, _ in lines if opcode == "USETMAXREG"]
+        loops = [(target, at) for at, target in jumps if target is not None and target < at and not any(target <= x <= at for x in waits)]
+        return sum(any(low <= at <= high for low, high in loops) for at, opcode, _ in lines if opcode in opcodes)
 
     @cached_property
     def _lines(self) -> tuple[list[tuple[int, str, str]], dict[str, int]]:
@@ -132,6 +143,8 @@ def signature(job: Job | TailJob) -> tuple[dict[str, str], dict[str, object]]:
     """Triton's types of the runtime parameters, and the values of the constexprs."""
     if isinstance(job, TailJob):
         return _tail_signature(job)
+    if job.kernel == "backward":
+        return _fused_signature(job)
     kernel: Kernel = job.source.kernels[job.kernel]
     d, dv, c = configs.padded(job.head_dim), configs.padded(job.value_dim), job.config
     constants = {
@@ -147,6 +160,20 @@ def signature(job: Job | TailJob) -> tuple[dict[str, str], dict[str, object]]:
         types |= renamed(number, part, {p: dict(job.types).get(p) or _type(p, job, part) for p in part.parameters})
         values |= renamed(number, part, {name: mine[name] for name in part.constants})
     return {p: types.get(p, "i32") for p in kernel.parameters}, {name: values[name] for name in kernel.constants}
+
+
+def _fused_signature(job: Job) -> tuple[dict[str, str], dict[str, object]]:
+    def kind(parameter: str) -> str:
+        name, _, what = parameter.rpartition("_")
+        if what == "desc":
+            dtype, width = ("fp32", job.head_dim // 2) if name == "dq" else (job.dtype, job.head_dim)
+            return f"tensordesc<{dtype}{[1, 1, QUERIES, width]},{hopper_launch.tile_layout([1, 1, QUERIES, width], dtype)!r}>"
+        if what == "ptr":
+            return "*fp32" if name in ("lse2", "delta") else "*i32"
+        return "fp32" if parameter in ("scale", "score_scale") else "i32"
+
+    constants = {"HEADS": job.heads, "GROUP": job.group, "D": job.head_dim, "STAGES": job.config.stages}
+    return {p: kind(p) for p in job.source.kernels["backward"].parameters}, constants
 
 
 def _row_tile(job: Job) -> hopper.RowTile:

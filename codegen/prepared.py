@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from patternc.codegen import cache, configs, hopper, hopper_launch
+from patternc.codegen import cache, configs, fused_launch, hopper, hopper_launch
 from patternc.codegen.call import Call
 from patternc.codegen.configs import Config
 from patternc.codegen.descriptors import describe, describe_box, reachable
@@ -45,6 +45,8 @@ def kept(call: Call, key: tuple, make: Callable[[], Launch]) -> Launch:
 
 def prepare(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool) -> Launch:
     """Decide variant, configuration, grid and constants for inputs of one layout."""
+    if name == "backward":
+        return fused_launch.prepare(call, matrices)
     fast = hopper_launch.takes(call, name, later, matrices)  # how the forward for Hopper is launched, None for the portable kernels
     variant = "hopper" if fast else call.variant if call.variant not in (None, "hopper") else _variant(matrices.values())
     if variant == "descriptors" and not _whole_periods(call, name, matrices):

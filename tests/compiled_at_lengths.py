@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 
 import patternc as pc
-from patternc.codegen import backend, descriptors, hopper_launch, lengths, prepared
+from patternc.codegen import backend, descriptors, fused_launch, hopper_launch, lengths, prepared
 from patternc.codegen.timing import compilations
 
 
@@ -39,11 +39,11 @@ def main(text, head_dim, *sizes):
     triton.runtime.JITFunction.run = compile_only
     CUDABackend.make_cubin = lambda *_: b""  # the assembler would take a third of the time
     backend.check = lambda q, v: None
-    for module in (prepared, descriptors, hopper_launch):
+    for module in (prepared, descriptors, hopper_launch, fused_launch):
         for name in ("has_tma", "is_hopper"):
             if hasattr(module, name):
                 setattr(module, name, lambda device: True)
-    prepared.shared_memory = hopper_launch.shared_memory = lambda device: 227 * 1024
+    prepared.shared_memory = hopper_launch.shared_memory = fused_launch.shared_memory = lambda device: 227 * 1024
     module = pc.compile(text, "triton")
 
     def call(n):

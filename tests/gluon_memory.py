@@ -77,8 +77,8 @@ class Tile:
         return SimpleNamespace(tile=self, transposed=True)
 
     def slice(self, start, length, dim):
-        assert dim == 0
-        return Part(self, slice(start, start + length))
+        some = slice(start, start + length)
+        return Part(self, some) if dim == 0 else SimpleNamespace(tile=self, columns=some)
 
 
 class Part:
@@ -101,23 +101,27 @@ class Part:
 class Product:
     def __init__(self, a, b, acc):
         self.operands, self.acc, self.value = [(self._tile(x), x) for x in (a, b)], acc, None
-        for tile, _ in self.operands:
-            if tile is not None:
-                assert tile.there, "a product of a tile that has not arrived"
-                assert not tile.written, "a product of what threads wrote, without a fence"
-                tile.reading += 1
+        tiles = [tile for tile, _ in self.operands if tile is not None]
+        self.nothing = not all(tile.there for tile in tiles)  # nobody may use it
+        self.reads = [] if self.nothing else tiles
+        for tile in self.reads:
+            assert not tile.written, "a product of what threads wrote, without a fence"
+            tile.reading += 1
 
     @staticmethod
     def _tile(x):
         return x if isinstance(x, Tile) else getattr(x, "tile", None)
 
+    @staticmethod
+    def _data(tile, x):
+        return tile.data if tile is x else tile.data[:, x.columns] if hasattr(x, "columns") else tile.data.T
+
     def end(self):
-        a, b = (x if tile is None else tile.data.T if tile is not x else tile.data for tile, x in self.operands)
+        a, b = (x if tile is None else self._data(tile, x) for tile, x in self.operands)
         acc = self.acc.value if isinstance(self.acc, Product) else self.acc
-        self.value = tensor(a @ b + acc)
-        for tile, _ in self.operands:
-            if tile is not None:
-                tile.reading -= 1
+        self.value = tensor(a @ b + acc) * (np.nan if self.nothing else 1)
+        for tile in self.reads:
+            tile.reading -= 1
 
 
 class Leaving:

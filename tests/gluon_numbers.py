@@ -17,7 +17,7 @@ from patternc.codegen.ring_parts import ANYTHING, Barrier
 
 
 class Card:
-    """Runs programs one after the other, or two beside each other."""
+    """Runs programs one after the other, or some beside each other."""
 
     def __init__(self, text: str, kernel: str, seed: int):
         self.random, self.program, self.now, self.unfenced = random.Random(seed), 0, None, []
@@ -27,15 +27,15 @@ class Card:
             "_high": lambda x: x, "_low": np.zeros_like, "_wide": lambda x: x, "_rows_of": lambda x, i, _: x[i * 64 : (i + 1) * 64], "_of_rows": lambda x, like: x[:, None],
             "_halves": lambda x: np.split(x, 2, 1), "_signed": lambda x, sign: x * sign, "_larger": np.maximum,
             "_announce": self._announce, "_await": self._await, "_add": self._add,
+            "_scalar": lambda value, offset: value,
         }  # fmt: skip
         self.kernel = self.namespace[kernel]
 
     def run(self, grid: int, *parameters, together: int = 1) -> None:
         for self.program in range(grid):
             self.kernel(*parameters)
-            if self.program % together == together - 1:
+            if self.program % together == together - 1 or self.program == grid - 1:
                 self._go()
-        assert not self.running
 
     @staticmethod
     def describe(array, rows, width):
@@ -50,7 +50,7 @@ class Card:
             sum=lambda x, axis: x.sum(axis), arange=lambda a, b, layout=None: tensor(np.arange(a, b)), zeros=lambda shape, *_: tensor(np.zeros(shape)),
             convert_layout=lambda x, _: x, load=self._load_pointers, store=self._store_pointers, warp_specialize=self._beside,
             allocate_shared_memory=self._allocate, NVMMASharedLayout=ANYTHING, NVMMADistributedLayout=ANYTHING, DotOperandLayout=ANYTHING,
-            SliceLayout=ANYTHING, BlockedLayout=ANYTHING, _core=SimpleNamespace(builtin=lambda f: f),
+            SliceLayout=ANYTHING, SwizzledSharedLayout=ANYTHING, BlockedLayout=ANYTHING, _core=SimpleNamespace(builtin=lambda f: f),
         )  # fmt: skip
         barriers = SimpleNamespace(
             MBarrierLayout=lambda: "barriers", init=self._init, wait=lambda barrier, phase, pred=True: (lambda: barrier.done & 1 != phase) if pred else None,
@@ -134,6 +134,8 @@ class Card:
     @staticmethod
     def _load_pointers(pointer, mask=True, other=0.0):
         at = np.asarray(pointer.offset)
+        if at.ndim == 0 and np.issubdtype(pointer.array.dtype, np.integer):
+            return Number(pointer.array.ravel()[at])
         mask = np.broadcast_to(mask, at.shape)
         found = np.full(at.shape, other, dtype=np.float64)
         found[mask] = pointer.array.ravel()[at[mask]]

@@ -22,12 +22,12 @@ CASES = [("causal", "128", ["128", "129", "1000", "4096", "20000"]), ("causal & 
 @pytest.mark.parametrize("text, head_dim, lengths", CASES)
 def test_other_lengths(tmp_path, text, head_dim, lengths):
     """The first call compiles what they need as well: kernels whose row tiles are cut, their merges, the forward for Hopper, kernels for lines of
-    unequal lengths; no more than that."""
+    unequal lengths, the fused backward; no more than that."""
     folders = {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "PATTERNC_CACHE_DIR": str(tmp_path / "patternc")}
     environment = {**os.environ, "TRITON_INTERPRET": "0", **folders}
     command = [sys.executable, SCRIPT, text, head_dim, *lengths]
     runs = [json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout) for _ in range(2)]
-    assert 4 < runs[0][0] <= 8 and not any(runs[0][1:])
+    assert 4 < runs[0][0] <= 9 and not any(runs[0][1:])
     assert not any(runs[1]), "another process finds them"
 
 

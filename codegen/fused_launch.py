@@ -1,0 +1,122 @@
+"""Host side of the fused backward: which calls it can run and where it pays, its launch, and what it needs beside its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from patternc.codegen import cache, fused
+from patternc.codegen.call import Call
+from patternc.codegen.configs import Config
+from patternc.codegen.descriptors import reachable
+from patternc.codegen.device import is_hopper, processors, shared_memory
+from patternc.codegen.fused_order import KEYS, QUERIES, Order
+from patternc.codegen.hopper_launch import DTYPES, describe_tiles, language
+from patternc.codegen.launches import Launch
+from patternc.codegen.matrices import empty
+
+# Measured on an H200 (docs/performance.md): tiles of queries that a tile of keys visits, in one head and in all that share it, from which on this is
+# faster; how long the longest row of them may be, in shares of the whole time, since rows are not cut; and bytes of q, do and dq of all heads whose
+# programs run at once.
+LONG, LONG_IN_ALL = 16, 32
+EVEN = 0.5
+NEAR = 36 << 20
+MOST_SECTION = 4
+
+
+def refusal(call: Call, matrices: dict[str, torch.Tensor]) -> str | None:
+    """Why a backward is left to the portable kernels; None where this one can run it.
+
+    Args:
+        matrices: q, k, v and do.
+    """
+    q, v = matrices["q"], matrices["v"]
+    if language is None:
+        return "this Triton has no Gluon"
+    if not is_hopper(q.device):
+        return "it needs a Hopper card"
+    if len({x.dtype for x in matrices.values()}) > 1 or q.dtype not in DTYPES:
+        return f"tensors of {q.dtype}"
+    if (q.shape[3], v.shape[3]) != (fused.WIDTH, fused.WIDTH):
+        return f"heads of width {q.shape[3]}, {v.shape[3]}"
+    if not all(map(reachable, matrices.values())):
+        return "strides or an address that TMA does not take"
+    if fused.SHARED > shared_memory(q.device):
+        return "too little shared memory"
+    return fused.covers(call.plan) or (None if call.order is not None and call.order() is not None else "nothing says which tiles are visited")
+
+
+def can(calls: list[Call], by_keys: list[Call], matrices: dict[str, torch.Tensor]) -> bool:
+    """Whether this kernel can find the gradients of a pattern, whose parts have these calls for dq, and for dk and dv."""
+    call, alone = calls[0], len(calls) == len(by_keys) == 1 and by_keys[0] is calls[0]
+    return alone and call.variant in (None, "hopper") and not call.configs and refusal(call, matrices) is None
+
+
+def pays(call: Call, matrices: dict[str, torch.Tensor]) -> bool:
+    """Whether it is faster, as far as was measured, for a call that it can run."""
+    q, k, order = matrices["q"], matrices["k"], call.order()
+    heads, rounds = q.shape[1] // k.shape[1], grid(k) / processors(q.device)
+    long = order.visits >= LONG and order.visits * heads >= LONG_IN_ALL
+    return call.variant == "hopper" or (long and order.most <= EVEN * order.visits * rounds)
+
+
+def grid(k: torch.Tensor) -> int:
+    return k.shape[0] * k.shape[1] * -(-k.shape[2] // KEYS)
+
+
+def section_of(order: Order, q: torch.Tensor, k: torch.Tensor) -> int:
+    """Key heads whose programs are taken in turn.  Where all begin with the same queries, a program waits for the one before it, which then
+    is one of another time; where each begins with its own, it hardly waits, and memory is better used by one head after the other."""
+    if not order.alike:
+        return 1
+    pairs, bytes_each = k.shape[0] * k.shape[1], q.shape[2] * q.shape[1] // k.shape[1] * fused.WIDTH * 8
+    most = min(MOST_SECTION, max(NEAR // bytes_each, 1))
+    return max(s for s in range(1, most + 1) if pairs % s == 0)
+
+
+def prepare(call: Call, matrices: dict[str, torch.Tensor]) -> Launch:
+    """What is decided once for inputs of one layout."""
+    q, k = matrices["q"], matrices["k"]
+    source, order = fused.generate(call.plan), call.order()
+    values = {
+        "HEADS": q.shape[1], "GROUP": q.shape[1] // k.shape[1], "D": fused.WIDTH, "STAGES": fused.STAGES, "n_q": q.shape[2], "n_k": k.shape[2],
+        "key_tiles": -(-k.shape[2] // KEYS), "section": section_of(order, q, k), "first_ptr": order.first, "entries_ptr": order.entries,
+    }  # fmt: skip
+    descriptors = {f"{name}_desc": (name, _described(x)) for name, x in matrices.items()}
+    kernel = source.kernels["backward"]
+    config = Config(QUERIES, KEYS, 4, fused.STAGES)
+    return Launch(kernel, cache.load(source.text).backward, config, grid(k), q.shape[0] * k.shape[1], values, [], descriptors)
+
+
+def _described(x: torch.Tensor):
+    """A descriptor for tiles of 64 rows; of sums in float32 for half of their columns."""
+    made = describe_tiles(x, QUERIES, fused.WIDTH // 2 if x.dtype == torch.float32 else fused.WIDTH)
+    made.base = None
+    return made
+
+
+def gradients(
+    call: Call, launch: Callable[[dict, dict], None], matrices: dict[str, torch.Tensor], results: tuple, values: dict, vectors: torch.Tensor
+) -> None:
+    """Find dq, dk and dv, which `results` are memory for.
+
+    Args:
+        launch: `launch(values, matrices)` launches the kernel.
+        values: `scale` and `score_scale`.
+        vectors: delta and lse of `launch.row_vectors`.
+    """
+    q, (dq, dk, dv), (delta, lse2) = matrices["q"], results, vectors.unbind()
+    b, heads, n, width = q.shape
+    sums = empty(q, n, width, torch.float32)
+    if call.order().gaps:
+        sums.zero_()  # nobody stores what nobody visits
+    counts = torch.zeros(1 + b * heads * -(-n // QUERIES), dtype=torch.int32, device=q.device)
+    launch({**values, "counts_ptr": counts, "delta_ptr": delta, "lse2_ptr": lse2}, {**matrices, "dq": sums, "dk": dk, "dv": dv})
+    torch.mul(sums, values["scale"], out=dq)
+
+
+def examples(q: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    """A little of what the sums are, and parameters, for compiling."""
+    some = torch.empty(1, 1, QUERIES, fused.WIDTH, dtype=torch.float32, device=q.device)
+    return some, {"counts_ptr": torch.empty(1, dtype=torch.int32, device=q.device), "delta_ptr": some, "lse2_ptr": some}

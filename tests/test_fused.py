@@ -1,0 +1,193 @@
+"""The fused backward for Hopper: in which order programs add, and its text run with numbers."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from gluon_memory import Pointer
+from gluon_numbers import Card
+
+import patternc as pc
+from patternc import reference
+from patternc.args import bind
+from patternc.codegen import fused, fused_launch, offline
+from patternc.codegen.configs import Config
+from patternc.codegen.fused_order import KEYS, QUERIES, order_of
+from patternc.orders.vectors import whole
+from patternc.visits import formula_segments
+
+D = 8  # columns, of which the text only says that each warpgroup has half
+PATTERNS = [
+    ("causal", {}), ("full", {}), ("causal & window(100)", {}), ("window(left=70, right=30)", {}), ("causal & (window(90) | sink(4))", {}),
+    ("causal & (q - k != 3)", {}), ("(q >= 60) & (k < 20) & causal", {}), ("empty", {}), ('causal & (q - k < arg("w"))', {"w": 77}),
+]  # fmt: skip
+
+
+def mask_of(text, args, n_q, n_k):
+    exact = pc.compile(text).compiled.exact
+    return reference.mask_of(exact, bind(exact, args, n_q, n_k, q_start=max(n_k - n_q, 0))).numpy().reshape(n_q, n_k)
+
+
+def order_for(text, args, n_q, n_k):
+    compiled = pc.compile(text).compiled
+    bound = bind(compiled.exact, args, n_q, n_k, q_start=max(n_k - n_q, 0))
+    return compiled.plan, order_of(formula_segments(compiled.plan.transposed, bound, (KEYS, QUERIES), True), n_q, n_k), bound.q_start
+
+
+@pytest.mark.parametrize("text, args", PATTERNS)
+@pytest.mark.parametrize("n_q, n_k", [(300, 300), (256, 256), (1, 1), (70, 400), (129, 65)])
+def test_each_allowed_pair_is_in_one_tile_and_each_tile_in_turn(text, args, n_q, n_k):
+    plan, order, _ = order_for(text, args, n_q, n_k)
+    allowed = mask_of(text, args, n_q, n_k)
+    first, entries = order.first.tolist(), order.entries.numpy()
+    assert len(first) == -(-n_k // KEYS) + 1 and first[-1] == len(entries) - 1
+    assert order.visits == first[-1] / (len(first) - 1) and order.most == max(b - a for a, b in zip(first, first[1:]))
+    seen, turns = np.zeros_like(allowed), {}
+    for key_tile in reversed(range(len(first) - 1)):
+        tiles = entries[first[key_tile] : first[key_tile + 1], 0] // 2
+        assert (np.diff(tiles) > 0).all()
+        for (packed, before), tile in zip(entries[first[key_tile] : first[key_tile + 1]], tiles):
+            rows, columns = slice(tile * QUERIES, (tile + 1) * QUERIES), slice(key_tile * KEYS, (key_tile + 1) * KEYS)
+            seen[rows, columns] = True
+            assert packed % 2 or (allowed[rows, columns].all() and (key_tile + 1) * KEYS <= n_k)
+            assert before == turns.get(tile, 0)
+            turns[tile] = before + 1
+    assert (seen | ~allowed).all()
+    assert order.gaps == (len(turns) < -(-n_q // QUERIES)) and order.alike == (len({int(entries[i, 0]) // 2 for i in first[:-1]}) == 1)
+
+
+def gradients(q, k, v, do, allowed, scale):
+    """Those of attention, the natural log-sum-exp and delta, in float64."""
+    group = q.shape[1] // k.shape[1]
+    keys, values = (np.repeat(x, group, 1) for x in (k, v))
+    s = np.where(allowed, q @ keys.swapaxes(2, 3) * scale, -np.inf)
+    peak = np.maximum(s.max(3, keepdims=True), -1e30)
+    total = np.exp(s - peak).sum(3, keepdims=True)
+    p = np.exp(s - peak) / np.where(total > 0, total, 1)
+    delta = (p @ values * do).sum(3, keepdims=True)
+    ds = p * (do @ values.swapaxes(2, 3) - delta)
+    of_keys = [x.reshape(*k.shape[:2], group, *k.shape[2:]).sum(2) for x in (ds.swapaxes(2, 3) @ q * scale, p.swapaxes(2, 3) @ do)]
+    with np.errstate(divide="ignore"):
+        return ds @ keys * scale, *of_keys, (peak + np.log(total))[..., 0], delta[..., 0]
+
+
+def run(text, args, n_q, n_k, heads, kv_heads, batch, seed, section=1, edit=lambda x: x, together=3):
+    """What the kernel finds, and what it should."""
+    plan, order, q_start = order_for(text, args, n_q, n_k)
+    assert fused.covers(plan) is None
+    random = np.random.default_rng(seed)
+    q, k, v, do = (random.normal(size=(batch, h, n, D)) for h, n in ((heads, n_q), (kv_heads, n_k), (kv_heads, n_k), (heads, n_q)))
+    allowed, scale = mask_of(text, args, n_q, n_k), 0.3
+    dq, dk, dv, lse, delta = gradients(q, k, v, do, allowed, scale)
+    vectors = np.zeros((2, batch, heads, whole(n_q)))
+    vectors[0] = np.inf
+    vectors[0, ..., :n_q], vectors[1, ..., :n_q] = np.where(np.isinf(lse), np.inf, lse / np.log(2)), delta
+    found = {"dq": np.full_like(q, 0 if order.gaps else np.nan), "dk": np.full_like(k, np.nan), "dv": np.full_like(v, np.nan)}
+    source = fused.generate(plan)
+    kernel = source.kernels["backward"]
+    counts = np.zeros(1 + batch * heads * -(-n_q // QUERIES), np.int64)
+    tiles = {"q": q, "k": k, "v": v, "do": do, **found}
+    given = {f"{m}_desc": Card.describe(x, 64, D // 2 if m == "dq" else D) for m, x in tiles.items()}
+    given |= {"lse2_ptr": Pointer(vectors[0]), "delta_ptr": Pointer(vectors[1]), "scale": scale, "score_scale": scale / np.log(2)}
+    given |= {"counts_ptr": Pointer(counts), "first_ptr": Pointer(order.first.numpy()), "entries_ptr": Pointer(order.entries.numpy())}
+    given |= {"key_tiles": -(-n_k // KEYS), "section": section, "n_q": n_q, "n_k": n_k, "q_start_value": q_start, "q_start_stride": 0}
+    given |= {x: y for name, value in args.items() for x, y in ((f"value_of_{name}", value), (f"stride_of_{name}", 0))}
+    given |= {"HEADS": heads, "GROUP": heads // kv_heads, "D": D, "STAGES": fused.STAGES}
+    programs = batch * kv_heads * -(-n_k // KEYS)
+    Card(edit(source.text), "backward", seed).run(programs, *(given[p] for p in (*kernel.parameters, *kernel.constants)), together=together)
+    return (found["dq"] * scale, found["dk"], found["dv"]), (dq, dk, dv)
+
+
+@pytest.mark.parametrize("text, args", PATTERNS)
+@pytest.mark.parametrize("n_q, n_k, heads, kv_heads, batch, section", [(300, 300, 2, 1, 1, 1), (65, 257, 2, 2, 2, 4), (1, 1, 1, 1, 1, 1), (200, 100, 4, 2, 1, 2)])
+def test_gradients(text, args, n_q, n_k, heads, kv_heads, batch, section):
+    for seed in range(2):
+        for found, wanted in zip(*run(text, args, n_q, n_k, heads, kv_heads, batch, seed, section)):
+            assert np.abs(found - wanted).max() < 1e-9
+
+
+def moved(line, before):
+    """An edit that puts a line before another one."""
+
+    def edit(text):
+        assert text.count(line) == 1 and text.count(before) == 1
+        return text.replace(line, "").replace(before, line + before)
+
+    return edit
+
+
+def without(line):
+    return lambda text: text.replace(line, "", 1) if line in text else None
+
+
+MISTAKES = {
+    "ds without a fence": lambda text: text.replace("        fence_async_shared()\n        mbarrier.arrive(ds_full", "        mbarrier.arrive(ds_full"),
+    "ds written while it is read": without("        mbarrier.wait(ds_empty.index(place), (g // 2 & 1) ^ 1)\n"),
+    "ds read before the other warpgroup wrote it": without("        mbarrier.wait(ds_full.index(before), (g - 1) // 2 & 1, pred=g > 0)\n"),
+    "dq written while it leaves": without("        mbarrier.wait(dq_empty.index(0), (g & 1), pred=g > 0)\n"),
+    "no turns": without("        _await(count_ptr, before)\n"),
+    "q given back while dk reads it": moved("        mbarrier.arrive(empty.index(slot), count=1)\n", "        dk = warpgroup_mma_wait(3, deps=[more_dk])\n"),
+    "dv used too soon": lambda text: text.replace("dv = warpgroup_mma_wait(3", "dv = warpgroup_mma_wait(4"),
+    "dq used too soon": lambda text: text.replace("dq = warpgroup_mma_wait(1", "dq = warpgroup_mma_wait(2"),
+    "the next scores read before their queries are there": without(
+        "        mbarrier.wait(q_full.index((g + 1) % STAGES), (g + 1) // STAGES & 1, pred=g + 1 < total)\n"
+    ),
+    "the last dq forgotten": lambda text: text.replace("mbarrier.arrive(dq_full.index(0), count=1, pred=total > 0)", "pass"),
+    "a mask of another tile": lambda text: text.replace("first + own * 64, start, s_layout", "first, start, s_layout"),
+    "a tile left before its store is read": without("    tma.store_wait(0)\n"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_found(name):
+    edit = MISTAKES[name]
+    assert edit(fused.generate(pc.compile("causal").compiled.plan).text) not in (None, fused.generate(pc.compile("causal").compiled.plan).text)
+    with pytest.raises(AssertionError):
+        for seed in range(40):
+            for found, wanted in zip(*run("causal", {}, 400, 400, 2, 1, 1, seed, edit=edit)):
+                assert np.abs(found - wanted).max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("causal & documents(ids)", "tiles that no formulas find"),
+        ("random_blocks(3, 64, seed=0)", "tiles that no formulas find"),
+        ("causal & (window(40) | (h % 2 == 0))", "heads or batch rows that differ"),
+        ("per_head(causal, full)", "heads or batch rows that differ"),
+    ],
+)
+def test_what_is_left_to_the_portable_kernels(text, why):
+    assert fused.covers(pc.compile(text).compiled.plan) == why
+
+
+def test_which_calls_it_takes():
+    """Long rows of equal lengths: not a window of 512, nor sinks, whose keys many queries read, nor few programs."""
+
+    def pays(text, n, heads=16, kv_heads=16, batch=4):
+        q, k = (torch.empty(batch, h, n, fused.WIDTH, device="meta") for h in (heads, kv_heads))
+        call = SimpleNamespace(order=lambda: order_for(text, {}, n, n)[1], variant=None)
+        return fused_launch.pays(call, {"q": q, "k": k})
+
+    assert pays("causal", 8192) and pays("full", 4096) and pays("causal & window(4096)", 16384, kv_heads=4) and pays("causal & window(1024)", 8192, kv_heads=4)
+    assert not pays("causal & window(512)", 8192) and not pays("causal & (window(1024) | sink(4))", 8192, kv_heads=4) and not pays("causal", 8192, 4, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def reports():
+    plans = [pc.compile(text).compiled.plan for text, _ in COMPILED]
+    jobs = [offline.Job(fused.generate(p), "backward", "bf16", 128, 128, Config(QUERIES, KEYS, 4, fused.STAGES), group=g) for p, (_, g) in zip(plans, COMPILED)]
+    return dict(zip(COMPILED, offline.compile_all(jobs)))
+
+
+COMPILED = [("causal", 1), ("full", 4), ("causal & (window(1024) | sink(4))", 4)]
+
+
+@pytest.mark.parametrize("case", COMPILED, ids=str)
+def test_compiled(reports, case):
+    """It fits; products wait for each other where the text says so, and no more than that; the loop writes next to nothing to the stack."""
+    report = reports[case]
+    assert report.shared <= fused.SHARED <= offline.SHARED_LIMIT
+    assert report.sass.count("WARPGROUP.DEPBAR") == 2 * 7 and report.instructions["HGMMA"] == 2 * (8 + 8 + 4 + 4 + 8 + 8 + 8)
+    assert report.stack <= 200 and report.loop_stores <= 9
