@@ -24,6 +24,7 @@ from patternc.codegen.lengths import compile_beside, compile_others, first_launc
 from patternc.codegen.matrices import empty, in_rows
 from patternc.codegen.prepared import step_down
 from patternc.codegen.ready import Ready, ready_of
+from patternc.kept import layout_of
 from patternc.orders.boxes import BoxAxis
 from patternc.orders.vectors import gathered, whole
 
@@ -163,11 +164,6 @@ def _positive(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float, int]:
 
 
 # Launching one kernel
-
-
-def layout_of(x: torch.Tensor) -> tuple:
-    """What a launch depends on beside an address."""
-    return x.dtype, x.device, x.shape, x.stride(), x.data_ptr() % 16
 
 
 def _launch(

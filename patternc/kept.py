@@ -11,6 +11,21 @@ from patternc.args import Bound
 MOST_KEPT = 256  # things that are kept with a call's args
 
 
+def layout_of(x: torch.Tensor) -> tuple:
+    """What a launch depends on beside an address."""
+    return x.dtype, x.device, x.shape, x.stride(), x.data_ptr() % 16
+
+
+def plain(*tensors) -> tuple | None:
+    """What names tensors of which no gradients are needed; None for others than torch's own dense ones, and for dtypes whose products follow a
+    setting of torch's."""
+    needed = torch.is_grad_enabled()
+    for x in tensors:
+        if type(x) is not torch.Tensor or x.layout is not torch.strided or x.is_nested or x.dtype.itemsize != 2 or needed and x.requires_grad:
+            return None
+    return tuple([layout_of(x) for x in tensors])
+
+
 def named(values: Iterable) -> tuple | None:
     """What names numbers and tensors as long as nothing writes to them; None where that cannot be told.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
@@ -47,11 +48,14 @@ class Compiled:
     Attributes:
         spec: the pattern or attention.
         key: names it in the registry that the registered operators look it up in.
+        state: what backends keep: kernels, layouts by length.
+        again: by backend and what names q, k and v (`kept.plain`), functions of q, k and v that make a forward again.
     """
 
     spec: Pattern | Attention
     key: str
-    state: dict = field(default_factory=dict)  # what backends keep: kernels, layouts by length
+    state: dict = field(default_factory=dict)
+    again: dict[tuple, Callable] = field(default_factory=dict)
 
     @property
     def exact(self) -> Pattern:
@@ -85,6 +89,14 @@ class Compiled:
                 kept.pop(next(iter(kept)))
             kept[key] = plan_at(self.exact, self.plan, bound, shape)
         return kept[key]
+
+    def keep_call(self, key: tuple, backend, *call) -> None:
+        """Keep a forward that a backend has made, where it knows how to make it again."""
+        made = backend.again(self, *call) if hasattr(backend, "again") else None
+        if made is not None:
+            if len(self.again) >= MOST_SIZES:
+                self.again.pop(next(iter(self.again)))
+            self.again[key] = made
 
     def of(self, pattern: Pattern) -> Compiled:
         """The run-time side of what some heads see (`orders.heads`)."""

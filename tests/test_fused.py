@@ -102,9 +102,8 @@ def run(text, args, n_q, n_k, heads, kv_heads, batch, seed, section=1, edit=lamb
 @pytest.mark.parametrize("text, args", PATTERNS)
 @pytest.mark.parametrize("n_q, n_k, heads, kv_heads, batch, section", [(300, 300, 2, 1, 1, 1), (65, 257, 2, 2, 2, 4), (1, 1, 1, 1, 1, 1), (200, 100, 4, 2, 1, 2)])
 def test_gradients(text, args, n_q, n_k, heads, kv_heads, batch, section):
-    for seed in range(2):
-        for found, wanted in zip(*run(text, args, n_q, n_k, heads, kv_heads, batch, seed, section)):
-            assert np.abs(found - wanted).max() < 1e-9
+    for found, wanted in zip(*run(text, args, n_q, n_k, heads, kv_heads, batch, n_q, section)):
+        assert np.abs(found - wanted).max() < 1e-9
 
 
 def moved(line, before):

@@ -20,8 +20,7 @@ CASES = [
 @pytest.fixture
 def launched(monkeypatch):
     """The fused backward runs wherever it can; how often it did."""
-    monkeypatch.setattr(fused_launch, "LONG", 0)
-    monkeypatch.setattr(fused_launch, "EVEN", 1e9)
+    monkeypatch.setattr(fused_launch, "pays", lambda *given: True)
     found, gradients = [], fused_launch.gradients
     monkeypatch.setattr(fused_launch, "gradients", lambda *given: (found.append(given[0]), gradients(*given)))
     return found

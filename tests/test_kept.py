@@ -6,7 +6,7 @@ import torch
 from kernel_check import DEVICE, MARKS
 
 import patternc as pc
-from patternc import kept, runtime
+from patternc import kept, reference, runtime
 from patternc.codegen import launches
 from patternc.codegen.configs import Config
 from patternc.codegen.known import Known, KnownBackward
@@ -160,3 +160,36 @@ def test_calls_that_were_made_before(monkeypatch, text, n, kind, parts):
     kept_with = [x for bound, _ in runtime.compiled(p).state["bound"].values() for x in bound.kept.values()]
     assert kind in {call.plan.transposed.kind for x in kept_with if isinstance(x, KnownBackward) for call in x.keys}
     assert {len(x.parts) for x in kept_with if isinstance(x, Known)} == {len(x.dq) for x in kept_with if isinstance(x, KnownBackward)} == {parts}
+
+
+def test_a_call_like_one_before_is_made_again(monkeypatch):
+    """Without args and gradients, on tensors of the same layouts; and nothing else is mistaken for it."""
+    module, spec = pc.compile("causal & window(19)", "triton"), pc.parse("causal & window(19)")
+    bound, bind_call = [], runtime.bind_call
+    monkeypatch.setattr(runtime, "bind_call", lambda *given: (bound.append(given), bind_call(*given))[1])
+
+    def call(binds, n=70, dtype=torch.float16, like=lambda x: x, **options):
+        q, k, v = (like(torch.randn(1, h, n, 16, device=DEVICE).to(dtype)) for h in (2, 1, 1))
+        before = len(bound)
+        out, lse = module(q, k, v, return_lse=True, **options)
+        assert len(bound) - before == binds
+        wanted = reference.attention(spec, q, k, v, {}, scale=options.get("scale"), q_start=options.get("q_start"))
+        for found, exact in zip((out, lse), wanted):
+            torch.testing.assert_close(found.double(), exact.double(), atol=5e-3, rtol=5e-3)
+        return out
+
+    call(1)
+    call(0)
+    call(0, like=torch._neg_view)
+    call(1, n=71)
+    call(1, like=lambda x: x.transpose(1, 2).contiguous().transpose(1, 2))
+    call(1, scale=0.7), call(1, q_start=0), call(1, check=True)
+    call(1, dtype=torch.float32), call(1, dtype=torch.float32)
+    assert call(1, like=lambda x: x.requires_grad_()).requires_grad
+    with torch.no_grad():
+        assert not call(0, like=lambda x: x.requires_grad_()).requires_grad
+    call(0)
+    with pytest.raises(pc.errors.PatterncError):
+        module(*(torch.randn(1, h, 70, 16, dtype=torch.float16) for h in (2, 1, 3)))
+    with pytest.raises(pc.errors.PatterncError):
+        module(torch.randn(1, 2, 70, 16, dtype=torch.float16), None, None)
