@@ -168,7 +168,7 @@ def _make_call(compiled, scale: float, bound: Bound, device: torch.device, shape
             height=short.height(bound.n_q, bound.n_k),
             tiles=lambda lines, rows, cols: _tiles(own, lines, bound, rows, cols),
             schedule=lambda *given: _schedule(own, plan, on_device, device, shape, *given),
-            order=lambda: _order(own, plan, on_device, device),
+            order=lambda: _order(own, plan, on_device),
             groups=groups,
             lengths=(bound.n_q, bound.n_k),
             others=lru_cache(lambda lengths: _others(own, plan, scale, bound, device, shape, near, lengths)),
@@ -198,21 +198,19 @@ def _tiles(compiled, lines: Lines, bound: Bound, rows: int, cols: int) -> Tiles 
     return row_tiles(compiled.exact, lines.plan.forward, bound, (rows, cols))
 
 
-def _order(compiled, plan: Plan, bound: Bound, device: torch.device) -> Order | None:
-    """How programs of the fused backward add to dq, on a device; kept, since it depends on no data."""
+def _order(compiled, plan: Plan, bound: Bound) -> Order | None:
+    """How programs of the fused backward add to dq; kept, since it depends on no data."""
     axis, kept = plan.transposed, compiled.state.setdefault("orders", {})
-    scalars = tuple(sorted(bound.values.items()))
     if axis.kind != "formula" or axis.filler is not None or not all(isinstance(x, int) for x in (bound.q_start, *bound.values.values())):
         return None
-    key = device, bound.n_q, bound.n_k, bound.heads, bound.q_start, scalars
-    if key not in kept:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return None
-        if len(kept) >= MOST_LENGTHS:
-            kept.pop(next(iter(kept)))
+    key = bound.n_q, bound.n_k, bound.heads, bound.q_start, *sorted(bound.values.items())
+    found = kept.pop(key, False)
+    if found is False:
         found = order_of(formula_segments(axis, bound, (KEYS, QUERIES), True), bound.n_q, bound.n_k)
-        kept[key] = found and found.to(device)
-    return kept[key]
+    if len(kept) >= MOST_LENGTHS:
+        kept.pop(next(iter(kept)))
+    kept[key] = found  # the last one of all
+    return found
 
 
 def _fit(p: Pattern, plan: Plan, bound: Bound, shape: Shape, kernel: str, access: str, candidates: tuple[Config, ...]) -> Config:

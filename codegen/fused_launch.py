@@ -29,7 +29,7 @@ def refusal(call: Call, matrices: dict[str, torch.Tensor]) -> str | None:
     """Why a backward is left to the portable kernels; None where this one can run it.
 
     Args:
-        matrices: q, k, v and do.
+        matrices: q, k, v and do, dk and dv.
     """
     q, v = matrices["q"], matrices["v"]
     if language is None:
@@ -44,7 +44,12 @@ def refusal(call: Call, matrices: dict[str, torch.Tensor]) -> str | None:
         return "strides or an address that TMA does not take"
     if fused.SHARED > shared_memory(q.device):
         return "too little shared memory"
-    return fused.covers(call.plan) or (None if call.order is not None and call.order() is not None else "nothing says which tiles are visited")
+    if why := fused.covers(call.plan):
+        return why
+    order = call.order() if call.order is not None else None
+    if order is None:
+        return "no numbers say which tiles are visited, or these are many"
+    return None if order.there(q.device) else "tables that a CUDA graph cannot copy"
 
 
 def can(calls: list[Call], by_keys: list[Call], matrices: dict[str, torch.Tensor]) -> bool:
@@ -78,15 +83,20 @@ def section_of(order: Order, q: torch.Tensor, k: torch.Tensor) -> int:
 def prepare(call: Call, matrices: dict[str, torch.Tensor]) -> Launch:
     """What is decided once for inputs of one layout."""
     q, k = matrices["q"], matrices["k"]
-    source, order = fused.generate(call.plan), call.order()
-    values = {
-        "HEADS": q.shape[1], "GROUP": q.shape[1] // k.shape[1], "D": fused.WIDTH, "STAGES": fused.STAGES, "n_q": q.shape[2], "n_k": k.shape[2],
-        "key_tiles": -(-k.shape[2] // KEYS), "section": section_of(order, q, k), "first_ptr": order.first, "entries_ptr": order.entries,
-    }  # fmt: skip
+    source = fused.generate(call.plan)
+    sizes = {"HEADS": q.shape[1], "GROUP": q.shape[1] // k.shape[1], "D": fused.WIDTH, "STAGES": fused.STAGES}
+    values = {**sizes, "n_q": q.shape[2], "n_k": k.shape[2], "key_tiles": -(-k.shape[2] // KEYS)}
     descriptors = {f"{name}_desc": (name, _described(x)) for name, x in matrices.items()}
     kernel = source.kernels["backward"]
     config = Config(QUERIES, KEYS, 4, fused.STAGES)
     return Launch(kernel, cache.load(source.text).backward, config, grid(k), q.shape[0] * k.shape[1], values, [], descriptors)
+
+
+def tables(call: Call, matrices: dict[str, torch.Tensor]) -> dict:
+    """Parameters that depend on which tiles are visited."""
+    order = call.order()
+    first, entries = order.on(matrices["q"].device)
+    return {"first_ptr": first, "entries_ptr": entries, "section": section_of(order, matrices["q"], matrices["k"])}
 
 
 def _described(x: torch.Tensor):
@@ -97,11 +107,12 @@ def _described(x: torch.Tensor):
 
 
 def gradients(
-    call: Call, launch: Callable[[dict, dict], None], matrices: dict[str, torch.Tensor], results: tuple, values: dict, vectors: torch.Tensor
+    gaps: bool, launch: Callable[[dict, dict], None], matrices: dict[str, torch.Tensor], results: tuple, values: dict, vectors: torch.Tensor
 ) -> None:
     """Find dq, dk and dv, which `results` are memory for.
 
     Args:
+        gaps: of the order.
         launch: `launch(values, matrices)` launches the kernel.
         values: `scale` and `score_scale`.
         vectors: delta and lse of `launch.row_vectors`.
@@ -109,7 +120,7 @@ def gradients(
     q, (dq, dk, dv), (delta, lse2) = matrices["q"], results, vectors.unbind()
     b, heads, n, width = q.shape
     sums = empty(q, n, width, torch.float32)
-    if call.order().gaps:
+    if gaps:
         sums.zero_()  # nobody stores what nobody visits
     counts = torch.zeros(1 + b * heads * -(-n // QUERIES), dtype=torch.int32, device=q.device)
     launch({**values, "counts_ptr": counts, "delta_ptr": delta, "lse2_ptr": lse2}, {**matrices, "dq": sums, "dk": dk, "dv": dv})

@@ -60,15 +60,10 @@ def takes(call: Call, name: str, later: bool, matrices: dict[str, torch.Tensor])
 
 
 def chosen_by(call: Call, name: str, later: bool, matrices: dict[str, torch.Tensor]) -> tuple:
-    """What decides, beside layouts, whether a call's kernel is this one and how its row tiles are dealt: a capture copies no order to the device.
-
-    The fused backward has an order as well, which is there before it is chosen.
-    """
-    numbers = tuple(x for x in (call.q_start, *call.args.values()) if isinstance(x, int))
-    if name == "backward":
-        return numbers
+    """What decides, beside layouts, whether a call's kernel is this one and how its row tiles are dealt: a capture copies no order to the device."""
     if name != "forward" or refusal(call, later, matrices):
         return ()
+    numbers = tuple(x for x in (call.q_start, *call.args.values()) if isinstance(x, int))
     return *numbers, matrices["q"].is_cuda and torch.cuda.is_current_stream_capturing()
 
 

@@ -51,6 +51,7 @@ class KnownBackward:
     queries: list[Call]
     keys: list[Call]
     fused: Ready | None = None  # in the place of both
+    gaps: bool = False  # of its order
 
     @staticmethod
     def of(queries: list[Call], keys: list[Call], tape: list[Ready], q, k, v, o, do, vectors: torch.Tensor | None) -> KnownBackward | None:
@@ -58,7 +59,7 @@ class KnownBackward:
         rows, rest = tape[: vectors is None], tape[vectors is None :]
         if [ready.name for ready in rest] == ["backward"]:
             alike = _lasts(queries[: len(rows)], rows, o, do) and _lasts(queries, rest, q, k, v, do)
-            return KnownBackward(*rows or [None], (), (), queries, keys, rest[0]) if alike else None
+            return KnownBackward(*rows or [None], (), (), queries, keys, rest[0], queries[0].order().gaps) if alike else None
         keys = [part for call in keys for part in call.by_key_heads(q.shape[1] // k.shape[1])]
         if not _lasts(queries[: len(rows)], rows, o, do) or not _lasts([*queries, *keys], rest, q, k, v, do):
             return None
@@ -75,7 +76,7 @@ class KnownBackward:
         scale = self.queries[0].scale
         values, matrices = {"scale": scale, "score_scale": scale * LOG2E}, {"q": q, "k": k, "v": v, "do": do}
         if self.fused is not None:
-            fused_launch.gradients(self.queries[0], lambda given, own: self.fused.run(given, own, q.device), matrices, (dq, dk, dv), values, both)
+            fused_launch.gradients(self.gaps, lambda given, own: self.fused.run(given, own, q.device), matrices, (dq, dk, dv), values, both)
             return dq, dk, dv
         for chain, calls, results in ((self.dq, self.queries, {"dq": dq}), (self.dkdv, self.keys, {"dk": dk, "dv": dv})):
             before = {}

@@ -74,10 +74,10 @@ def attention_backward(
     shared = {"scale": scale, "score_scale": scale * LOG2E}
     by_keys = [part for call in by_keys or calls for part in call.by_key_heads(q.shape[1] // k.shape[1])]
     dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
-    can_fuse = fused_launch.can(calls, by_keys, matrices)
+    can_fuse = fused_launch.can(calls, by_keys, {**matrices, "dk": dk, "dv": dv})
     together = can_fuse and fused_launch.pays(calls[0], matrices)
     apart = [(by_keys[0], "backward_dkdv", {"dk": dk, "dv": dv}), (calls[0], "backward_dq", {"dq": dq})] if len(calls) == len(by_keys) == 1 else []
-    new = can_fuse and not {"backward", "backward_dkdv"} & {ready.name for ready in (calls[0].ready or {}).values()}
+    new = can_fuse and _is_new((calls[0].plan, q.device, q.dtype, q.shape[1], k.shape[1], together))
     for call, kernel, own in apart if not together else ():
         _compile_ahead(call, kernel, matrices | own, shared, vectors)
     if not known:
@@ -86,7 +86,8 @@ def attention_backward(
         _launch(calls[0], "backward_rows", {"o": in_rows(o), "do": do}, extra, tape=tape)
     if together:
         call = calls[0]
-        fused_launch.gradients(call, lambda given, own: _launch(call, "backward", own, given, tape=tape), matrices, (dq, dk, dv), shared, vectors)
+        gaps = call.order().gaps
+        fused_launch.gradients(gaps, lambda given, own: _launch(call, "backward", own, given, tape=tape), matrices, (dq, dk, dv), shared, vectors)
     for call, kernel, own in apart if new and together else ():
         _compile_ahead(call, kernel, matrices | own, shared, vectors, instead=True)
     if new and not together:
@@ -191,6 +192,19 @@ def _launch(
             if call.ready is not None:
                 call.ready.pop(key, None)
             step_down(call, name, ready.launch, ready.key, error)
+
+
+_fused_or_not: set[tuple] = set()  # what backwards were launched for, in one way or the other
+
+
+def _is_new(key: tuple) -> bool:
+    """Whether a key comes for the first time."""
+    if key in _fused_or_not:
+        return False
+    if len(_fused_or_not) >= 4096:
+        _fused_or_not.clear()
+    _fused_or_not.add(key)
+    return True
 
 
 def _compile_ahead(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, vectors=None, instead: bool = False) -> None:

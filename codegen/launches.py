@@ -117,6 +117,11 @@ def _kind(x) -> object:
     return x > MOST_INT32 if type(x) is int else type(x)
 
 
+def _is_table(name: str, x) -> bool:
+    """Whether a parameter is a tensor of integers on the device that outlives its call: counts are made for each call."""
+    return isinstance(x, torch.Tensor) and x.is_cuda and not x.is_floating_point() and name != "counts_ptr"
+
+
 @dataclass
 class Positional:
     """A compiled kernel with the parameters of a launch by position: what its layout fixes, and where the rest belongs.
@@ -125,7 +130,7 @@ class Positional:
         fixed: all parameters, None where a launch decides.
         values, pointers: positions of what a call decides, and of the addresses of matrices, by name.
         descriptors: positions, matrices and their descriptors.
-        tables: names of tensors of integers on the device among the parameters.
+        tables: names of tensors of integers on the device that outlive a call, among the parameters.
     """
 
     kernel: object
@@ -144,7 +149,7 @@ class Positional:
             [(places[name], name) for name in values if name not in launch.values],
             [(places[f"{matrix}_ptr"], matrix) for matrix in launch.pointers],
             [(places[name], matrix, pattern) for name, (matrix, pattern) in launch.descriptors.items()],
-            [name for name, x in {**launch.values, **values}.items() if isinstance(x, torch.Tensor) and x.is_cuda and not x.is_floating_point()],
+            [name for name, x in {**launch.values, **values}.items() if _is_table(name, x)],
         )
 
     def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> None:

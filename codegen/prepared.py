@@ -137,7 +137,7 @@ def _whole_periods(call: Call, name: str, matrices: dict[str, torch.Tensor]) -> 
 def step_down(call: Call, name: str, launch: Launch, key: tuple, error: Exception) -> None:
     """Choose a smaller configuration for what did not fit.  Raises BackendError if there is none."""
     config = None if launch.kernel.variant == "hopper" else configs.smaller(launch.config)
-    d, dv = launch.values.get("D", launch.values["DV"]), launch.values["DV"]
+    d, dv = (launch.values.get(x, launch.values.get(y)) for x, y in (("D", "DV"), ("DV", "D")))
     if config is None:
         raise BackendError(f"no tile of `{name}` fits this device at head_dim {d}, {dv}: {error}", fix="use a smaller head_dim") from error
     if call.configs:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from patternc.codegen import hopper_launch
+from patternc.codegen import fused_launch, hopper_launch
 from patternc.codegen.call import Call
 from patternc.codegen.device import on
 from patternc.codegen.launches import Launch
@@ -58,6 +58,8 @@ def ready_of(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bo
         return Ready(name, launch, key, 0, {}, None, layouts[-len(matrices) :])
     grid, dealt = launch.grid, dealt_of(call, name, launch)
     values = runtime_values(call, launch.kernel, launch.config, device)
+    if name == "backward":
+        values |= fused_launch.tables(call, matrices)
     if dealt is not None:
         # The configuration is that of the usual order, for which the schedule was made.
         launch = kept(call, (*key, usual.config, dealt.form), lambda: usual.dealt(dealt.form))

@@ -85,8 +85,7 @@ def _backward(scale: float, made, bound: Bound, dout, dlse, q, k, v, tail_q, tai
     """The gradients of what `_forward` is given."""
     kernels, feature, groups = backend_module("triton"), made.spec.term.feature, groups_of(made.spec, q, k)
     own_q, own_k = (q if tail_q is None else tail_q), (k if tail_k is None else tail_k)
-    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-    d_own_q, d_own_k = (None if x is None else torch.empty_like(x) for x in (tail_q, tail_k))
+    dq, dk, dv, d_own_q, d_own_k = (None if x is None else result(x, x.shape[3], x.dtype, "triton") for x in (q, k, v, tail_q, tail_k))
     scales, each = [], len(kept) // groups
     for i, (part, (qs, ks)) in enumerate(_parts(bound, groups, q, k)):
         rows = lse[:, qs].contiguous()

@@ -22,7 +22,7 @@ class Card:
     def __init__(self, text: str, kernel: str, seed: int):
         self.random, self.program, self.now, self.unfenced = random.Random(seed), 0, None, []
         self.namespace, self.running, self.arriving, self.leaving, self.issued = self._modules(), [], [], [], {}
-        exec(compile(coroutines(ast.parse(text), (*STOPS, "_await")), "<gluon>", "exec"), self.namespace)
+        exec(compile(coroutines(ast.parse(text), (*STOPS, "_await", "_load")), "<gluon>", "exec"), self.namespace)
         self.namespace |= {
             "_high": lambda x: x, "_low": np.zeros_like, "_wide": lambda x: x, "_rows_of": lambda x, i, _: x[i * 64 : (i + 1) * 64], "_of_rows": lambda x, like: x[:, None],
             "_halves": lambda x: np.split(x, 2, 1), "_signed": lambda x, sign: x * sign, "_larger": np.maximum,
@@ -32,9 +32,10 @@ class Card:
         self.kernel = self.namespace[kernel]
 
     def run(self, grid: int, *parameters, together: int = 1) -> None:
-        for self.program in range(grid):
+        for begun, program in enumerate(self.random.sample(range(grid), grid), 1):
+            self.program = program
             self.kernel(*parameters)
-            if self.program % together == together - 1 or self.program == grid - 1:
+            if begun % together == 0 or begun == grid:
                 self._go()
 
     @staticmethod
@@ -45,8 +46,7 @@ class Card:
     def _modules(self) -> dict:
         tl = SimpleNamespace(
             constexpr=ANYTHING, int64=np.int64, float32=np.float64, static_range=range, program_id=lambda _: Number(self.program),
-            atomic_add=self._atomic_add, cdiv=lambda a, b: Number(-(-a // b)), minimum=lambda a, b: Number(min(a, b)) if isinstance(a, int) else np.minimum(a, b), where=self._where,
-            maximum=lambda a, b: Number(max(a, b)) if isinstance(a, int) else np.maximum(a, b), exp2=np.exp2, max=lambda x, axis: x.max(axis),
+            atomic_add=self._atomic_add, cdiv=lambda a, b: Number(-(-a // b)), minimum=self._least, where=self._where, maximum=self._most, abs=np.abs, exp2=np.exp2, max=lambda x, axis: x.max(axis),
             sum=lambda x, axis: x.sum(axis), arange=lambda a, b, layout=None: tensor(np.arange(a, b)), zeros=lambda shape, *_: tensor(np.zeros(shape)),
             convert_layout=lambda x, _: x, load=self._load_pointers, store=self._store_pointers, warp_specialize=self._beside,
             allocate_shared_memory=self._allocate, NVMMASharedLayout=ANYTHING, NVMMADistributedLayout=ANYTHING, DotOperandLayout=ANYTHING,
@@ -67,6 +67,14 @@ class Card:
     @staticmethod
     def _where(condition, a, b):
         return tensor(np.where(condition, a, b))
+
+    @staticmethod
+    def _least(a, b):
+        return Number(min(a, b)) if isinstance(a, int) and isinstance(b, int) else np.minimum(a, b)
+
+    @staticmethod
+    def _most(a, b):
+        return Number(max(a, b)) if isinstance(a, int) and isinstance(b, int) else np.maximum(a, b)
 
     def _atomic_add(self, pointer, value):
         cell = pointer.array.reshape(-1)[pointer.offset :][:1]
