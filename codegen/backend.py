@@ -13,7 +13,7 @@ from patternc.args import Bound, bind
 from patternc.balance import Costs, Tiles, all_tiles, of_groups, row_tiles, schedule
 from patternc.cards import card
 from patternc.codegen import short, tail_backend
-from patternc.codegen.device import precision, processors
+from patternc.codegen.device import kept_on, precision, processors
 from patternc.codegen.fused_order import KEYS, QUERIES, Order, order_of
 from patternc.codegen.kernels import generate
 from patternc.codegen.known import Known, KnownBackward
@@ -272,5 +272,5 @@ def _schedule(compiled, plan: Plan, bound: Bound, device, shape: Shape, kernel: 
         found = schedule(of_groups(costs.work(tiles), group), copies, costs, processors(device), last_first=not transposed)
         if len(kept) >= MOST_LENGTHS:
             kept.pop(next(iter(kept)))
-        kept[key] = found and Dealt(torch.from_numpy(found.entries).to(device), found.form, found.cuts, found.long)
+        kept[key] = found and Dealt(kept_on(torch.from_numpy(found.entries), device), found.form, found.cuts, found.long)
     return kept[key]

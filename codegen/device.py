@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import lru_cache
 
@@ -38,6 +39,20 @@ def processors(device: torch.device) -> int:
 def on(device: torch.device):
     """Launch on a device: a context."""
     return nullcontext() if device.type != "cuda" or device.index == torch.cuda.current_device() else torch.cuda.device(device)
+
+
+def kept_on(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on a device that outlives its call.
+
+    Another thread makes it: the CUDA graphs of torch.compile take what the calling thread allocates in their first run for theirs, and refuse
+    what stays.
+    """
+    return _copier().submit(x.to, device).result() if device.type == "cuda" else x.to(device)
+
+
+@lru_cache
+def _copier() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="patternc copies")
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from patternc.codegen.device import kept_on
 from patternc.visits import Segment
 
 QUERIES, KEYS = 64, 128  # of a tile
@@ -73,7 +74,7 @@ class Order:
     def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The tables on a device."""
         if device not in self._on:
-            self._on[device] = tuple(torch.from_numpy(x).to(device) for x in self.tables)
+            self._on[device] = tuple(kept_on(torch.from_numpy(x), device) for x in self.tables)
         return self._on[device]
 
 

@@ -16,7 +16,7 @@ import torch
 from patternc.codegen import configs, hopper, hopper_ranges
 from patternc.codegen.call import Call
 from patternc.codegen.configs import Config
-from patternc.codegen.device import processors
+from patternc.codegen.device import kept_on, processors
 from patternc.codegen.hopper import RowTile
 from patternc.codegen.lines import Lines, lines_of
 
@@ -112,12 +112,13 @@ def dealt(choice: Choice, q: torch.Tensor, section: int) -> tuple[int, dict]:
     """
     count = processors(q.device) if choice.stays(q.device) else choice.items
     order = ordered(choice, q, section, count) if count < choice.items else None
-    return count, {"order_ptr": _nothing(q.device) if order is None else torch.from_numpy(order).to(q.device), "ORDERED": order is not None}
+    table = _nothing(q.device) if order is None else kept_on(torch.from_numpy(order), q.device)
+    return count, {"order_ptr": table, "ORDERED": order is not None}
 
 
 @lru_cache
 def _nothing(device: torch.device) -> torch.Tensor:
-    return torch.empty(1, dtype=torch.int32, device=device)
+    return kept_on(torch.zeros(1, dtype=torch.int32), device)
 
 
 def ordered(choice: Choice, q: torch.Tensor, section: int, programs: int) -> np.ndarray | None:

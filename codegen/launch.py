@@ -17,7 +17,7 @@ from triton.runtime.errors import OutOfResources
 
 from patternc.codegen import fused_launch
 from patternc.codegen.call import Call
-from patternc.codegen.device import precision
+from patternc.codegen.device import kept_on, precision
 from patternc.codegen.dispatch import renamed
 from patternc.codegen.launches import captured
 from patternc.codegen.lengths import compile_beside, compile_others, first_launch, settle
@@ -153,7 +153,7 @@ def in_order(call: Call, kernel: str, vectors: torch.Tensor, count: int) -> list
 
 @lru_cache(maxsize=64)
 def _gathered(axis: BoxAxis, first: int, count: int, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(gathered(axis, first, count)).to(device)
+    return kept_on(torch.from_numpy(gathered(axis, first, count)), device)
 
 
 def _positive(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float, int]:

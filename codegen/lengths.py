@@ -64,7 +64,7 @@ def compile_beside(ready: Ready, matrices: dict[str, torch.Tensor], values: dict
     """
     launch = ready.launch
     if not launch.compiled and _compiles(launch, device):
-        kernels = [(launch, launch.parameters({**values, **ready.values}, matrices))]
+        kernels = [(launch, _parameters(launch, {**values, **ready.values}, matrices))]
         _first[launch.code] = _threads("first").submit(_compile, device, kernels)
 
 
@@ -104,9 +104,8 @@ def compile_others(
         if dealt is not None and dealt.cuts:
             merge = merge_of(call.plan, ready.name, made, {x: matrices[x] for x in RESULTS[ready.name]})
             found[merge.code] = merge, {name: given[name] for name in merge.decided}
-    alike = {name: _like(x) for name, x in matrices.items()}
     wanted = {code: each for code, each in found.items() if code not in own}
-    kernels = [(made, made.parameters({x: _like(y) for x, y in given.items()}, alike)) for made, given in wanted.values()]
+    kernels = [(made, _parameters(made, given, matrices)) for made, given in wanted.values()]
     _pending.update(dict.fromkeys(wanted, _threads("others").submit(_compile_later, device, kernels, note)))
 
 
@@ -156,9 +155,14 @@ def _threads(name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2, thread_name_prefix=f"patternc compiles {name}")
 
 
+def _parameters(launch: Launch, values: dict, matrices: dict[str, torch.Tensor]) -> dict:
+    """All parameters of a launch that is not made, by name."""
+    return launch.parameters({name: _like(x) for name, x in values.items()}, {name: _like(x) for name, x in matrices.items()})
+
+
 def _like(x):
-    """An empty tensor of the dtype and alignment of one, so that nothing keeps a call's tensors; other values as they are."""
-    return torch.empty(16, dtype=x.dtype, device=x.device)[x.data_ptr() % 16 // x.itemsize :] if isinstance(x, torch.Tensor) else x
+    """An empty tensor of the dtype and alignment of one: nothing keeps tensors on the device, a call's least of all.  Other values as they are."""
+    return torch.empty(16, dtype=x.dtype)[x.data_ptr() % 16 // x.itemsize :] if isinstance(x, torch.Tensor) else x
 
 
 def _compile_later(device: torch.device, kernels: list[tuple[Launch, dict]], note: str) -> None:

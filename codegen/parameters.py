@@ -12,6 +12,7 @@ from patternc.balance import Tiles
 from patternc.choices import Listed
 from patternc.codegen.bounds import FLAG_PARAMETERS, LIST_PARAMETERS, SHARED_PARAMETERS, TABLE_PARAMETERS
 from patternc.codegen.configs import Config
+from patternc.codegen.device import kept_on
 from patternc.codegen.dispatch import renamed
 from patternc.codegen.generated import Kernel
 from patternc.codegen.uses import Array
@@ -103,9 +104,9 @@ def _table(table, kind: str, device: torch.device) -> torch.Tensor:
         if kind == "member":
             mask = torch.zeros(max(0, int(data.max())) + 1, dtype=torch.uint8)
             mask[data[data >= 0]] = 1
-            made[kind, device] = mask.to(device)
+            made[kind, device] = kept_on(mask, device)
         else:
-            made[kind, device] = data.to(torch.int32).to(device)
+            made[kind, device] = kept_on(data.to(torch.int32), device)
     return made[kind, device]
 
 

@@ -8,6 +8,7 @@ import torch
 from patternc.analysis.runs import members
 from patternc.args import Bound
 from patternc.balance import tiles_of_layout
+from patternc.codegen.device import kept_on
 from patternc.codegen.parameters import ChoiceTables, TileLists
 from patternc.errors import BackendError
 from patternc.kept import unchanged
@@ -60,7 +61,7 @@ def static_of(compiled, axis: AxisPlan, bound: Bound, device: torch.device, dire
 
 def _make_choices(compiled, axis: AxisPlan, bound: Bound, device: torch.device, rows: int, cols: int) -> ChoiceTables:
     made = choice_tables(axis, bound, rows, cols, transposed=axis is compiled.plan.transposed)
-    return ChoiceTables(*(None if x is None else torch.from_numpy(x).to(device) for x in made))
+    return ChoiceTables(*(None if x is None else kept_on(torch.from_numpy(x), device) for x in made))
 
 
 def _make_lists(compiled, axis: AxisPlan, bound: Bound, device: torch.device, rows: int, cols: int) -> TileLists:
@@ -79,7 +80,7 @@ def _make_lists(compiled, axis: AxisPlan, bound: Bound, device: torch.device, ro
             tiles.append(keys - row * cell.tiles.grid.width)
 
     def tensor(x) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(x, np.int32)).to(device)
+        return kept_on(torch.from_numpy(np.ascontiguousarray(x, np.int32)), device)
 
     def entries(tiles) -> torch.Tensor:
         return tensor(np.concatenate([*tiles, [0]]))  # kernels read one entry ahead
