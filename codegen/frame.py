@@ -31,6 +31,11 @@ def wrap(items: list[str]) -> str:
     return "\n".join(lines).replace("\0", " ")
 
 
+def closing(mask) -> str:
+    """The end of a module: its pattern."""
+    return "\n".join(f"# {line}".rstrip() for line in ["Pattern:", *str(mask).splitlines()])
+
+
 def is_wide(parameter: str) -> bool:
     """Whether a number is passed in 64 bits: the strides of matrices."""
     return parameter.endswith(("_stride_b", "_stride_h")) and "_of_" not in parameter and not parameter.startswith("bounds")

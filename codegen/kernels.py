@@ -13,7 +13,7 @@ from patternc.codegen.access import Matrix, access
 from patternc.codegen.boxframe import BoxFrame
 from patternc.codegen.deal import GroupDeal
 from patternc.codegen.dispatch import dispatch, function_header
-from patternc.codegen.frame import Frame, Turns, header, indent
+from patternc.codegen.frame import Frame, Turns, closing, header, indent
 from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.schedule import Deal
 from patternc.orders.vectors import VECTOR
@@ -41,8 +41,7 @@ def generate(plan: Plan, variant: str = "pointers", later: bool = False, form: s
     forward, dq, dkdv = (_made(make, name, plan, rows, variant, later, form) for make, name, rows in makers)
     kernels = [forward, _backward_rows(), dq, dkdv]
     body = "\n\n\n".join(k.text for k in kernels)
-    closing = "\n".join(f"# {line}".rstrip() for line in ["Pattern:", *str(plan.mask).splitlines()])
-    return Source(f"{HEADER}{helpers.used_by(body)}\n\n{body}\n\n\n{closing}\n", {k.name: k for k in kernels}, variant, plan)
+    return Source(f"{HEADER}{helpers.used_by(body)}\n\n{body}\n\n\n{closing(plan.mask)}\n", {k.name: k for k in kernels}, variant, plan)
 
 
 GRADIENT = ["lse2_ptr", "delta_ptr", "scale", "score_scale"]

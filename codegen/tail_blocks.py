@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from patternc.codegen import helpers
 from patternc.codegen.code import COL, HEAD, ROW
+from patternc.codegen.frame import closing
 from patternc.codegen.tail_blocks_text import CENTRE, COLUMNS, LAUNCH, BlockForm, BlockMask, BlockText, print_mask
 from patternc.codegen.tail_helpers import SOURCES
 from patternc.codegen.tail_text import SHAPES, TailKernel, dot, dots, finish, indented
@@ -48,9 +49,8 @@ def generate(form: BlockForm, mask: Pattern) -> BlockSource:
         kernels.append(make(t, printed))
         masks[unmasked.name] = printed
     body = "\n\n\n".join(k.text for k in kernels)
-    closing = "\n".join(f"# {line}".rstrip() for line in [f"{form}", "Pattern:", *str(mask).splitlines()])
     used = helpers.used_by(body, (*helpers.SOURCES, *SOURCES))
-    return BlockSource(f"{HEADER}{used}\n\n{body}\n\n\n{closing}\n", {k.name: k for k in kernels}, masks)
+    return BlockSource(f"{HEADER}{used}\n\n{body}\n\n\n# {form}\n{closing(mask)}\n", {k.name: k for k in kernels}, masks)
 
 
 # States of tiles, and their sums
