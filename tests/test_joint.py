@@ -36,6 +36,20 @@ def test_groups(monkeypatch, groups, own):
     assert spans == [8 // groups] * groups
 
 
+@pytest.mark.filterwarnings("ignore:an input whose last stride is not 1")
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("lie", [lambda x: x.transpose(2, 3).contiguous().transpose(2, 3), lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)])
+def test_gradients_of_inputs_that_lie_otherwise(own, lie):
+    """Memory for gradients lies as kernels write it, however inputs do."""
+    x, _, scales = inputs(own)
+    leaves, found = [lie(y.detach()).requires_grad_() for y in x], []
+    for attend in (lambda *given, **more: functional.attention(*given, backend="triton", **more), reference.attention):
+        out, _ = attend(RATTENTION, *leaves[:3], **dict(zip(("tail_q", "tail_k"), leaves[3:])), **scales)
+        found.append(torch.autograd.grad((out * out.detach().cos()).sum(), leaves))
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b.to(a.dtype), atol=2e-3, rtol=1e-3)
+
+
 def test_what_depends_on_heads_goes_whole():
     spec = pc.parse("causal & ((h % 2 == 0) & window(3) | window(2) + linear_tail)")
     q, k = (torch.empty(1, h, 1 << 16, 128, device="meta") for h in (16, 16))
