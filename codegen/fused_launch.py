@@ -113,7 +113,7 @@ def gradients(
 
     Args:
         gaps: of the order.
-        launch: `launch(values, matrices)` launches the kernel.
+        launch: `launch(matrices, values)` launches the kernel.
         values: `scale` and `score_scale`.
         vectors: delta and lse of `launch.row_vectors`.
     """
@@ -123,7 +123,7 @@ def gradients(
     if gaps:
         sums.zero_()  # nobody stores what nobody visits
     counts = torch.zeros(1 + b * heads * -(-n // QUERIES), dtype=torch.int32, device=q.device)
-    launch({**values, "counts_ptr": counts, "delta_ptr": delta, "lse2_ptr": lse2}, {**matrices, "dq": sums, "dk": dk, "dv": dv})
+    launch({**matrices, "dq": sums, "dk": dk, "dv": dv}, {**values, "counts_ptr": counts, "delta_ptr": delta, "lse2_ptr": lse2})
     torch.mul(sums, values["scale"], out=dq)
 
 

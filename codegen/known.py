@@ -76,7 +76,7 @@ class KnownBackward:
         scale = self.queries[0].scale
         values, matrices = {"scale": scale, "score_scale": scale * LOG2E}, {"q": q, "k": k, "v": v, "do": do}
         if self.fused is not None:
-            fused_launch.gradients(self.gaps, lambda given, own: self.fused.run(given, own, q.device), matrices, (dq, dk, dv), values, both)
+            fused_launch.gradients(self.gaps, lambda own, given: self.fused.run(given, own, q.device), matrices, (dq, dk, dv), values, both)
             return dq, dk, dv
         for chain, calls, results in ((self.dq, self.queries, {"dq": dq}), (self.dkdv, self.keys, {"dk": dk, "dv": dv})):
             before = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import triton
@@ -74,31 +74,27 @@ def attention_backward(
     shared = {"scale": scale, "score_scale": scale * LOG2E}
     by_keys = [part for call in by_keys or calls for part in call.by_key_heads(q.shape[1] // k.shape[1])]
     dq, dk, dv = onto or (empty(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
+    call, chains = calls[0], (("backward_dq", calls, {"dq": dq}), ("backward_dkdv", by_keys, {"dk": dk, "dv": dv}))
     can_fuse = fused_launch.can(calls, by_keys, {**matrices, "dk": dk, "dv": dv})
-    together = can_fuse and fused_launch.pays(calls[0], matrices)
-    apart = [(by_keys[0], "backward_dkdv", {"dk": dk, "dv": dv}), (calls[0], "backward_dq", {"dq": dq})] if len(calls) == len(by_keys) == 1 else []
-    new = can_fuse and _is_new((calls[0].plan, q.device, q.dtype, q.shape[1], k.shape[1], together))
-    for call, kernel, own in apart if not together else ():
-        _compile_ahead(call, kernel, matrices | own, shared, vectors)
+    together = can_fuse and fused_launch.pays(call, matrices)
+    if len(calls) == len(by_keys) == 1 and not together:
+        for kernel, (one,), own in reversed(chains):
+            _compile_ahead(one, kernel, matrices | own, shared, vectors)
     if not known:
         delta, lse2 = vectors
         extra = {"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), "delta_ptr": delta, "lse2_ptr": lse2}
-        _launch(calls[0], "backward_rows", {"o": in_rows(o), "do": do}, extra, tape=tape)
+        _launch(call, "backward_rows", {"o": in_rows(o), "do": do}, extra, tape=tape)
     if together:
-        call = calls[0]
-        gaps = call.order().gaps
-        fused_launch.gradients(gaps, lambda given, own: _launch(call, "backward", own, given, tape=tape), matrices, (dq, dk, dv), shared, vectors)
-    for call, kernel, own in apart if new and together else ():
-        _compile_ahead(call, kernel, matrices | own, shared, vectors, instead=True)
-    if new and not together:
-        sums, values = fused_launch.examples(q)
-        _compile_ahead(calls[0], "backward", {**matrices, "dq": sums, "dk": dk, "dv": dv}, shared | values, instead=True)
-    for kernel, chain, own in (("backward_dq", calls, {"dq": dq}), ("backward_dkdv", by_keys, {"dk": dk, "dv": dv})) if not together else ():
+        launch = partial(_launch, call, "backward", tape=tape)
+        fused_launch.gradients(call.order().gaps, launch, matrices, (dq, dk, dv), shared, vectors)
+    for kernel, chain, own in chains if not together else ():
         before: dict[str, torch.Tensor] = {}
-        for call in chain:
-            mine = own if call is chain[-1] else {name: empty(x, x.shape[2], x.shape[3], torch.float32) for name, x in own.items()}
-            _launch(call, kernel, {**matrices, **mine, **before}, shared, bool(before), in_order(call, kernel, vectors, q.shape[2]), tape)
+        for part in chain:
+            mine = own if part is chain[-1] else {name: empty(x, x.shape[2], x.shape[3], torch.float32) for name, x in own.items()}
+            _launch(part, kernel, {**matrices, **mine, **before}, shared, bool(before), in_order(part, kernel, vectors, q.shape[2]), tape)
             before = {f"{name}0": x for name, x in mine.items()}
+    if can_fuse:
+        _compile_instead(call, together, matrices, [(kernel, own) for kernel, _, own in chains], shared, vectors)
     return (dq if sign == 1 else dq.neg_() if sign else dq.zero_()), dk, dv
 
 
@@ -194,17 +190,30 @@ def _launch(
             step_down(call, name, ready.launch, ready.key, error)
 
 
-_fused_or_not: set[tuple] = set()  # what backwards were launched for, in one way or the other
+_launched: set[tuple] = set()  # for what backwards were launched, fused or not
+MOST_LAUNCHED = 4096
 
 
-def _is_new(key: tuple) -> bool:
-    """Whether a key comes for the first time."""
-    if key in _fused_or_not:
-        return False
-    if len(_fused_or_not) >= 4096:
-        _fused_or_not.clear()
-    _fused_or_not.add(key)
-    return True
+def _compile_instead(call: Call, together: bool, matrices: dict[str, torch.Tensor], apart: list[tuple[str, dict]], extra: dict, vectors) -> None:
+    """Have that compiled which calls of other lengths launch in the place of a backward, fused or not; once for its plan.
+
+    Args:
+        together: it is the fused one.
+        apart: the other kernels, with their results.
+    """
+    q, k = matrices["q"], matrices["k"]
+    key = call.plan, q.device, q.dtype, q.shape[1], k.shape[1], together
+    if key in _launched:
+        return
+    if len(_launched) >= MOST_LAUNCHED:
+        _launched.clear()
+    _launched.add(key)
+    if together:
+        for kernel, own in apart:
+            _compile_ahead(call, kernel, matrices | own, extra, vectors, instead=True)
+    else:
+        sums, values = fused_launch.examples(q)
+        _compile_ahead(call, "backward", matrices | apart[1][1] | {"dq": sums}, extra | values, instead=True)
 
 
 def _compile_ahead(call: Call, name: str, matrices: dict[str, torch.Tensor], extra: dict, vectors=None, instead: bool = False) -> None:
