@@ -107,7 +107,7 @@ def _described(x: torch.Tensor):
 
 
 def gradients(
-    gaps: bool, launch: Callable[[dict, dict], None], matrices: dict[str, torch.Tensor], results: tuple, values: dict, vectors: torch.Tensor
+    gaps: bool, launch: Callable[[dict, dict], None], matrices: dict[str, torch.Tensor], results: tuple, values: dict, vectors: tuple
 ) -> None:
     """Find dq, dk and dv, which `results` are memory for.
 
@@ -115,9 +115,9 @@ def gradients(
         gaps: of the order.
         launch: `launch(matrices, values)` launches the kernel.
         values: `scale` and `score_scale`.
-        vectors: delta and lse of `launch.row_vectors`.
+        vectors: the two of `launch.row_vectors`, delta and lse.
     """
-    q, (dq, dk, dv), (delta, lse2) = matrices["q"], results, vectors.unbind()
+    q, (dq, dk, dv), (delta, lse2) = matrices["q"], results, vectors
     b, heads, n, width = q.shape
     sums = empty(q, n, width, torch.float32)
     if gaps:

@@ -170,13 +170,15 @@ def _backward_rows() -> Kernel:
         "rows = first + tl.arange(0, BLOCK_M)",
         "head = tl.cast(b * HEADS + h, tl.int64)",
         'lse = tl.load(lse_ptr + head * n_q + rows, mask=rows < n_q, other=float("-inf"))',
-        "dlse = tl.load(dlse_ptr + head * n_q + rows, mask=rows < n_q, other=0.0)",
         'empty = lse == float("-inf")',
-        "tl.store(delta_ptr + head * whole + rows, tl.where(empty, 0.0, tl.sum(o_tile * do_tile, 1) - dlse))",
+        "delta = tl.sum(o_tile * do_tile, 1)",
+        "if dlse_ptr is not None:",
+        "    delta -= tl.load(dlse_ptr + head * n_q + rows, mask=rows < n_q, other=0.0)",
+        "tl.store(delta_ptr + head * whole + rows, tl.where(empty, 0.0, delta))",
         'tl.store(lse2_ptr + head * whole + rows, tl.where(empty, float("inf"), lse * 1.4426950408889634))',
     ]
     parameters = [*mem.parameters(o), *mem.parameters(do), "lse_ptr", "dlse_ptr", "delta_ptr", "lse2_ptr", "n_q"]
-    doc = "What the backward kernels need of each query: delta = sum(o * do) - dlse, and lse in base 2, +inf where there is no key."
+    doc = "What the backward kernels need of each query: delta = sum(o * do) - dlse, which may be None, and lse in base 2, +inf where there is no key."
     constants = ["HEADS", "DV", "BLOCK_DV", "BLOCK_M", "ALIGN"]
     text = header("backward_rows", parameters, constants, doc) + indent(body)
     return Kernel("backward_rows", text, tuple(parameters), tuple(constants), None, (), (), "pointers")

@@ -82,11 +82,11 @@ def attention_backward(
             _compile_ahead(one, kernel, matrices | own, shared, vectors)
     if not known:
         delta, lse2 = vectors
-        extra = {"lse_ptr": lse, "dlse_ptr": gradient_of_lse(lse, dlse), "delta_ptr": delta, "lse2_ptr": lse2}
+        extra = {"lse_ptr": lse, "dlse_ptr": gradient_of_lse(dlse), "delta_ptr": delta, "lse2_ptr": lse2}
         _launch(call, "backward_rows", {"o": in_rows(o), "do": do}, extra, tape=tape)
     if together:
         launch = partial(_launch, call, "backward", tape=tape)
-        fused_launch.gradients(call.order().gaps, launch, matrices, (dq, dk, dv), shared, vectors)
+        fused_launch.gradients(call.order().gaps, launch, matrices, (dq, dk, dv), shared, vectors.unbind())
     for kernel, chain, own in chains if not together else ():
         before: dict[str, torch.Tensor] = {}
         for part in chain:
@@ -104,9 +104,9 @@ def row_vectors(lse: torch.Tensor) -> torch.Tensor:
     return torch.empty(2, b, heads, whole(n), dtype=torch.float32, device=lse.device)
 
 
-def gradient_of_lse(lse: torch.Tensor, dlse: torch.Tensor | None) -> torch.Tensor:
-    """As the kernels read it, 0 where there is none."""
-    return torch.zeros_like(lse) if dlse is None else dlse.float().contiguous()
+def gradient_of_lse(dlse: torch.Tensor | None) -> torch.Tensor | None:
+    """As the kernels read it, where there is one."""
+    return None if dlse is None else dlse.float().contiguous()
 
 
 def run_kernel(call: Call, kernel: str, q, k, v, do, merge: bool = False) -> Callable[[], None]:
@@ -137,14 +137,19 @@ def in_order(call: Call, kernel: str, vectors: torch.Tensor, count: int) -> list
     """Vectors of the queries [.., n], delta and lse, as a kernel's members read them: dk/dv may want those of a box to lie together."""
     out = []
     for member in call.members(kernel):
-        axis = member.axis(kernel)
-        scattered = kernel == "backward_dkdv" and axis.kind == "boxes" and axis.scattered and vectors.numel()
-        places = _gathered(axis, member.q_start, count, vectors.device) if scattered else None
+        scattered = is_scattered(member, kernel) and vectors.numel()
+        places = _gathered(member.axis(kernel), member.q_start, count, vectors.device) if scattered else None
         if scattered and vectors.is_cuda and torch.cuda.is_current_stream_capturing():
             captured.append(places)
         delta, lse2 = (vectors.index_select(-1, places) if scattered else vectors).unbind()
         out.append({"delta_ptr": delta, "lse2_ptr": lse2})
     return out
+
+
+def is_scattered(member: Call, kernel: str) -> bool:
+    """Whether a kernel reads vectors of rows in an order of its own."""
+    axis = member.axis(kernel)
+    return kernel == "backward_dkdv" and axis.kind == "boxes" and axis.scattered
 
 
 @lru_cache(maxsize=64)

@@ -65,14 +65,14 @@ class Launch:
     def decided(self) -> list[str]:
         """The parameters that a call decides."""
         fixed = {*self.values, *self.descriptors, *(f"{matrix}_ptr" for matrix in self.pointers)}
-        return [name for name in self.kernel.parameters if name not in fixed]
+        return [name for name in self.function.arg_names if name not in fixed]
 
     def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> None:
         """Launch on matrices and the parameters that a call decides.
 
         Triton looks at each parameter at every launch; what it found for parameters of the same kinds serves again.
         """
-        kinds = (*values, *[(x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else _kind(x) for x in values.values()])
+        kinds = _kinds(values)
         ready = self.compiled.get(kinds)
         if ready is None:
             key = self._key(kinds, matrices)
@@ -86,13 +86,12 @@ class Launch:
                         _kernels.clear()
                     _kernels[key] = made
                 ready = self.compiled[kinds] = Positional.of(made, self, values)
+                ready.hold(ready.parameters(values, matrices))
             else:
                 ready = self.compiled[kinds] = Positional.of(made, self, values)
                 ready.run(grid, values, matrices)
         else:
             ready.run(grid, values, matrices)
-        if ready.tables and torch.cuda.is_current_stream_capturing():
-            captured.extend({**self.values, **values}[name] for name in ready.tables)
 
     def _key(self, kinds: tuple, matrices: dict[str, torch.Tensor]) -> tuple | None:
         """What makes two launches run one compiled kernel: no number but constants is compiled into it, only how wide it is; None if interpreted."""
@@ -110,6 +109,11 @@ class Launch:
         """The function and its constants, by name: what is compiled, for tensors of some dtypes and alignments."""
         names = self.kernel.constants if self.kernel is not None else self.values
         return self.function, *((name, self.values[name]) for name in names if name in self.values)
+
+
+def _kinds(values: dict) -> tuple:
+    """What is compiled follows from these of the parameters that a call decides."""
+    return (*values, *[(x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else _kind(x) for x in values.values()])
 
 
 def _kind(x) -> object:
@@ -130,7 +134,7 @@ class Positional:
         fixed: all parameters, None where a launch decides.
         values, pointers: positions of what a call decides, and of the addresses of matrices, by name.
         descriptors: positions, matrices and their descriptors.
-        tables: names of tensors of integers on the device that outlive a call, among the parameters.
+        tables: positions of tensors of integers on the device that outlive a call.
     """
 
     kernel: object
@@ -138,7 +142,7 @@ class Positional:
     values: list[tuple[int, str]]
     pointers: list[tuple[int, str]]
     descriptors: list[tuple[int, str, TensorDescriptor]]
-    tables: list[str]
+    tables: list[int]
 
     @staticmethod
     def of(kernel, launch: Launch, values: dict) -> Positional:
@@ -149,10 +153,18 @@ class Positional:
             [(places[name], name) for name in values if name not in launch.values],
             [(places[f"{matrix}_ptr"], matrix) for matrix in launch.pointers],
             [(places[name], matrix, pattern) for name, (matrix, pattern) in launch.descriptors.items()],
-            [name for name, x in {**launch.values, **values}.items() if _is_table(name, x)],
+            [places[name] for name, x in {**launch.values, **values}.items() if _is_table(name, x)],
         )
 
-    def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> None:
+    def with_fixed(self, values: dict) -> Positional:
+        """The same where some of what a call decides is always the same."""
+        fixed = self.fixed.copy()
+        for i, name in self.values:
+            fixed[i] = values.get(name)
+        return replace(self, fixed=fixed, values=[(i, name) for i, name in self.values if name not in values])
+
+    def parameters(self, values: dict, matrices: dict[str, torch.Tensor]) -> list:
+        """All of them."""
         given = self.fixed.copy()
         for i, name in self.values:
             given[i] = values[name]
@@ -160,4 +172,35 @@ class Positional:
             given[i] = matrices[matrix]
         for i, matrix, pattern in self.descriptors:
             given[i] = moved(pattern, matrices[matrix])
+        return given
+
+    def run(self, grid: int, values: dict, matrices: dict[str, torch.Tensor]) -> None:
+        given = self.parameters(values, matrices)
         self.kernel[(grid, 1, 1)](*given)
+        self.hold(given)
+
+    def hold(self, given: list) -> None:
+        """Keep the tables that a graph which is being captured goes on reading."""
+        if self.tables and torch.cuda.is_current_stream_capturing():
+            captured.extend(given[i] for i in self.tables)
+
+
+class Again:
+    """A launch that is made again and again, with parameters of the same kinds: what `Launch.run` finds by them serves from the second time on.
+
+    Args:
+        own: parameters that a call decides and that are always the same.
+    """
+
+    def __init__(self, launch: Launch, grid: int, own: dict):
+        self.launch, self.grid, self.own, self.found = launch, grid, own, None
+
+    def run(self, values: dict, matrices: dict[str, torch.Tensor]) -> None:
+        """Launch on matrices and the other parameters that a call decides, which are among `values`."""
+        if self.found is not None:
+            self.found.run(self.grid, values, matrices)
+            return
+        given = {name: self.own[name] if name in self.own else values[name] for name in self.launch.decided}
+        self.launch.run(self.grid, given, matrices)
+        found = self.launch.compiled.get(_kinds(given))
+        self.found = found and found.with_fixed(self.own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -29,12 +30,30 @@ def side_by_side(x: torch.Tensor) -> bool:
     return min(x.shape[1:3]) > 1 and 0 < x.stride(1) < x.stride(2)
 
 
+@dataclass(frozen=True)
+class Room:
+    """How memory for a result is laid out."""
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def of(like: torch.Tensor, count: int, width: int, dtype: torch.dtype) -> Room:
+        """For [B, heads, count, width], without gaps, its heads and rows as those of `like` lie."""
+        b, heads, _, _ = like.shape
+        strides = (width, heads * width) if side_by_side(like) else (count * width, width)
+        return Room((b, heads, count, width), (heads * count * width, *strides, 1), dtype, like.device)
+
+    def new(self) -> torch.Tensor:
+        """Not initialised."""
+        return torch.empty_strided(self.sizes, self.strides, dtype=self.dtype, device=self.device)
+
+
 def empty(like: torch.Tensor, count: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Uninitialised [B, heads, count, width], without gaps, its heads and rows as those of `like` lie."""
-    b, heads, _, _ = like.shape
-    if side_by_side(like):
-        return torch.empty(b, count, heads, width, dtype=dtype, device=like.device).transpose(1, 2)
-    return torch.empty(b, heads, count, width, dtype=dtype, device=like.device)
+    """Uninitialised [B, heads, count, width], as `Room.of` lays it out."""
+    return Room.of(like, count, width, dtype).new()
 
 
 def strides(x: torch.Tensor) -> list[int]:

@@ -47,9 +47,10 @@ LOADED = ["ok = first + tl.arange(0, BLOCK) < n_q", rows.load("o"), rows.load("t
 OF_ROWS = ["lse_ptr", "dlse_ptr", "delta_ptr", "lse2_ptr"]
 VECTORS = [  # of do as it is stored
     "row = first + tl.arange(0, BLOCK)", "at, place = (b * HEADS + h) * n_q + row, (b * HEADS + h) * whole + row",
-    'lse = tl.load(lse_ptr + at, mask=ok, other=float("-inf"))', "dlse = tl.load(dlse_ptr + at, mask=ok, other=0.0)",
-    'empty = lse == float("-inf")', "delta = tl.sum(o * do.to(do_ptr.dtype.element_ty).to(tl.float32), 1)",
-    "tl.store(delta_ptr + place, tl.where(empty, 0.0, delta - dlse), mask=ok)",
+    'lse = tl.load(lse_ptr + at, mask=ok, other=float("-inf"))', 'empty = lse == float("-inf")',
+    "delta = tl.sum(o * do.to(do_ptr.dtype.element_ty).to(tl.float32), 1)",
+    "if dlse_ptr is not None:", "    delta -= tl.load(dlse_ptr + at, mask=ok, other=0.0)",
+    "tl.store(delta_ptr + place, tl.where(empty, 0.0, delta), mask=ok)",
     'tl.store(lse2_ptr + place, tl.where(empty, float("inf"), lse * 1.4426950408889634), mask=ok)',
 ]  # fmt: skip
 
@@ -115,7 +116,7 @@ def backward_norms(dy, o, t, o_scale, t_scale, of_rows: tuple[torch.Tensor, ...]
     b, heads, n, dv = o.shape
     steps = min(STEPS, 1 << max(-(-n // rows.rows_of(dv)) - 1, 0).bit_length())
     sums = torch.empty(b, heads, -(-n // (rows.rows_of(dv) * steps)), 2, dv, dtype=torch.float32, device=o.device)
-    lse, dlse, (delta, lse2) = (of_rows[0], gradient_of_lse(*of_rows[:2]), of_rows[2]) if of_rows else (sums, sums, (sums, sums))
+    lse, dlse, (delta, lse2) = (of_rows[0], gradient_of_lse(of_rows[1]), of_rows[2]) if of_rows else (sums, None, (sums, sums))
     vectors = {"o_scale": o_scale.contiguous(), "t_scale": t_scale.contiguous(), "sums": sums, "lse": lse, "dlse": dlse, "delta": delta, "lse2": lse2}
     matrices = {"o": o, "t": t, "dy": dy, "do": do, "dt": dt}
     largest = torch.finfo(o.dtype).max

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from patternc.codegen import fused_launch, hopper_launch
 from patternc.codegen.call import Call
 from patternc.codegen.device import on
-from patternc.codegen.launches import Launch
+from patternc.codegen.launches import Again, Launch
 from patternc.codegen.parameters import runtime_values
 from patternc.codegen.pieces import RESULTS, merge_of, workspace
 from patternc.codegen.prepared import kept, prepare
@@ -38,15 +39,33 @@ class Ready:
     dealt: Dealt | None
     layouts: tuple
 
+    @property
+    def cuts(self) -> int:
+        """Pieces of row tiles that are cut."""
+        return self.dealt.cuts if self.dealt else 0
+
     def run(self, values: dict, matrices: dict[str, torch.Tensor], device: torch.device) -> None:
         """Launch on matrices of that layout; `values` are parameters that differ from call to call."""
-        values, cuts, merge = {**values, **self.values}, self.dealt.cuts if self.dealt else 0, self.launch.merge
-        if cuts:
+        values, merge = {**values, **self.values}, self.launch.merge
+        if self.cuts:
             values |= workspace(self.name, self.launch.values, self.dealt, self.launch.copies, device)
         with on(device):
             self.launch.run(self.grid, values, matrices)
-            if cuts:
-                merge.run(cuts * merge.copies, {name: values[name] for name in merge.decided}, matrices)
+            if self.cuts:
+                merge.run(self.cuts * merge.copies, {name: values[name] for name in merge.decided}, matrices)
+
+    def again(self, values: dict, matrices: dict[str, torch.Tensor], device: torch.device) -> None:
+        """The same on a device that is the current one, for calls whose `values` are all of the same kinds (`launches.Again`)."""
+        if self.cuts:
+            values = values | workspace(self.name, self.launch.values, self.dealt, self.launch.copies, device)
+        for launch in self._launches:
+            launch.run(values, matrices)
+
+    @cached_property
+    def _launches(self) -> tuple[Again, ...]:
+        merge = self.launch.merge
+        merged = (Again(merge, self.cuts * merge.copies, self.values),) if self.cuts else ()
+        return Again(self.launch, self.grid, self.values), *merged
 
 
 def ready_of(call: Call, name: str, matrices: dict[str, torch.Tensor], later: bool, device: torch.device, layouts: tuple) -> Ready:

@@ -9,7 +9,7 @@ from patternc.derivatives import refuse_transforms
 from patternc.errors import DeviceError, DtypeError, OperandError, ShapeError
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
-from patternc.kept import plain
+from patternc.kept import layouts
 from patternc.signature import signature
 from patternc.tail import LinearAttention, by_features, quotient, rms_norm, tail
 from patternc.tail_runtime import Norms, Quotient, TailAttention, by_kernels
@@ -28,9 +28,9 @@ def attention(
     made, args, tracing = runtime.compiled(spec), args or {}, torch.compiler.is_compiling()
     refuse_transforms()
     bare = not (tracing or args or check) and term is q_start is scale is exact_scale is tail_scale is None
-    key = plain(q, k, v) if bare else None
+    key = layouts(q, k, v) if bare else None
     if key is not None and (again := made.again.get((backend, *key))) is not None:  # all was looked at before, which is a third of a short call
-        return again(q.resolve_neg(), k.resolve_neg(), v.resolve_neg())
+        return again.attend(q.resolve_neg(), k.resolve_neg(), v.resolve_neg())
     if not tracing:  # the operator checks when it runs: tracing cannot raise these errors
         runtime.check_tensors(q, k, v)
         q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()  # kernels read memory as it is
@@ -68,9 +68,10 @@ def attention(
             return out.to(q.dtype), lse if q.dtype == torch.float64 else lse.float()
         if joined:
             return joint.Joint.apply(q, k, v, tail_q, tail_k, exact_scale, tail_scale, scale, made, bound)
-        out, lse = nothing(q) if alone else runtime.attend(made, q, k, v, scale, bound, name, wide)
-        if key is not None:
-            made.keep_call((backend, *key), runtime.backend_module(name), q, k, v, scale, bound)
+        call = runtime.Exact(made, runtime.backend_module(name), scale, bound, wide)
+        out, lse = nothing(q) if alone else call.attend(q, k, v)
+        if key is not None and q.dtype.itemsize == 2:  # products of others follow a setting of torch's
+            made.keep_call((backend, *key), call, q, k, v)
         if term is None:
             return out, lse
 

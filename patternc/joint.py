@@ -17,7 +17,7 @@ from patternc.expr.attention import Attention
 from patternc.kept import keep_with
 from patternc.operators import bound_of, laid_out, of_lists, result
 from patternc.passes import lower, variables
-from patternc.runtime import backend_module, check_tensors
+from patternc.runtime import backend_module, check_tensors, given_or_zeros
 from patternc.tail import result_of
 from patternc.tail_runtime import KERNEL_FEATURES, WIDEST
 
@@ -58,6 +58,7 @@ class Joint(Function):
         given = q, k, v, tail_q, tail_k, exact_scale, tail_scale
         out, lse, o, t, *kept = _forward(scale, made, bound, any(ctx.needs_input_grad), *given)
         ctx.save_for_backward(*given, o, lse, t, *kept, *bound.given)
+        ctx.set_materialize_grads(False)
         ctx.call = scale, made, bound
         return out, lse
 
@@ -65,7 +66,8 @@ class Joint(Function):
     def backward(ctx, dout, dlse):
         saved = ctx.saved_tensors
         saved = saved[: len(saved) - len(ctx.call[2].given)]
-        return *Gradients.apply(lambda *tensors: _backward(*ctx.call, *tensors), dout.resolve_neg(), dlse, *saved), None, None, None
+        dout = given_or_zeros(dout, saved[7])  # of o, as out is
+        return *Gradients.apply(lambda *tensors: _backward(*ctx.call, *tensors), dout, dlse, *saved), None, None, None
 
 
 def _forward(scale: float, made, bound: Bound, keep: bool, q, k, v, tail_q, tail_k, exact_scale, tail_scale) -> tuple[torch.Tensor, ...]:
@@ -90,7 +92,7 @@ def _backward(scale: float, made, bound: Bound, dout, dlse, q, k, v, tail_q, tai
     for i, (part, (qs, ks)) in enumerate(_parts(bound, groups, q, k)):
         rows = lse[:, qs].contiguous()
         vectors = kernels.row_vectors(rows)
-        of_rows = rows, dlse[:, qs], vectors
+        of_rows = rows, None if dlse is None else dlse[:, qs], vectors
         do, dt, *more = kernels.backward_norms(dout[:, qs], o[:, qs], t[:, qs], exact_scale[qs], tail_scale[qs], of_rows)
         scales.append(more)
         exact = dq[:, qs], dk[:, ks], dv[:, ks]

@@ -16,14 +16,15 @@ def layout_of(x: torch.Tensor) -> tuple:
     return x.dtype, x.device, x.shape, x.stride(), x.data_ptr() % 16
 
 
-def plain(*tensors) -> tuple | None:
-    """What names tensors of which no gradients are needed; None for others than torch's own dense ones, and for dtypes whose products follow a
-    setting of torch's."""
-    needed = torch.is_grad_enabled()
+def layouts(*tensors) -> tuple | None:
+    """What names the layouts of torch's own tensors; None where there are others, or ones without a layout."""
     for x in tensors:
-        if type(x) is not torch.Tensor or x.layout is not torch.strided or x.is_nested or x.dtype.itemsize != 2 or needed and x.requires_grad:
+        if type(x) is not torch.Tensor:
             return None
-    return tuple([layout_of(x) for x in tensors])
+    try:
+        return tuple([layout_of(x) for x in tensors])
+    except RuntimeError:  # nested or sparse
+        return None
 
 
 def named(values: Iterable) -> tuple | None:

@@ -28,7 +28,9 @@ def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound
     q64, dout = q.double(), dout.double()
     k64, v64 = (x.double().repeat_interleave(group, 1) for x in (k, v))
     weights = (q64 @ k64.mT * scale).masked_fill(~mask, -torch.inf).softmax(-1).nan_to_num(0.0)  # nan: rows without keys
-    delta = (dout * (weights @ v64)).sum(-1, keepdim=True) - dlse.double()[..., None]
+    delta = (dout * (weights @ v64)).sum(-1, keepdim=True)
+    if dlse is not None:
+        delta = delta - dlse.double()[..., None]
     scores = weights * (dout @ v64.mT - delta) * scale
     dk, dv = (x.unflatten(1, (-1, group)).sum(2) for x in (scores.mT @ q64, weights.mT @ dout))
     return (scores @ k64).to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)

@@ -3,7 +3,7 @@
 A backend is a module with two functions:
 
     forward(compiled, q, k, v, scale, bound, wide) -> (out, lse)
-    backward(compiled, dout, dlse, q, k, v, out, lse, scale, bound) -> (dq, dk, dv)
+    backward(compiled, dout, dlse, q, k, v, out, lse, scale, bound) -> (dq, dk, dv), dlse perhaps None
 
 with q [B, H, N_q, D], k [B, H_kv, N_k, D], v [B, H_kv, N_k, D_v], out [B, H, N_q, D_v] in the inputs' dtype and lse
 [B, H, N_q] in float32 (float64 for float64 inputs).  `wide` asks for out in the dtype of lse: a term is added to it.
@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from types import ModuleType
 
 import torch
 
@@ -49,13 +50,13 @@ class Compiled:
         spec: the pattern or attention.
         key: names it in the registry that the registered operators look it up in.
         state: what backends keep: kernels, layouts by length.
-        again: by backend and what names q, k and v (`kept.plain`), functions of q, k and v that make a forward again.
+        again: by backend and what names q, k and v (`kept.layouts`), calls that a backend knows how to make again.
     """
 
     spec: Pattern | Attention
     key: str
     state: dict = field(default_factory=dict)
-    again: dict[tuple, Callable] = field(default_factory=dict)
+    again: dict[tuple, Exact] = field(default_factory=dict)
 
     @property
     def exact(self) -> Pattern:
@@ -90,13 +91,13 @@ class Compiled:
             kept[key] = plan_at(self.exact, self.plan, bound, shape)
         return kept[key]
 
-    def keep_call(self, key: tuple, backend, *call) -> None:
-        """Keep a forward that a backend has made, where it knows how to make it again."""
-        made = backend.again(self, *call) if hasattr(backend, "again") else None
-        if made is not None:
+    def keep_call(self, key: tuple, call: Exact, q, k, v) -> None:
+        """Keep a call that was made, where its backend knows how to make it again."""
+        known = call.backend.again(self, q, k, v, call.scale, call.bound) if hasattr(call.backend, "again") else None
+        if known is not None:
             if len(self.again) >= MOST_SIZES:
                 self.again.pop(next(iter(self.again)))
-            self.again[key] = made
+            self.again[key] = replace(call, known=known)
 
     def of(self, pattern: Pattern) -> Compiled:
         """The run-time side of what some heads see (`orders.heads`)."""
@@ -198,21 +199,53 @@ def choose_backend(name: str, device: torch.device) -> str:
     return "triton" if device.type == "cuda" else "cpu"
 
 
-class _Attention(Function):
-    """The exact part, for eager calls; the registered operators below do the same for traced ones."""
+@dataclass(frozen=True, eq=False)
+class Exact:
+    """The exact part of an eager call; the registered operators do the same for traced ones.
 
+    Attributes:
+        backend: a module.
+        known: what a backend has instead of `forward` for a call that was made before, a function of q, k and v.
+    """
+
+    made: Compiled
+    backend: ModuleType
+    scale: float
+    bound: Bound
+    wide: bool
+    known: Callable | None = None
+
+    def attend(self, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(out, lse)`, differentiable in q, k and v."""
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+            return _Attention.apply(q, k, v, self)
+        return self.forward(q, k, v)
+
+    def forward(self, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.known(q, k, v) if self.known is not None else self.backend.forward(self.made, q, k, v, self.scale, self.bound, self.wide)
+
+    def backward(self, *tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.backend.backward(self.made, *tensors, self.scale, self.bound)
+
+
+class _Attention(Function):
     @staticmethod
-    def forward(ctx, q, k, v, scale, bound, made, backend, wide):
-        out, lse = backend.forward(made, q, k, v, scale, bound, wide)
-        ctx.save_for_backward(q, k, v, out, lse, *bound.given)
-        ctx.call = scale, bound, made, backend
+    def forward(ctx, q, k, v, call: Exact):
+        out, lse = call.forward(q, k, v)
+        ctx.save_for_backward(q, k, v, out, lse, *call.bound.given)
+        ctx.set_materialize_grads(False)  # lse seldom has one
+        ctx.call = call
         return out, lse
 
     @staticmethod
     def backward(ctx, dout, dlse):
-        scale, bound, made, backend = ctx.call
-        gradients = Gradients.apply(lambda *tensors: backend.backward(made, *tensors, scale, bound), dout.resolve_neg(), dlse, *ctx.saved_tensors[:5])
-        return *gradients, None, None, None, None, None
+        q, k, v, out, lse, *_ = ctx.saved_tensors
+        return *Gradients.apply(ctx.call.backward, given_or_zeros(dout, out), dlse, q, k, v, out, lse), None
+
+
+def given_or_zeros(gradient: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """The gradient of an output, as kernels read it: None where nothing depends on that output."""
+    return torch.zeros_like(like) if gradient is None else gradient.resolve_neg()
 
 
 def bind_call(spec, q, k, args: dict, q_start, check: bool) -> Bound:
@@ -249,13 +282,6 @@ def scale_of(scale: float | None, head_dim: int) -> float:
     if not -math.inf < scale < math.inf:
         raise ParameterError(f"`scale` must be finite, got {scale}", fix="leave it out for 1/sqrt(head_dim)")
     return float(scale)
-
-
-def attend(made: Compiled, q, k, v, scale, bound: Bound, backend: str, wide: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Exact attention: `(out, lse)`, differentiable in q, k and v."""
-    if not torch.is_grad_enabled() or not (q.requires_grad or k.requires_grad or v.requires_grad):
-        return backend_module(backend).forward(made, q, k, v, scale, bound, wide)
-    return _Attention.apply(q, k, v, scale, bound, made, backend_module(backend), wide)
 
 
 def rest_of(made: Compiled, bound: Bound) -> Layout:

@@ -158,12 +158,13 @@ def test_calls_that_were_made_before(monkeypatch, text, n, kind, parts):
         for a, b in zip(found, wanted):
             torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3)
     kept_with = [x for bound, _ in runtime.compiled(p).state["bound"].values() for x in bound.kept.values()]
-    assert kind in {call.plan.transposed.kind for x in kept_with if isinstance(x, KnownBackward) for call in x.keys}
-    assert {len(x.parts) for x in kept_with if isinstance(x, Known)} == {len(x.dq) for x in kept_with if isinstance(x, KnownBackward)} == {parts}
+    forwards, backwards = ([x for x in kept_with if isinstance(x, of)] for of in (Known, KnownBackward))
+    assert kind in {call.plan.transposed.kind for x in backwards for _, call, *_ in x.dkdv.parts}
+    assert {len(x.parts) for x in forwards} == {len(x.dq.parts) for x in backwards} == {parts}
 
 
 def test_a_call_like_one_before_is_made_again(monkeypatch):
-    """Without args and gradients, on tensors of the same layouts; and nothing else is mistaken for it."""
+    """Without args, on tensors of the same layouts, with gradients or without; and nothing else is mistaken for it."""
     module, spec = pc.compile("causal & window(19)", "triton"), pc.parse("causal & window(19)")
     bound, bind_call = [], runtime.bind_call
     monkeypatch.setattr(runtime, "bind_call", lambda *given: (bound.append(given), bind_call(*given))[1])
@@ -185,7 +186,7 @@ def test_a_call_like_one_before_is_made_again(monkeypatch):
     call(1, like=lambda x: x.transpose(1, 2).contiguous().transpose(1, 2))
     call(1, scale=0.7), call(1, q_start=0), call(1, check=True)
     call(1, dtype=torch.float32), call(1, dtype=torch.float32)
-    assert call(1, like=lambda x: x.requires_grad_()).requires_grad
+    assert call(0, like=lambda x: x.requires_grad_()).requires_grad
     with torch.no_grad():
         assert not call(0, like=lambda x: x.requires_grad_()).requires_grad
     call(0)

@@ -48,3 +48,25 @@ def test_what_triton_compiled_serves_other_lengths(monkeypatch):
         launches.Launch(kernel, function, Config(16, 16, 4, 1), 1, 1, {"n_q": n, "BLOCK_M": block}, ["q"], {}).run(1, {}, {"q": tensor})
     assert [(v["n_q"], v["BLOCK_M"]) for v in made] == [(7, 16), (9, 32), (9, 16), (9, 16), (1 << 31, 16)]
     assert ran == [(9, 16), (1 << 32, 16)]
+
+
+def test_a_launch_is_made_again_without_looking_at_its_parameters(monkeypatch):
+    """From the second time on, and with the other parameters of that time; those that are always the same are not asked for."""
+    ran, looked = [], []
+
+    class Function:
+        arg_names = ["x_ptr", "table_ptr", "n", "scale", "BLOCK_M"]
+
+        def __getitem__(self, grid):
+            return lambda **values: {(3, 1, 1): lambda *given: ran.append(given)}
+
+    kinds = launches._kinds
+    monkeypatch.setattr(launches, "_kinds", lambda values: looked.append(1) or kinds(values))
+    table, x, y = (torch.zeros(4, dtype=dtype) for dtype in (torch.int32, torch.float32, torch.float32))
+    launch = launches.Launch(None, Function(), Config(16, 16, 4, 1), 3, 1, {"n": 7, "BLOCK_M": 16}, ["x"], {})
+    again = launches.Again(launch, 3, {"table_ptr": table})
+    for scale, matrix in ((1.0, x), (2.0, y), (3.0, x)):
+        before = len(looked)
+        again.run({"scale": scale, "of another kernel": 5}, {"x": matrix})
+        assert (len(looked) > before) == (scale == 1.0)
+    assert ran == [(y, table, 7, 2.0, 16), (x, table, 7, 3.0, 16)] and launch.compiled[next(iter(launch.compiled))].fixed[1] is None
