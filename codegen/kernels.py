@@ -178,7 +178,7 @@ def _backward_rows() -> Kernel:
         'tl.store(lse2_ptr + head * whole + rows, tl.where(empty, float("inf"), lse * 1.4426950408889634))',
     ]
     parameters = [*mem.parameters(o), *mem.parameters(do), "lse_ptr", "dlse_ptr", "delta_ptr", "lse2_ptr", "n_q"]
-    doc = "What the backward kernels need of each query: delta = sum(o * do) - dlse, which may be None, and lse in base 2, +inf where there is no key."
+    doc = "What the backward kernels need of each query: delta = sum(o * do) - dlse (which may be None), lse in base 2 (+inf: no key)."
     constants = ["HEADS", "DV", "BLOCK_DV", "BLOCK_M", "ALIGN"]
     text = header("backward_rows", parameters, constants, doc) + indent(body)
     return Kernel("backward_rows", text, tuple(parameters), tuple(constants), None, (), (), "pointers")

@@ -106,7 +106,7 @@ def row_vectors(lse: torch.Tensor) -> torch.Tensor:
 
 def gradient_of_lse(dlse: torch.Tensor | None) -> torch.Tensor | None:
     """As the kernels read it, where there is one."""
-    return None if dlse is None else dlse.float().contiguous()
+    return None if dlse is None else dlse.resolve_neg().float().contiguous()
 
 
 def run_kernel(call: Call, kernel: str, q, k, v, do, merge: bool = False) -> Callable[[], None]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from patternc import joint, operators, reference, runtime
+from patternc.again import Exact, keep, name_of
 from patternc.derivatives import refuse_transforms
 from patternc.errors import DeviceError, DtypeError, OperandError, ShapeError
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern
-from patternc.kept import layouts
 from patternc.signature import signature
 from patternc.tail import LinearAttention, by_features, quotient, rms_norm, tail
 from patternc.tail_runtime import Norms, Quotient, TailAttention, by_kernels
@@ -27,9 +27,9 @@ def attention(
     term = spec.term if isinstance(spec, Attention) else None
     made, args, tracing = runtime.compiled(spec), args or {}, torch.compiler.is_compiling()
     refuse_transforms()
-    bare = not (tracing or args or check) and term is q_start is scale is exact_scale is tail_scale is None
-    key = layouts(q, k, v) if bare else None
-    if key is not None and (again := made.again.get((backend, *key))) is not None:  # all was looked at before, which is a third of a short call
+    plain = not tracing and check is False and term is exact_scale is tail_scale is None and (scale is None or type(scale) is float)
+    key = name_of((q, k, v), args, q_start, backend, scale) if plain else None
+    if key is not None and (again := made.again.get(key)) is not None:  # all was looked at before, which is a third of a short call
         return again.attend(q.resolve_neg(), k.resolve_neg(), v.resolve_neg())
     if not tracing:  # the operator checks when it runs: tracing cannot raise these errors
         runtime.check_tensors(q, k, v)
@@ -68,10 +68,10 @@ def attention(
             return out.to(q.dtype), lse if q.dtype == torch.float64 else lse.float()
         if joined:
             return joint.Joint.apply(q, k, v, tail_q, tail_k, exact_scale, tail_scale, scale, made, bound)
-        call = runtime.Exact(made, runtime.backend_module(name), scale, bound, wide)
+        call = Exact(made, runtime.backend_module(name), scale, bound, wide)
         out, lse = nothing(q) if alone else call.attend(q, k, v)
         if key is not None and q.dtype.itemsize == 2:  # products of others follow a setting of torch's
-            made.keep_call((backend, *key), call, q, k, v)
+            keep(key, call, q, k, v, (q_start, *args.values()))
         if term is None:
             return out, lse
 

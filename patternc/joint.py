@@ -11,13 +11,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from patternc.again import given_or_zeros
 from patternc.args import Bound
 from patternc.derivatives import Function, Gradients, refuse_second
 from patternc.expr.attention import Attention
 from patternc.kept import keep_with
 from patternc.operators import bound_of, laid_out, of_lists, result
 from patternc.passes import lower, variables
-from patternc.runtime import backend_module, check_tensors, given_or_zeros
+from patternc.runtime import backend_module, check_tensors
 from patternc.tail import result_of
 from patternc.tail_runtime import KERNEL_FEATURES, WIDEST
 

@@ -14,16 +14,13 @@ from __future__ import annotations
 import importlib
 import math
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from types import ModuleType
 
 import torch
 
 from patternc.args import Bound, bind
 from patternc.cpu import layout_of, tail_tile_of
-from patternc.derivatives import Function, Gradients
 from patternc.errors import DeviceError, DtypeError, OperandError, ParameterError, ShapeError, UnknownNameError, suggest
 from patternc.expr.attention import Attention
 from patternc.expr.pattern import Pattern, all_of, negate
@@ -50,13 +47,13 @@ class Compiled:
         spec: the pattern or attention.
         key: names it in the registry that the registered operators look it up in.
         state: what backends keep: kernels, layouts by length.
-        again: by backend and what names q, k and v (`kept.layouts`), calls that a backend knows how to make again.
+        again: calls that were made, by what names them (`patternc.again`).
     """
 
     spec: Pattern | Attention
     key: str
     state: dict = field(default_factory=dict)
-    again: dict[tuple, Exact] = field(default_factory=dict)
+    again: dict[tuple, object] = field(default_factory=dict)
 
     @property
     def exact(self) -> Pattern:
@@ -90,14 +87,6 @@ class Compiled:
                 kept.pop(next(iter(kept)))
             kept[key] = plan_at(self.exact, self.plan, bound, shape)
         return kept[key]
-
-    def keep_call(self, key: tuple, call: Exact, q, k, v) -> None:
-        """Keep a call that was made, where its backend knows how to make it again."""
-        known = call.backend.again(self, q, k, v, call.scale, call.bound) if hasattr(call.backend, "again") else None
-        if known is not None:
-            if len(self.again) >= MOST_SIZES:
-                self.again.pop(next(iter(self.again)))
-            self.again[key] = replace(call, known=known)
 
     def of(self, pattern: Pattern) -> Compiled:
         """The run-time side of what some heads see (`orders.heads`)."""
@@ -197,55 +186,6 @@ def choose_backend(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     return "triton" if device.type == "cuda" else "cpu"
-
-
-@dataclass(frozen=True, eq=False)
-class Exact:
-    """The exact part of an eager call; the registered operators do the same for traced ones.
-
-    Attributes:
-        backend: a module.
-        known: what a backend has instead of `forward` for a call that was made before, a function of q, k and v.
-    """
-
-    made: Compiled
-    backend: ModuleType
-    scale: float
-    bound: Bound
-    wide: bool
-    known: Callable | None = None
-
-    def attend(self, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(out, lse)`, differentiable in q, k and v."""
-        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-            return _Attention.apply(q, k, v, self)
-        return self.forward(q, k, v)
-
-    def forward(self, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.known(q, k, v) if self.known is not None else self.backend.forward(self.made, q, k, v, self.scale, self.bound, self.wide)
-
-    def backward(self, *tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.backend.backward(self.made, *tensors, self.scale, self.bound)
-
-
-class _Attention(Function):
-    @staticmethod
-    def forward(ctx, q, k, v, call: Exact):
-        out, lse = call.forward(q, k, v)
-        ctx.save_for_backward(q, k, v, out, lse, *call.bound.given)
-        ctx.set_materialize_grads(False)  # lse seldom has one
-        ctx.call = call
-        return out, lse
-
-    @staticmethod
-    def backward(ctx, dout, dlse):
-        q, k, v, out, lse, *_ = ctx.saved_tensors
-        return *Gradients.apply(ctx.call.backward, given_or_zeros(dout, out), dlse, q, k, v, out, lse), None
-
-
-def given_or_zeros(gradient: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """The gradient of an output, as kernels read it: None where nothing depends on that output."""
-    return torch.zeros_like(like) if gradient is None else gradient.resolve_neg()
 
 
 def bind_call(spec, q, k, args: dict, q_start, check: bool) -> Bound:

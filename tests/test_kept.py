@@ -6,7 +6,7 @@ import torch
 from kernel_check import DEVICE, MARKS
 
 import patternc as pc
-from patternc import kept, reference, runtime
+from patternc import again, kept, reference, runtime
 from patternc.codegen import launches
 from patternc.codegen.configs import Config
 from patternc.codegen.known import Known, KnownBackward
@@ -16,9 +16,9 @@ pytestmark = MARKS
 SPEC = pc.causal & pc.documents(pc.arg("ids"))
 
 
-def inputs(n=40):
+def inputs(n=40, dtype=torch.float32):
     torch.manual_seed(0)
-    return [torch.randn(1, 2, n, 16, device=DEVICE) for _ in range(3)]
+    return [torch.randn(1, 2, n, 16, device=DEVICE).to(dtype) for _ in range(3)]
 
 
 def documents(*lengths):
@@ -31,10 +31,14 @@ def right(q, k, v, ids):
     torch.testing.assert_close(out.double(), wanted, atol=2e-3, rtol=2e-3)
 
 
+HALF_TOO = pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # of which whole calls are made again
+
+
 @pytest.fixture
 def everything_seen(monkeypatch):
     """As on a card, where numpy writes to no tensor."""
-    monkeypatch.setattr(runtime, "seen", lambda x: True)
+    for module in (runtime, again):
+        monkeypatch.setattr(module, "seen", lambda x: True)
 
 
 def bound(q, ids, **more):
@@ -57,8 +61,9 @@ def test_bound_once(everything_seen):
         assert bound(q, ids.clone()) is not bound(q, ids.clone())
 
 
-def test_writes_are_seen(everything_seen):
-    q, k, v = inputs()
+@HALF_TOO
+def test_writes_are_seen(everything_seen, dtype):
+    q, k, v = inputs(dtype=dtype)
     ids = documents(15, 25)
     for _ in range(2):
         right(q, k, v, ids)
@@ -72,8 +77,9 @@ def test_writes_are_seen(everything_seen):
         right(q, k, v, ids)
 
 
-def test_gradients_of_calls_made_before(everything_seen):
-    rows = [x.requires_grad_() for x in inputs()]
+@HALF_TOO
+def test_gradients_of_calls_made_before(everything_seen, dtype):
+    rows = [x.requires_grad_() for x in inputs(dtype=dtype)]
     ids, found = documents(15, 25), []
     for backend in ("triton", "triton", "reference"):
         found.append(torch.autograd.grad(pc.compile(SPEC, backend)(*rows, ids=ids).square().sum(), rows))
@@ -82,17 +88,21 @@ def test_gradients_of_calls_made_before(everything_seen):
         torch.testing.assert_close(a, b, atol=5e-3, rtol=5e-3)
 
 
-def test_memory_of_others_is_not_mistaken(everything_seen):
+@HALF_TOO
+def test_memory_of_others_is_not_mistaken(everything_seen, dtype):
     """What is kept keeps its tensors, so that no new one lies where one of them was."""
-    q, k, v = inputs(20)
+    q, k, v = inputs(20, dtype)
     for i in range(2 * runtime.MOST_DATA):
         right(q, k, v, documents(1 + i % 19, 19 - i % 19))
-    assert len(runtime.compiled(SPEC).state["bound data"]) <= runtime.MOST_DATA
+    made = runtime.compiled(SPEC)
+    assert len(made.state["bound data"]) <= runtime.MOST_DATA and len(made.again) <= runtime.MOST_DATA
+    assert bool(made.again) or dtype == torch.float32
 
 
-def test_what_torch_does_not_count(everything_seen):
+@HALF_TOO
+def test_what_torch_does_not_count(everything_seen, dtype):
     """Collectives and other kernels write as `.data` does: kernels see it, and the tables of a pattern of formulas do not matter."""
-    q, k, v = inputs()
+    q, k, v = inputs(dtype=dtype)
     spec, p = pc.causal & pc.prefix(pc.arg("p")) | pc.window(3), torch.tensor([9], dtype=torch.int32, device=DEVICE)
     for size in (9, 17, 17, 30):
         p.data.fill_(size)
@@ -184,7 +194,7 @@ def test_a_call_like_one_before_is_made_again(monkeypatch):
     call(0, like=torch._neg_view)
     call(1, n=71)
     call(1, like=lambda x: x.transpose(1, 2).contiguous().transpose(1, 2))
-    call(1, scale=0.7), call(1, q_start=0), call(1, check=True)
+    call(1, scale=0.7), call(0, scale=0.7), call(1, scale=0.8), call(1, q_start=0), call(0, q_start=0), call(1, check=True), call(1, check=True)
     call(1, dtype=torch.float32), call(1, dtype=torch.float32)
     assert call(0, like=lambda x: x.requires_grad_()).requires_grad
     with torch.no_grad():
@@ -194,3 +204,18 @@ def test_a_call_like_one_before_is_made_again(monkeypatch):
         module(*(torch.randn(1, h, 70, 16, dtype=torch.float16) for h in (2, 1, 3)))
     with pytest.raises(pc.errors.PatterncError):
         module(torch.randn(1, 2, 70, 16, dtype=torch.float16), None, None)
+
+
+@pytest.mark.parametrize("text", ["causal & window(19)", "causal & (window(9) + linear_tail)"])
+@pytest.mark.parametrize("backend", ["triton", "cpu", "reference"])
+def test_gradients_where_only_one_output_is_used(text, backend):
+    """Nothing depends on the other, whose gradient is None then, not 0."""
+    module, wanted = (pc.compile(text, name, num_heads=2, head_dim=16).to(DEVICE) for name in (backend, "reference"))
+    for _ in range(2):
+        for used in (lambda out, lse: out.square().sum(), lambda out, lse: lse.square().sum(), lambda out, lse: out.sum() + lse.sum()):
+            q, k, v = (x.requires_grad_() for x in inputs())
+            found = torch.autograd.grad(used(*module(q, k, v, return_lse=True)), (q, k, v), allow_unused=True)
+            exact = torch.autograd.grad(used(*wanted(q.double(), k.double(), v.double(), return_lse=True)), (q, k, v), allow_unused=True)
+            for a, b in zip(found, exact):
+                b = torch.zeros_like(q) if b is None else b
+                torch.testing.assert_close(torch.zeros_like(q) if a is None else a, b, atol=2e-3, rtol=2e-3)

@@ -1,0 +1,86 @@
+"""Eager calls of an exact part, and those that were made before: their inputs were looked at then, which is half of a short call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+import torch
+
+from patternc.args import Bound
+from patternc.derivatives import Function, Gradients
+from patternc.kept import layouts, live, named, seen
+from patternc.runtime import MOST_DATA, MOST_SIZES, Compiled
+
+
+@dataclass(frozen=True, eq=False)
+class Exact:
+    """The exact part of an eager call; the registered operators do the same for traced ones.
+
+    Attributes:
+        backend: a module.
+        known: what a backend has instead of `forward` for a call that was made before, a function of q, k and v.
+    """
+
+    made: Compiled
+    backend: ModuleType
+    scale: float
+    bound: Bound
+    wide: bool
+    known: Callable | None = None
+
+    def attend(self, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(out, lse)`, differentiable in q, k and v."""
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+            return _Attention.apply(q, k, v, self)
+        return self.forward(q, k, v)
+
+    def forward(self, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.known(q, k, v) if self.known is not None else self.backend.forward(self.made, q, k, v, self.scale, self.bound, self.wide)
+
+    def backward(self, *tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.backend.backward(self.made, *tensors, self.scale, self.bound)
+
+
+class _Attention(Function):
+    @staticmethod
+    def forward(ctx, q, k, v, call: Exact):
+        out, lse = call.forward(q, k, v)
+        ctx.save_for_backward(q, k, v, out, lse, *call.bound.given)
+        ctx.set_materialize_grads(False)  # lse seldom has one
+        ctx.call = call
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        q, k, v, out, lse, *_ = ctx.saved_tensors
+        return *Gradients.apply(ctx.call.backward, given_or_zeros(dout, out), dlse, q, k, v, out, lse), None
+
+
+def given_or_zeros(gradient: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """The gradient of an output, as kernels read it: None where nothing depends on that output."""
+    return torch.zeros_like(like) if gradient is None else gradient.resolve_neg()
+
+
+def name_of(tensors: tuple, args: dict, q_start, *more) -> tuple | None:
+    """What names a call on tensors of some layouts with the same args, and `more`; None where that cannot be told."""
+    names = layouts(*tensors)
+    if names is not None and (args or q_start is not None):
+        given = q_start, *args.values()
+        of_args = named(given) if all(map(seen, given)) else None
+        names = None if of_args is None else (*names, *args, *of_args)
+    return None if names is None else (*names, *more)
+
+
+def keep(key: tuple, call: Exact, q, k, v, given: tuple) -> None:
+    """Keep a call that was made with `given`, its args, where its backend knows how to make it again."""
+    made, data = call.made, bool(call.bound.given)
+    if not hasattr(call.backend, "again") or data and not live(call.bound, given):
+        return
+    known = call.backend.again(made, q, k, v, call.scale, call.bound)
+    if known is not None:
+        alike = [key for key, other in made.again.items() if bool(other.bound.given) == data]
+        if len(alike) >= (MOST_DATA if data else MOST_SIZES):
+            made.again.pop(alike[0])
+        made.again[key] = replace(call, known=known)
