@@ -168,7 +168,7 @@ def _make_call(compiled, scale: float, bound: Bound, device: torch.device, shape
             height=short.height(bound.n_q, bound.n_k),
             tiles=lambda lines, rows, cols: _tiles(own, lines, bound, rows, cols),
             schedule=lambda *given: _schedule(own, plan, on_device, device, shape, *given),
-            order=lambda: _order(own, plan, on_device),
+            order=lambda width: _order(own, plan, on_device, QUERIES[width]),
             groups=groups,
             lengths=(bound.n_q, bound.n_k),
             others=lru_cache(lambda lengths: _others(own, plan, scale, bound, device, shape, near, lengths)),
@@ -198,15 +198,15 @@ def _tiles(compiled, lines: Lines, bound: Bound, rows: int, cols: int) -> Tiles 
     return row_tiles(compiled.exact, lines.plan.forward, bound, (rows, cols))
 
 
-def _order(compiled, plan: Plan, bound: Bound) -> Order | None:
-    """How programs of the fused backward add to dq; kept, since it depends on no data."""
+def _order(compiled, plan: Plan, bound: Bound, queries: int) -> Order | None:
+    """How programs of the fused backward add to dq, in tiles of so many queries; kept, since it depends on no data."""
     axis, kept = plan.transposed, compiled.state.setdefault("orders", {})
     if axis.kind != "formula" or axis.filler is not None or not all(isinstance(x, int) for x in (bound.q_start, *bound.values.values())):
         return None
-    key = bound.n_q, bound.n_k, bound.heads, bound.q_start, *sorted(bound.values.items())
+    key = queries, bound.n_q, bound.n_k, bound.heads, bound.q_start, *sorted(bound.values.items())
     found = kept.pop(key, False)
     if found is False:
-        found = order_of(formula_segments(axis, bound, (KEYS, QUERIES), True), bound.n_q, bound.n_k)
+        found = order_of(formula_segments(axis, bound, (KEYS, queries), True), bound.n_q, bound.n_k, queries)
     if len(kept) >= MOST_LENGTHS:
         kept.pop(next(iter(kept)))
     kept[key] = found  # the last one of all

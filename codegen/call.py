@@ -29,7 +29,8 @@ class Call:
             that work on `group` heads each; without it the usual order.
         tiles: `tiles(lines, rows, cols)`, how many tiles the row tiles of a line (`lines.Lines`) visit forward (`balance.Tiles`); None where
             only tensors say it.
-        order: `order()`, how programs of the fused backward add to dq (`fused_order.Order`); None where no numbers say which tiles they visit.
+        order: `order(head_dim)`, how programs of the fused backward add to dq (`fused_order.Order`); None where no numbers say which tiles
+            they visit.
         height: rows of a tile of the forward where there are few (`short.height`); None for those of the configuration.
         variant: how the kernels reach memory (`access.VARIANTS`); None takes descriptors where the device has them.
         configs: configurations by kernel that replace the built-in ones.

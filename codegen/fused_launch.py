@@ -16,10 +16,10 @@ from patternc.codegen.hopper_launch import DTYPES, describe_tiles, language
 from patternc.codegen.launches import Launch
 from patternc.codegen.matrices import empty
 
-# Measured on an H200 (docs/performance.md): tiles of queries that a tile of keys visits, in one head and in all that share it, from which on this is
+# Measured on an H200 (docs/performance.md): queries that a tile of keys visits, in one head and in all that share it, from which on this is
 # faster; how long the longest row of them may be, in shares of the whole time, since rows are not cut; and bytes of q, do and dq of all heads whose
 # programs run at once.
-LONG, LONG_IN_ALL = 16, 32
+LONG, LONG_IN_ALL = 1024, 2048
 EVEN = 0.5
 NEAR = 36 << 20
 MOST_SECTION = 4
@@ -38,15 +38,15 @@ def refusal(call: Call, matrices: dict[str, torch.Tensor]) -> str | None:
         return "it needs a Hopper card"
     if len({x.dtype for x in matrices.values()}) > 1 or q.dtype not in DTYPES:
         return f"tensors of {q.dtype}"
-    if (q.shape[3], v.shape[3]) != (fused.WIDTH, fused.WIDTH):
+    if q.shape[3] != v.shape[3] or q.shape[3] not in QUERIES:
         return f"heads of width {q.shape[3]}, {v.shape[3]}"
     if not all(map(reachable, matrices.values())):
         return "strides or an address that TMA does not take"
-    if fused.SHARED > shared_memory(q.device):
+    if fused.shared(q.shape[3]) > shared_memory(q.device):
         return "too little shared memory"
     if why := fused.covers(call.plan):
         return why
-    order = call.order() if call.order is not None else None
+    order = call.order(q.shape[3]) if call.order is not None else None
     if order is None:
         return "no numbers say which tiles are visited, or these are many"
     return None if order.there(q.device) else "tables that a CUDA graph cannot copy"
@@ -60,9 +60,10 @@ def can(calls: list[Call], by_keys: list[Call], matrices: dict[str, torch.Tensor
 
 def pays(call: Call, matrices: dict[str, torch.Tensor]) -> bool:
     """Whether it is faster, as far as was measured, for a call that it can run."""
-    q, k, order = matrices["q"], matrices["k"], call.order()
-    heads, rounds = q.shape[1] // k.shape[1], grid(k) / processors(q.device)
-    long = order.visits >= LONG and order.visits * heads >= LONG_IN_ALL
+    q, k = matrices["q"], matrices["k"]
+    order, heads, rounds = call.order(q.shape[3]), q.shape[1] // k.shape[1], grid(k) / processors(q.device)
+    queries = order.visits * order.queries
+    long = queries >= LONG and queries * heads >= LONG_IN_ALL
     return call.variant == "hopper" or (long and order.most <= EVEN * order.visits * rounds)
 
 
@@ -75,7 +76,7 @@ def section_of(order: Order, q: torch.Tensor, k: torch.Tensor) -> int:
     is one of another time; where each begins with its own, it hardly waits, and memory is better used by one head after the other."""
     if not order.alike:
         return 1
-    pairs, bytes_each = k.shape[0] * k.shape[1], q.shape[2] * q.shape[1] // k.shape[1] * fused.WIDTH * 8
+    pairs, bytes_each = k.shape[0] * k.shape[1], q.shape[2] * q.shape[1] // k.shape[1] * q.shape[3] * 8
     most = min(MOST_SECTION, max(NEAR // bytes_each, 1))
     return max(s for s in range(1, most + 1) if pairs % s == 0)
 
@@ -83,36 +84,38 @@ def section_of(order: Order, q: torch.Tensor, k: torch.Tensor) -> int:
 def prepare(call: Call, matrices: dict[str, torch.Tensor]) -> Launch:
     """What is decided once for inputs of one layout."""
     q, k = matrices["q"], matrices["k"]
-    source = fused.generate(call.plan)
-    sizes = {"HEADS": q.shape[1], "GROUP": q.shape[1] // k.shape[1], "D": fused.WIDTH, "STAGES": fused.STAGES}
+    width = q.shape[3]
+    source = fused.generate(call.plan, width)
+    sizes = {"HEADS": q.shape[1], "GROUP": q.shape[1] // k.shape[1], "D": width, "STAGES": fused.STAGES}
     values = {**sizes, "n_q": q.shape[2], "n_k": k.shape[2], "key_tiles": -(-k.shape[2] // KEYS)}
     descriptors = {f"{name}_desc": (name, _described(x)) for name, x in matrices.items()}
     kernel = source.kernels["backward"]
-    config = Config(QUERIES, KEYS, 4, fused.STAGES)
+    config = Config(QUERIES[width], KEYS, 4, fused.STAGES)
     return Launch(kernel, cache.load(source.text).backward, config, grid(k), q.shape[0] * k.shape[1], values, [], descriptors)
 
 
 def tables(call: Call, matrices: dict[str, torch.Tensor]) -> dict:
     """Parameters that depend on which tiles are visited."""
-    order = call.order()
-    first, entries = order.on(matrices["q"].device)
-    return {"first_ptr": first, "entries_ptr": entries, "section": section_of(order, matrices["q"], matrices["k"])}
+    q = matrices["q"]
+    order = call.order(q.shape[3])
+    first, entries = order.on(q.device)
+    return {"first_ptr": first, "entries_ptr": entries, "section": section_of(order, q, matrices["k"])}
 
 
 def _described(x: torch.Tensor):
-    """A descriptor for tiles of 64 rows; of sums in float32 for half of their columns."""
-    made = describe_tiles(x, QUERIES, fused.WIDTH // 2 if x.dtype == torch.float32 else fused.WIDTH)
+    """A descriptor for tiles of 64 rows; of sums in float32 for 64 of their columns."""
+    made = describe_tiles(x, 64, 64 if x.dtype == torch.float32 else x.shape[3])
     made.base = None
     return made
 
 
 def gradients(
-    gaps: bool, launch: Callable[[dict, dict], None], matrices: dict[str, torch.Tensor], results: tuple, values: dict, vectors: tuple
+    order: Order, launch: Callable[[dict, dict], None], matrices: dict[str, torch.Tensor], results: tuple, values: dict, vectors: tuple
 ) -> None:
     """Find dq, dk and dv, which `results` are memory for.
 
     Args:
-        gaps: of the order.
+        order: in which programs add to dq.
         launch: `launch(matrices, values)` launches the kernel.
         values: `scale` and `score_scale`.
         vectors: the two of `launch.row_vectors`, delta and lse.
@@ -120,14 +123,14 @@ def gradients(
     q, (dq, dk, dv), (delta, lse2) = matrices["q"], results, vectors
     b, heads, n, width = q.shape
     sums = empty(q, n, width, torch.float32)
-    if gaps:
+    if order.gaps:
         sums.zero_()  # nobody stores what nobody visits
-    counts = torch.zeros(1 + b * heads * -(-n // QUERIES), dtype=torch.int32, device=q.device)
+    counts = torch.zeros(1 + b * heads * -(-n // order.queries), dtype=torch.int32, device=q.device)
     launch({**matrices, "dq": sums, "dk": dk, "dv": dv}, {**values, "counts_ptr": counts, "delta_ptr": delta, "lse2_ptr": lse2})
     torch.mul(sums, values["scale"], out=dq)
 
 
 def examples(q: torch.Tensor) -> tuple[torch.Tensor, dict]:
     """A little of what the sums are, and parameters, for compiling."""
-    some = torch.empty(1, 1, QUERIES, fused.WIDTH, dtype=torch.float32, device=q.device)
+    some = torch.empty(1, 1, 64, q.shape[3], dtype=torch.float32, device=q.device)
     return some, {"counts_ptr": torch.empty(1, dtype=torch.int32, device=q.device), "delta_ptr": some, "lse2_ptr": some}

@@ -18,15 +18,17 @@ import torch
 from patternc.codegen.device import kept_on
 from patternc.visits import Segment
 
-QUERIES, KEYS = 64, 128  # of a tile
+KEYS = 128  # of a tile
+QUERIES = {64: 128, 128: 64}  # of a tile, by head_dim
 MOST_VISITS = 1 << 22  # that tables are made for: 32 MiB of them
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """Which tiles of QUERIES queries the tiles of KEYS keys visit.
+    """Which tiles of queries the tiles of KEYS keys visit.
 
     Attributes:
+        queries: of a tile.
         segments: of each key tile (`visits.formula_segments`), the same in all heads and batch rows.
         n_q, n_k: lengths.
         visits, most: how many tiles a key tile visits, on average and at most.
@@ -34,6 +36,7 @@ class Order:
         gaps: some tile of queries is visited by none.
     """
 
+    queries: int
     segments: tuple[Segment, ...]
     n_q: int
     n_k: int
@@ -46,7 +49,7 @@ class Order:
     def tables(self) -> tuple[np.ndarray, np.ndarray]:
         """`first`, int32 [key tiles + 1], where the entries of a key tile begin, and `entries`, int32 [visits + 1, 2]: twice the tile of queries,
         plus 1 where it is masked, and how many programs add to this tile before; the last one is read and not used."""
-        rows, queries = -(-self.n_k // KEYS), -(-self.n_q // QUERIES)
+        rows, queries = -(-self.n_k // KEYS), -(-self.n_q // self.queries)
         ragged = rows - 1 if self.n_k % KEYS else rows  # keys that do not exist are masked
         key, query, masked = [], [], []
         for s in self.segments:
@@ -78,12 +81,12 @@ class Order:
         return self._on[device]
 
 
-def order_of(segments: Iterable[Segment], n_q: int, n_k: int) -> Order | None:
-    """The order for segments of key tiles; None where heads or batch rows differ, or where tables would be long."""
+def order_of(segments: Iterable[Segment], n_q: int, n_k: int, queries: int) -> Order | None:
+    """The order for segments of key tiles, in tiles of so many queries; None where heads or batch rows differ, or where tables would be long."""
     rows, segments = -(-n_k // KEYS), tuple(segments)
     if any(s.start.shape[:2] != (1, 1) for s in segments):
         return None
-    count, begin, change = np.zeros(rows, np.int64), np.full(rows, np.iinfo(np.int64).max), np.zeros(-(-n_q // QUERIES) + 1, np.int64)
+    count, begin, change = np.zeros(rows, np.int64), np.full(rows, np.iinfo(np.int64).max), np.zeros(-(-n_q // queries) + 1, np.int64)
     for s in segments:
         start, stop = s.start.ravel(), s.stop.ravel()
         some = stop > start
@@ -94,4 +97,4 @@ def order_of(segments: Iterable[Segment], n_q: int, n_k: int) -> Order | None:
     if count.sum() > MOST_VISITS:
         return None
     alike, gaps = len(np.unique(begin[count > 0])) < 2, bool((np.cumsum(change)[:-1] == 0).any())
-    return Order(segments, n_q, n_k, float(count.mean()), int(count.max()), alike, gaps)
+    return Order(queries, segments, n_q, n_k, float(count.mean()), int(count.max()), alike, gaps)

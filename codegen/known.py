@@ -9,6 +9,7 @@ import torch
 from patternc.codegen import fused_launch
 from patternc.codegen.call import Call
 from patternc.codegen.device import on
+from patternc.codegen.fused_order import Order
 from patternc.codegen.launch import LOG2E, Partial, gradient_of_lse, in_order, is_scattered, layout_of, row_vectors, values_of
 from patternc.codegen.matrices import Room
 from patternc.codegen.ready import Ready
@@ -92,14 +93,14 @@ class KnownBackward:
     Attributes:
         rows: what finds the vectors of rows, where they are not given.
         dq, dkdv: kernels that find these apart.
-        fused: the kernel that finds all in their place, whether its order has gaps, and memory for dq, dk and dv.
+        fused: the kernel that finds all in their place, in which order it adds to dq, and memory for dq, dk and dv.
     """
 
     scale: float
     rows: Ready | None
     dq: Chain | None
     dkdv: Chain | None
-    fused: tuple[Ready, bool, tuple[Room, ...]] | None = None
+    fused: tuple[Ready, Order, tuple[Room, ...]] | None = None
 
     @staticmethod
     def of(queries: list[Call], keys: list[Call], tape: list[Ready], q, k, v, o, do, vectors: torch.Tensor | None) -> KnownBackward | None:
@@ -110,7 +111,7 @@ class KnownBackward:
             return None
         if [ready.name for ready in rest] == ["backward"]:
             rooms = tuple(Room.of(x, x.shape[2], x.shape[3], x.dtype) for x in (q, k, v))
-            fused = rest[0], queries[0].order().gaps, rooms
+            fused = rest[0], queries[0].order(q.shape[3]), rooms
             return KnownBackward(scale, first, None, None, fused) if _lasts(queries, rest, q, k, v, do) else None
         keys = [part for call in keys for part in call.by_key_heads(q.shape[1] // k.shape[1])]
         if not _lasts([*queries, *keys], rest, q, k, v, do):
@@ -131,9 +132,9 @@ class KnownBackward:
             if self.fused is None:
                 (dq,) = self.dq.run(values, matrices, both, vectors, onto and onto[:1])
                 return dq, *self.dkdv.run(values, matrices, both, vectors, onto and onto[1:])
-            fused, gaps, rooms = self.fused
+            fused, order, rooms = self.fused
             results = onto or tuple(room.new() for room in rooms)
-            fused_launch.gradients(gaps, lambda own, more: fused.again(more, own, q.device), matrices, results, values, vectors)
+            fused_launch.gradients(order, lambda own, more: fused.again(more, own, q.device), matrices, results, values, vectors)
             return results
 
 

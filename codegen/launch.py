@@ -86,7 +86,7 @@ def attention_backward(
         _launch(call, "backward_rows", {"o": in_rows(o), "do": do}, extra, tape=tape)
     if together:
         launch = partial(_launch, call, "backward", tape=tape)
-        fused_launch.gradients(call.order().gaps, launch, matrices, (dq, dk, dv), shared, vectors.unbind())
+        fused_launch.gradients(call.order(q.shape[3]), launch, matrices, (dq, dk, dv), shared, vectors.unbind())
     for kernel, chain, own in chains if not together else ():
         before: dict[str, torch.Tensor] = {}
         for part in chain:

@@ -113,7 +113,9 @@ class Launch:
 
 def _kinds(values: dict) -> tuple:
     """What is compiled follows from these of the parameters that a call decides."""
-    return (*values, *[(x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else _kind(x) for x in values.values()])
+    names = sorted(values)
+    given = [values[name] for name in names]
+    return (*names, *[(x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else _kind(x) for x in given])
 
 
 def _kind(x) -> object:

@@ -18,7 +18,6 @@ from patternc.codegen import cache, compiler, configs, hopper, hopper_launch, ta
 from patternc.codegen.configs import Config
 from patternc.codegen.dispatch import renamed
 from patternc.codegen.frame import is_wide
-from patternc.codegen.fused_order import QUERIES
 from patternc.codegen.generated import Kernel, Source
 from patternc.codegen.parameters import box_constants
 from patternc.codegen.tail_blocks import BlockSource
@@ -166,8 +165,8 @@ def _fused_signature(job: Job) -> tuple[dict[str, str], dict[str, object]]:
     def kind(parameter: str) -> str:
         name, _, what = parameter.rpartition("_")
         if what == "desc":
-            dtype, width = ("fp32", job.head_dim // 2) if name == "dq" else (job.dtype, job.head_dim)
-            return f"tensordesc<{dtype}{[1, 1, QUERIES, width]},{hopper_launch.tile_layout([1, 1, QUERIES, width], dtype)!r}>"
+            dtype, width = ("fp32", 64) if name == "dq" else (job.dtype, job.head_dim)
+            return f"tensordesc<{dtype}{[1, 1, 64, width]},{hopper_launch.tile_layout([1, 1, 64, width], dtype)!r}>"
         if what == "ptr":
             return "*fp32" if name in ("lse2", "delta") else "*i32"
         return "fp32" if parameter in ("scale", "score_scale") else "i32"

@@ -10,6 +10,8 @@ import patternc as pc
 from patternc.args import bind
 from patternc.codegen import hopper_choice, tail_pass_launch
 from patternc.codegen.backend import call_of
+from patternc.codegen.fused import covers
+from patternc.codegen.fused_order import QUERIES
 from patternc.codegen.launch import attention_backward, attention_forward
 from patternc.runtime import compiled
 
@@ -51,7 +53,7 @@ def by_variant(text, variant, width=WIDTH):
     p = pc.parse(text)
     call = replace(call_of(compiled(p), 0.1, bind(p, args_of(text, N), N, heads=4), q, k, v), plan=compiled(p).plan, variant=variant)
     o, lse = attention_forward(call, q, k, v)
-    if variant != "hopper" or width == 128:
+    if variant != "hopper" or width in QUERIES and covers(call.plan) is None:
         attention_backward(call, q, k, v, o, lse, torch.ones_like(o))
 
 

@@ -104,7 +104,7 @@ def test_bits_repeat(text, heads, n_q, n_k):
 COMPARED = ["full", "causal", "causal & window(300)", "causal & (window(200) | sink(4))", "window(left=100, right=100) | global(20)", "causal & dilate(4) & window(800)"]
 
 
-@pytest.mark.parametrize("head_dim, fused", [(64, False), (128, False), *[(128, True)] * HOPPER])
+@pytest.mark.parametrize("head_dim, fused", [(64, False), (128, False), *[(64, True), (128, True)] * HOPPER])
 @pytest.mark.parametrize("text", COMPARED)
 def test_errors_beside_flex(monkeypatch, text, head_dim, fused):
     """Against float64, outputs and gradients, at most 1.2 times FlexAttention's on the same inputs; the fused backward's as well."""

@@ -33,18 +33,20 @@ def spelt(text):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("heads, kv_heads, batch", [(2, 2, 1), (4, 1, 2), (8, 4, 3)])
+@pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("text, n_q, n_k, args", CASES)
-def test_gradients(launched, text, n_q, n_k, args, heads, kv_heads, batch, dtype):
-    options = dict(backend="triton", device="cuda", dtype=dtype, heads=heads, kv_heads=kv_heads, batch=batch, head_dim=128, quiet=True, raise_error=True)
-    pc.verify(spelt(text), sizes=[(n_q, n_k)], args=args, **options)
+def test_gradients(launched, text, n_q, n_k, args, head_dim, heads, kv_heads, batch, dtype):
+    options = dict(backend="triton", device="cuda", dtype=dtype, heads=heads, kv_heads=kv_heads, batch=batch, quiet=True, raise_error=True)
+    pc.verify(spelt(text), sizes=[(n_q, n_k)], args=args, head_dim=head_dim, **options)
     assert launched
 
 
 @pytest.mark.parametrize("text", ["causal", "full", "causal & window(700)"])
 @pytest.mark.parametrize("heads, kv_heads", [(8, 8), (8, 2)])
-def test_bits_repeat(launched, text, heads, kv_heads):
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_bits_repeat(launched, text, heads, kv_heads, head_dim):
     module, n = pc.compile(spelt(text), "triton"), 4096
-    q, k, v = (torch.randn(2, h, n, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h in (heads, kv_heads, kv_heads))
+    q, k, v = (torch.randn(2, h, n, head_dim, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h in (heads, kv_heads, kv_heads))
     out = module(q, k, v)
     grad, first, wrong = torch.randn_like(out), None, torch.zeros((), device="cuda", dtype=torch.int64)
     for _ in range(100):
