@@ -80,7 +80,7 @@ def keep(key: tuple, call: Exact, q, k, v, given: tuple) -> None:
         return
     known = call.backend.again(made, q, k, v, call.scale, call.bound)
     if known is not None:
-        alike = [key for key, other in made.again.items() if bool(other.bound.given) == data]
+        alike = [key for key, other in list(made.again.items()) if bool(other.bound.given) == data]
         if len(alike) >= (MOST_DATA if data else MOST_SIZES):
-            made.again.pop(alike[0])
+            made.again.pop(alike[0], None)
         made.again[key] = replace(call, known=known)
