@@ -17,7 +17,7 @@ from patternc.codegen.device import kept_on, precision, processors
 from patternc.codegen.fused_order import KEYS, QUERIES, Order, order_of
 from patternc.codegen.kernels import generate
 from patternc.codegen.known import Known, KnownBackward
-from patternc.codegen.launch import Call, attention_backward, attention_forward, layout_of, row_vectors
+from patternc.codegen.launch import Call, attention_backward, attention_forward, layout_of, of_rows, row_vectors
 from patternc.codegen.lines import Lines
 from patternc.codegen.norms import backward_norms, norms
 from patternc.codegen.parameters import prepared_args
@@ -106,6 +106,7 @@ def forward(compiled, q, k, v, scale: float, bound: Bound, wide: bool):
 
 
 def backward(compiled, dout, dlse, q, k, v, out, lse, scale: float, bound: Bound, onto: tuple | None = None, vectors: torch.Tensor | None = None):
+    lse = of_rows(lse)
     key = compiled, scale, *map(layout_of, (q, k, v, out, dout, *(onto or ()))), precision(q.dtype), data_of(bound), vectors is None
     known = bound.kept.get(key)
     if known is not None:

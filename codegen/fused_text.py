@@ -222,6 +222,7 @@ def _of_part(masked: str, parts: int, part: int) -> list[str]:
 
 
 def leave_dq(parts: int) -> list[str]:
+    """What a warpgroup has found of dq goes to shared memory, and the warp that adds may read it."""
     return [f"dq_tiles.index(own).reshape([64, {'D // 2' if parts == 1 else 'D'}]).store(dq)", "fence_async_shared()"]
 
 

@@ -10,7 +10,7 @@ from patternc.codegen import fused_launch
 from patternc.codegen.call import Call
 from patternc.codegen.device import on
 from patternc.codegen.fused_order import Order
-from patternc.codegen.launch import LOG2E, Partial, gradient_of_lse, in_order, is_scattered, layout_of, row_vectors, values_of
+from patternc.codegen.launch import LOG2E, Partial, in_order, is_scattered, layout_of, of_rows, row_vectors, values_of
 from patternc.codegen.matrices import Room
 from patternc.codegen.ready import Ready
 
@@ -126,9 +126,9 @@ class KnownBackward:
         values, matrices = {"scale": self.scale, "score_scale": self.scale * LOG2E}, {"q": q, "k": k, "v": v, "do": do}
         with on(q.device):
             if not given:
-                of_rows = {"lse_ptr": lse, "dlse_ptr": gradient_of_lse(dlse), "delta_ptr": vectors[0], "lse2_ptr": vectors[1]}
+                own = {"lse_ptr": lse, "dlse_ptr": of_rows(dlse), "delta_ptr": vectors[0], "lse2_ptr": vectors[1]}
                 usual = dlse is None and lse.data_ptr() % 16 == 0
-                (self.rows.again if usual else self.rows.run)(of_rows, {"o": o, "do": do}, q.device)
+                (self.rows.again if usual else self.rows.run)(own, {"o": o, "do": do}, q.device)
             if self.fused is None:
                 (dq,) = self.dq.run(values, matrices, both, vectors, onto and onto[:1])
                 return dq, *self.dkdv.run(values, matrices, both, vectors, onto and onto[1:])

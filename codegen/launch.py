@@ -82,7 +82,7 @@ def attention_backward(
             _compile_ahead(one, kernel, matrices | own, shared, vectors)
     if not known:
         delta, lse2 = vectors
-        extra = {"lse_ptr": lse, "dlse_ptr": gradient_of_lse(dlse), "delta_ptr": delta, "lse2_ptr": lse2}
+        extra = {"lse_ptr": lse, "dlse_ptr": of_rows(dlse), "delta_ptr": delta, "lse2_ptr": lse2}
         _launch(call, "backward_rows", {"o": in_rows(o), "do": do}, extra, tape=tape)
     if together:
         launch = partial(_launch, call, "backward", tape=tape)
@@ -104,9 +104,9 @@ def row_vectors(lse: torch.Tensor) -> torch.Tensor:
     return torch.empty(2, b, heads, whole(n), dtype=torch.float32, device=lse.device)
 
 
-def gradient_of_lse(dlse: torch.Tensor | None) -> torch.Tensor | None:
-    """As the kernels read it, where there is one."""
-    return None if dlse is None else dlse.resolve_neg().float().contiguous()
+def of_rows(x: torch.Tensor | None) -> torch.Tensor | None:
+    """lse or its gradient, where there is one, as the kernels read it: float32, without gaps."""
+    return None if x is None else x.resolve_neg().float().contiguous()
 
 
 def run_kernel(call: Call, kernel: str, q, k, v, do, merge: bool = False) -> Callable[[], None]:
@@ -124,7 +124,7 @@ def run_kernel(call: Call, kernel: str, q, k, v, do, merge: bool = False) -> Cal
         if merge:
             matrices["o0"], extra["lse0_ptr"] = torch.zeros_like(o), torch.zeros_like(lse)
     elif kernel == "backward_rows":
-        matrices, extra = {"o": do, "do": do}, {"lse_ptr": lse, "dlse_ptr": lse, "delta_ptr": vectors[0], "lse2_ptr": vectors[1]}
+        matrices, extra = {"o": do, "do": do}, {"lse_ptr": lse, "dlse_ptr": None, "delta_ptr": vectors[0], "lse2_ptr": vectors[1]}
     else:
         each = in_order(call, kernel, vectors, q.shape[2])
         extra |= {"scale": call.scale}

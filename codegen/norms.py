@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import torch
 
-from patternc.codegen import row_kernels as rows
+from patternc.codegen import launch, row_kernels as rows
 from patternc.codegen.frame import header, indent
 from patternc.codegen.kernels import WHOLE
-from patternc.codegen.launch import gradient_of_lse
 from patternc.codegen.matrices import empty, in_rows
 from patternc.orders.vectors import VECTOR
 from patternc.tail import RMS_EPS
@@ -116,7 +115,7 @@ def backward_norms(dy, o, t, o_scale, t_scale, of_rows: tuple[torch.Tensor, ...]
     b, heads, n, dv = o.shape
     steps = min(STEPS, 1 << max(-(-n // rows.rows_of(dv)) - 1, 0).bit_length())
     sums = torch.empty(b, heads, -(-n // (rows.rows_of(dv) * steps)), 2, dv, dtype=torch.float32, device=o.device)
-    lse, dlse, (delta, lse2) = (of_rows[0], gradient_of_lse(of_rows[1]), of_rows[2]) if of_rows else (sums, None, (sums, sums))
+    lse, dlse, (delta, lse2) = (of_rows[0], launch.of_rows(of_rows[1]), of_rows[2]) if of_rows else (sums, None, (sums, sums))
     vectors = {"o_scale": o_scale.contiguous(), "t_scale": t_scale.contiguous(), "sums": sums, "lse": lse, "dlse": dlse, "delta": delta, "lse2": lse2}
     matrices = {"o": o, "t": t, "dy": dy, "do": do, "dt": dt}
     largest = torch.finfo(o.dtype).max

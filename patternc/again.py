@@ -30,10 +30,10 @@ class Exact:
     wide: bool
     known: Callable | None = None
 
-    def attend(self, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(out, lse)`, differentiable in q, k and v."""
+    def attend(self, q, k, v, given: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(out, lse)`, differentiable in q, k and v; `given` are `q_start` and the args as this call has them."""
         if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-            return _Attention.apply(q, k, v, self)
+            return _Attention.apply(q, k, v, self, [x for x in given if isinstance(x, torch.Tensor) and not x.is_inference()])
         return self.forward(q, k, v)
 
     def forward(self, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,29 +45,29 @@ class Exact:
 
 class _Attention(Function):
     @staticmethod
-    def forward(ctx, q, k, v, call: Exact):
+    def forward(ctx, q, k, v, call: Exact, given: list[torch.Tensor]):
         out, lse = call.forward(q, k, v)
-        ctx.save_for_backward(q, k, v, out, lse, *call.bound.given)
+        ctx.save_for_backward(q, k, v, out, lse, *given)
         ctx.set_materialize_grads(False)  # lse seldom has one
         ctx.call = call
         return out, lse
 
     @staticmethod
     def backward(ctx, dout, dlse):
-        q, k, v, out, lse, *_ = ctx.saved_tensors
-        return *Gradients.apply(ctx.call.backward, given_or_zeros(dout, out), dlse, q, k, v, out, lse), None
+        saved = [x.resolve_neg() for x in ctx.saved_tensors[:5]]  # hooks may have made others of them
+        return *Gradients.apply(ctx.call.backward, given_or_zeros(dout, saved[3]), dlse, *saved), None, None
 
 
 def given_or_zeros(gradient: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """The gradient of an output, as kernels read it: None where nothing depends on that output."""
+    """The gradient of an output, as kernels read it; 0 where it is None, since nothing depends on that output."""
     return torch.zeros_like(like) if gradient is None else gradient.resolve_neg()
 
 
-def name_of(tensors: tuple, args: dict, q_start, *more) -> tuple | None:
-    """What names a call on tensors of some layouts with the same args, and `more`; None where that cannot be told."""
+def name_of(tensors: tuple, args: tuple[str, ...], given: tuple, *more) -> tuple | None:
+    """What names a call on tensors of some layouts, with the same `q_start` and args, whose names are `args`, and `more`; None where that cannot
+    be told."""
     names = layouts(*tensors)
-    if names is not None and (args or q_start is not None):
-        given = q_start, *args.values()
+    if names is not None and (args or given[0] is not None):
         of_args = named(given) if all(map(seen, given)) else None
         names = None if of_args is None else (*names, *args, *of_args)
     return None if names is None else (*names, *more)
@@ -80,7 +80,7 @@ def keep(key: tuple, call: Exact, q, k, v, given: tuple) -> None:
         return
     known = call.backend.again(made, q, k, v, call.scale, call.bound)
     if known is not None:
-        alike = [key for key, other in list(made.again.items()) if bool(other.bound.given) == data]
+        alike = [name for name, other in list(made.again.items()) if bool(other.bound.given) == data]
         if len(alike) >= (MOST_DATA if data else MOST_SIZES):
             made.again.pop(alike[0], None)
         made.again[key] = replace(call, known=known)

@@ -28,9 +28,10 @@ def attention(
     made, args, tracing = runtime.compiled(spec), args or {}, torch.compiler.is_compiling()
     refuse_transforms()
     plain = not tracing and check is False and term is exact_scale is tail_scale is None and (scale is None or type(scale) is float)
-    key = name_of((q, k, v), args, q_start, backend, scale) if plain else None
-    if key is not None and (again := made.again.get(key)) is not None:  # all was looked at before, which is a third of a short call
-        return again.attend(q.resolve_neg(), k.resolve_neg(), v.resolve_neg())
+    given = q_start, *args.values()
+    key = name_of((q, k, v), tuple(args), given, backend, scale) if plain else None
+    if key is not None and (again := made.again.get(key)) is not None:  # all was looked at before
+        return again.attend(q, k, v, given)
     if not tracing:  # the operator checks when it runs: tracing cannot raise these errors
         runtime.check_tensors(q, k, v)
         q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()  # kernels read memory as it is
@@ -69,9 +70,9 @@ def attention(
         if joined:
             return joint.Joint.apply(q, k, v, tail_q, tail_k, exact_scale, tail_scale, scale, made, bound)
         call = Exact(made, runtime.backend_module(name), scale, bound, wide)
-        out, lse = nothing(q) if alone else call.attend(q, k, v)
+        out, lse = nothing(q) if alone else call.attend(q, k, v, given)
         if key is not None and q.dtype.itemsize == 2:  # products of others follow a setting of torch's
-            keep(key, call, q, k, v, (q_start, *args.values()))
+            keep(key, call, q, k, v, given)
         if term is None:
             return out, lse
 

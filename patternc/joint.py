@@ -66,7 +66,7 @@ class Joint(Function):
     @staticmethod
     def backward(ctx, dout, dlse):
         saved = ctx.saved_tensors
-        saved = saved[: len(saved) - len(ctx.call[2].given)]
+        saved = [x if x is None else x.resolve_neg() for x in saved[: len(saved) - len(ctx.call[2].given)]]
         dout = given_or_zeros(dout, saved[7])  # of o, as out is
         return *Gradients.apply(lambda *tensors: _backward(*ctx.call, *tensors), dout, dlse, *saved), None, None, None
 
@@ -91,7 +91,7 @@ def _backward(scale: float, made, bound: Bound, dout, dlse, q, k, v, tail_q, tai
     dq, dk, dv, d_own_q, d_own_k = (None if x is None else result(x, x.shape[3], x.dtype, "triton") for x in (q, k, v, tail_q, tail_k))
     scales, each = [], len(kept) // groups
     for i, (part, (qs, ks)) in enumerate(_parts(bound, groups, q, k)):
-        rows = lse[:, qs].contiguous()
+        rows = lse[:, qs].float().contiguous()
         vectors = kernels.row_vectors(rows)
         of_rows = rows, None if dlse is None else dlse[:, qs], vectors
         do, dt, *more = kernels.backward_norms(dout[:, qs], o[:, qs], t[:, qs], exact_scale[qs], tail_scale[qs], of_rows)

@@ -17,9 +17,9 @@ def layout_of(x: torch.Tensor) -> tuple:
 
 
 def layouts(*tensors) -> tuple | None:
-    """What names the layouts of torch's own tensors; None where there are others, or ones without a layout."""
+    """What names the layouts of torch's own tensors; None where there are others, ones without a layout, or views that negate what they read."""
     for x in tensors:
-        if type(x) is not torch.Tensor:
+        if type(x) is not torch.Tensor or x.is_neg():
             return None
     try:
         return tuple([layout_of(x) for x in tensors])
@@ -38,7 +38,7 @@ def named(values: Iterable) -> tuple | None:
     names = []
     for x in values:
         if type(x) in (torch.Tensor, torch.nn.Parameter):
-            if x.is_inference() or x.is_cuda and torch.cuda.is_current_stream_capturing():
+            if x.is_inference() or x.is_cuda and torch.cuda.is_current_stream_capturing() or x.is_nested or x.layout is not torch.strided:
                 return None
             x = x.data_ptr(), x._version, x.shape, x.stride(), x.dtype
         elif x is not None and type(x) is not int:

@@ -22,6 +22,7 @@ class Card:
     def __init__(self, text: str, kernel: str, seed: int):
         self.random, self.program, self.now, self.unfenced = random.Random(seed), 0, None, []
         self.namespace, self.running, self.arriving, self.leaving, self.issued = self._modules(), [], [], [], {}
+        self.unseen = False  # barriers that were made since the last fence, of which TMA may know nothing
         exec(compile(coroutines(ast.parse(text), (*STOPS, "_await", "_load")), "<gluon>", "exec"), self.namespace)
         self.namespace |= {
             "_high": lambda x: x, "_low": np.zeros_like, "_wide": lambda x: x, "_rows_of": lambda x, i, _: x[i * 64 : (i + 1) * 64], "_of_rows": lambda x, like: x[:, None],
@@ -98,13 +99,14 @@ class Card:
         return SimpleNamespace(index=slots.__getitem__, dtype=None)
 
     def _fence(self):
+        self.unseen = False
         for who, threads in self.unfenced:
             if who is self.now:
                 threads.discard(id(who))
         self.unfenced = [x for x in self.unfenced if x[0] is not self.now]
 
     def _init(self, barrier, count):
-        barrier.arrivals = barrier.pending = count
+        barrier.arrivals, barrier.pending, self.unseen = count, count, True
 
     def _rows(self, desc, place, slot):
         b, h, first, column = place
@@ -169,6 +171,7 @@ class Card:
         return values if len(values) > 1 else values[0]
 
     def _beside(self, partitions, warps, registers):
+        assert not self.unseen, "barriers without a fence"
         self.running += [SimpleNamespace(steps=f(*own), waits=None, program=self.program) for f, own in partitions]
 
     def _go(self):

@@ -146,6 +146,7 @@ MISTAKES = {
     "a count that is too high": lambda text: text.replace("_announce(count_ptr, before + 1)", "_announce(count_ptr, before + 2)"),
     "programs that are numbered before they begin": lambda text: text.replace("program = tl.atomic_add(counts_ptr, 1)", "program = tl.program_id(0)"),
     "lse read before it is there": without("        mbarrier.wait(row_full.index(slot), g // STAGES & 1)\n"),
+    "barriers without a fence": lambda text: text.replace("    fence_async_shared()\n    tl.warp", "    tl.warp"),
     "no turns": without("        _await(count_ptr, before)\n"),
     "q given back while dk reads it": moved("        mbarrier.arrive(empty.index(slot), count=1)\n", r"        dk = warpgroup_mma_wait\(\d, deps"),
     "dv used too soon": too_soon("dv"),

@@ -191,7 +191,7 @@ def test_a_call_like_one_before_is_made_again(monkeypatch):
 
     call(1)
     call(0)
-    call(0, like=torch._neg_view)
+    call(1, like=torch._neg_view), call(1, like=torch._neg_view)
     call(1, n=71)
     call(1, like=lambda x: x.transpose(1, 2).contiguous().transpose(1, 2))
     call(1, scale=0.7), call(0, scale=0.7), call(1, scale=0.8), call(1, q_start=0), call(0, q_start=0), call(1, check=True), call(1, check=True)
@@ -219,3 +219,57 @@ def test_gradients_where_only_one_output_is_used(text, backend):
             for a, b in zip(found, exact):
                 b = torch.zeros_like(q) if b is None else b
                 torch.testing.assert_close(torch.zeros_like(q) if a is None else a, b, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("neg_first", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+def test_views_that_negate_are_calls_of_their_own(neg_first, grad):
+    """Kernels read a copy of them, which lies otherwise."""
+    text = f"causal & window({18 + 2 * neg_first + grad})"  # of which nothing is kept
+    module, wanted = pc.compile(text, "triton"), pc.compile(text, "reference")
+    k, v = (torch.randn(1, 2, 40, 16, device=DEVICE).half() for _ in range(2))
+    packed = torch.randn(1, 2, 40, 32, device=DEVICE).half()
+    for neg in (neg_first, not neg_first) * 2:
+        q = torch._neg_view(packed)[..., 16:] if neg else packed[..., 16:]
+        torch.testing.assert_close(module(q.requires_grad_(grad), k, v).double(), wanted(q.double(), k.double(), v.double()), atol=5e-3, rtol=5e-3)
+        q.requires_grad_(False) if q.is_leaf else None
+
+
+OTHERWISE = {
+    "other strides": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2), "a slice": lambda x: torch.stack([x, -x], -1)[..., 0],
+    "float64": lambda x: x.double() if x.dim() == 3 else x, "negated": lambda x: torch._neg_view(-x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_what_hooks_make_of_saved_tensors(name):
+    module, wanted = pc.compile("causal & window(23)", "triton"), pc.compile("causal & window(23)", "reference")
+    for turn in range(3):
+        q, k, v = (x.requires_grad_() for x in inputs(dtype=torch.float16))
+        with torch.autograd.graph.saved_tensors_hooks(OTHERWISE[name] if turn else lambda x: x, lambda x: x):
+            out = module(q, k, v)
+        found = torch.autograd.grad(out.float().square().sum(), (q, k, v))
+        exact = torch.autograd.grad(wanted(q.double(), k.double(), v.double()).square().sum(), (q, k, v))
+        for a, b in zip(found, exact):
+            torch.testing.assert_close(a.double(), b.double(), atol=2e-2, rtol=2e-2)
+
+
+@HALF_TOO
+def test_writes_to_an_alias_that_counts_its_own(everything_seen, dtype):
+    """A backward refuses what was written to, through whichever tensor a call was given it."""
+    rows, ids = [x.requires_grad_() for x in inputs(dtype=dtype)], documents(15, 25)
+    module = pc.compile(SPEC, "triton")
+    for _ in range(2):
+        module(*rows, ids=ids)
+    alias = ids.data
+    out = module(*rows, ids=alias)
+    alias.fill_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="sparse tensors of the CPU")
+def test_args_without_memory_are_refused_in_words(everything_seen):
+    q, k, v = inputs(dtype=torch.float16)
+    with pytest.raises(pc.errors.PatterncError, match="dense"):
+        pc.compile(SPEC, "triton")(q, k, v, ids=documents(15, 25).to_sparse())
