@@ -72,28 +72,42 @@ def _more_kernels(spec: Pattern | Attention, exact: Pattern, stage: str, n: int 
     from patternc.subscripts import heads_of
 
     n, heads = n if n is None else count("n", n, least=1), heads_of(exact, heads)
-    found = [_forward_for_hopper(_plans(exact, n, heads))] if stage == "hopper" else []
+    found = _exact_for_hopper(_plans(exact, n, heads)) if stage == "hopper" else []
     if getattr(spec, "term", None) is None:
         return "\n\n".join(found) or "# there is no term"
     bound = bind(spec, {}, TERM_LENGTH if n is None else n, heads=heads, batch=1)
     return "\n\n".join([*found, (tail_sources.one_pass if stage == "hopper" else tail_sources.portable)(compiled(spec), bound)])
 
 
-def _forward_for_hopper(plans: list[Plan]) -> str:
+def _exact_for_hopper(plans: list[Plan]) -> list[str]:
+    """The forward, and the backward for each width of heads."""
+    if len(plans) > 1:
+        return ["# the exact part is left to the portable kernels: at this length it runs in parts, one after the other"]
+    return [_forward_for_hopper(plans[0]), *_backwards_for_hopper(plans[0])]
+
+
+def _forward_for_hopper(plan: Plan) -> str:
     from patternc.codegen import hopper
     from patternc.codegen.lines import lines_of
 
-    if len(plans) > 1:
-        return "# the exact part is left to the portable kernels: at this length it runs in parts, one after the other"
-    lines = lines_of(plans[0])
+    lines = lines_of(plan)
     if why := hopper.covers(lines.plan):
-        return f"# the exact part is left to the portable kernels: {why}"
+        return f"# the forward is left to the portable kernels: {why}"
     narrow = hopper.narrow(lines.plan)
     about = f"# Positions that are equal modulo {lines.count} are a line; those below count along it.\n" if lines.count > 1 else ""
     if narrow:
         about += "# For heads that share keys; where none do, the keys at a row tile's own positions are tiles like others.\n"
     about += "# At head_dim 64 there are three consumers where these keys are tiles like others.  When it is taken: docs/performance.md.\n"
     return about + hopper.generate(lines.plan, narrow).text
+
+
+def _backwards_for_hopper(plan: Plan) -> list[str]:
+    from patternc.codegen import fused
+
+    if why := fused.covers(plan):
+        return [f"# the backward is left to the portable kernels: {why}"]
+    about = "# The backward of heads of width {}, where rows are long.  When it is taken: docs/performance.md.\n"
+    return [about.format(width) + fused.generate(plan, width).text for width in sorted(fused.QUERIES)]
 
 
 def describe_conjuncts(lowered: Pattern) -> str:

@@ -121,12 +121,15 @@ def test_stages():
     assert "8 * x0 + x1" in stage_text(pc.causal & pc.dilate(8) & pc.window(4096), "plan", n=16384)
     parts = pc.causal & (pc.window(128) | pc.dilate(128))
     assert stage_text(parts, "plan", n=16384).count("mask ") == 2 and "runs in parts" in stage_text(parts, "hopper", n=16384)
+    hopper = stage_text(pc.causal, "hopper")
+    assert hopper.count("def backward(") == 2 and "heads of width 64" in hopper and "heads of width 128" in hopper
+    assert "the backward is left to the portable kernels: heads or batch rows that differ" in stage_text(p, "hopper")
 
 
 def test_stages_of_terms():
     assert stage_text(pc.causal, "term") == "# there is no term"
     hopper = stage_text(pc.parse("causal & (window(100) + linear_tail)"), "hopper")
-    assert hopper.count("@gluon.jit(") == 4 and "def backward_kv(" in hopper and "warp_specialize" in hopper and "dkdv" not in hopper
+    assert hopper.count("@gluon.jit(") == 6 and hopper.count("def backward(") == 2 and "def backward_kv(" in hopper and "warp_specialize" in hopper and "dkdv" not in hopper
     assert "equal modulo 4 are a line" in stage_text(pc.parse("causal & dilate(4) & window(2048)"), "hopper", 16384)
     assert "boxes of digits" in stage_text(pc.parse("neighborhood([64, 64], 7)"), "hopper", 4096)
     for text, class_name in (("causal & (window(100) + linear_tail)", "P"), ("window(100) + linear_tail", "PS"), ("dilate(4) + linear_tail", "X")):
