@@ -15,7 +15,7 @@ from patternc.codegen.code import COL, ROW
 from patternc.codegen.frame import Frame, closing, header, indent
 from patternc.codegen.fused_order import KEYS, QUERIES
 from patternc.codegen.generated import Kernel, Source
-from patternc.codegen.hopper import header_of
+from patternc.codegen.hopper import LEFT, header_of
 from patternc.codegen.hopper_text import function
 from patternc.passes import variables
 from patternc.plan import Plan
@@ -60,6 +60,8 @@ class FusedFrame(Frame):
 def covers(plan: Plan) -> str | None:
     """Why the backward of a plan is left to the portable kernels; None where this one can run it."""
     axis = plan.transposed
+    if axis.kind in LEFT:
+        return LEFT[axis.kind]
     if axis.kind != "formula" or axis.filler is not None:
         return "tiles that no formulas find"
     if not variables(plan.mask) <= {"q", "k", "n_q", "n_k"}:

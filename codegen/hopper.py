@@ -50,6 +50,9 @@ def header_of(about: str) -> str:
     return f'"""{about}"""\n{HEADER}'
 
 
+LEFT = {"heads": "groups of heads with plans of their own", "boxes": "tiles that are boxes of digits"}  # to portable kernels, by kind of axis
+
+
 def covers(plan: Plan, later: bool = False) -> str | None:
     """Why the forward of a plan is left to the portable kernel; None where this one can run it.
 
@@ -59,10 +62,8 @@ def covers(plan: Plan, later: bool = False) -> str | None:
     axis = plan.forward
     if later:
         return "a later part of a pattern"
-    if axis.kind == "heads":
-        return "groups of heads with plans of their own"
-    if axis.kind == "boxes":
-        return "tiles that are boxes of digits"
+    if axis.kind in LEFT:
+        return LEFT[axis.kind]
     if axis.kind == "formula" and not axis.all_runs:
         return "nothing is allowed"
     return None

@@ -64,9 +64,11 @@ def given_or_zeros(gradient: torch.Tensor | None, like: torch.Tensor) -> torch.T
 
 
 def name_of(tensors: tuple, args: tuple[str, ...], given: tuple, *more) -> tuple | None:
-    """What names a call on tensors of some layouts, with the same `q_start` and args, whose names are `args`, and `more`; None where that cannot
-    be told."""
+    """What names a call on tensors of some layouts in 16 bits, with the same `q_start` and args, whose names are `args`, and `more`; None where
+    that cannot be told."""
     names = layouts(*tensors)
+    if names is not None and names[0][0].itemsize != 2:  # products of others follow a setting of torch's
+        return None
     if names is not None and (args or given[0] is not None):
         of_args = named(given) if all(map(seen, given)) else None
         names = None if of_args is None else (*names, *args, *of_args)

@@ -71,7 +71,7 @@ def attention(
             return joint.Joint.apply(q, k, v, tail_q, tail_k, exact_scale, tail_scale, scale, made, bound)
         call = Exact(made, runtime.backend_module(name), scale, bound, wide)
         out, lse = nothing(q) if alone else call.attend(q, k, v, given)
-        if key is not None and q.dtype.itemsize == 2:  # products of others follow a setting of torch's
+        if key is not None:
             keep(key, call, q, k, v, given)
         if term is None:
             return out, lse

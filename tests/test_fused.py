@@ -191,6 +191,15 @@ def test_what_is_left_to_the_portable_kernels(text, why):
     assert fused.covers(pc.compile(text).compiled.plan) == why
 
 
+@pytest.mark.parametrize("text, why", [
+    ("causal & dilate(4) & window(2048)", "tiles that are boxes of digits"),
+    ("(h == 0) & causal & window(99) | (h == 1) & causal & dilate(8)", "groups of heads with plans of their own"),
+])  # fmt: skip
+def test_orders_are_left_to_the_portable_kernels(text, why):
+    compiled = pc.compile(text).compiled
+    assert fused.covers(compiled.plan_at(bind(compiled.exact, {}, 16384, heads=2))) == why
+
+
 def test_which_calls_it_takes():
     """Long rows of equal lengths: not a window of 512, nor sinks, whose keys many queries read, nor few programs."""
 
